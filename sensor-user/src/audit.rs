@@ -1,0 +1,186 @@
+//! The API server's audit log: the typed subset of `audit.k8s.io/v1` that alerts are made of, and
+//! the sources that yield it.
+//!
+//! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Micros;
+
+pub mod checkpoint;
+pub mod lines;
+pub mod scan;
+pub mod tail;
+
+/// `user.extra` key that names the pod a token is bound to, by uid.
+pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+/// `user.extra` key that names the pod a token is bound to.
+pub const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+/// `user.extra` key that names the node of that pod.
+pub const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+/// `user.extra` key that names the credential.
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// Stage of a request at which an event was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Stage {
+    /// Received; nothing decided yet.
+    RequestReceived,
+    /// Headers sent, body to follow: watches, exec, logs. The only stage of a 401.
+    ResponseStarted,
+    /// Done.
+    ResponseComplete,
+    /// The handler panicked.
+    Panic,
+}
+
+/// `authentication.k8s.io/v1` `UserInfo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+pub struct User {
+    /// Name, as `system:serviceaccount:<namespace>:<name>`; empty on a 401.
+    pub username: String,
+    /// Uid of the account.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// Groups.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// What the authenticator adds: pod, node, credential.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// The object that a request names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ObjectRef {
+    /// Resource, plural.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// Namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Subresource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subresource: Option<String>,
+    /// API group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_group: Option<String>,
+    /// API version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_version: Option<String>,
+}
+
+/// `metav1.Status`, as far as alerts show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+pub struct ResponseStatus {
+    /// HTTP code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u16>,
+    /// `Failure`, or nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// Machine-readable reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Text for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// One audit event, without bodies. Serialised under its original names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditRecord {
+    /// Chosen by the client if it likes: no key.
+    #[serde(rename = "auditID")]
+    pub audit_id: String,
+    /// Stage at which this was written.
+    pub stage: Stage,
+    /// URI with query.
+    #[serde(rename = "requestURI")]
+    pub request_uri: String,
+    /// Verb, lower case.
+    pub verb: String,
+    /// The authenticated user, never the impersonated one.
+    #[serde(default)]
+    pub user: User,
+    /// Whom the user acts as. Its `extra` is client-chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impersonated_user: Option<User>,
+    /// Addresses; only the last is not client-set.
+    #[serde(default, rename = "sourceIPs", skip_serializing_if = "Vec::is_empty")]
+    pub source_ips: Vec<String>,
+    /// Client-chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
+    /// What the request is about; `None` for non-resource URIs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_ref: Option<ObjectRef>,
+    /// Outcome; absent in `RequestReceived`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_status: Option<ResponseStatus>,
+    /// When the request reached the API server.
+    pub request_received_timestamp: Micros,
+    /// When this stage was reached.
+    pub stage_timestamp: Micros,
+    /// Decision, reason, credential ids.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl AuditRecord {
+    /// First value of a `user.extra` key, never the impersonated user's.
+    pub fn extra(&self, key: &str) -> Option<&str> {
+        self.user.extra.get(key).and_then(|values| values.first()).map(String::as_str)
+    }
+
+    /// Uid of the pod that the request's token is bound to.
+    pub fn pod_uid(&self) -> Option<&str> {
+        self.extra(POD_UID)
+    }
+
+    /// Namespace and name of the service account that asked.
+    pub fn service_account(&self) -> Option<(&str, &str)> {
+        self.user.username.strip_prefix("system:serviceaccount:")?.split_once(':')
+    }
+
+    /// The address that the API server itself saw: the last of `sourceIPs`.
+    pub fn source_ip(&self) -> Option<&str> {
+        self.source_ips.last().map(String::as_str)
+    }
+
+    /// `allow` or `forbid`, as the authorizer annotated it.
+    pub fn decision(&self) -> Option<&str> {
+        self.annotations.get("authorization.k8s.io/decision").map(String::as_str)
+    }
+}
+
+/// A record and when its line was read.
+#[derive(Clone, Debug)]
+pub struct ReadRecord {
+    /// The event.
+    pub record: AuditRecord,
+    /// When its line was read: start of the alert's latency.
+    pub read_at: std::time::Instant,
+}
+
+/// What a source hands on at once: the records that matter, and how far it has come.
+#[derive(Clone, Debug)]
+pub struct AuditBatch {
+    /// Index of the source in the configuration.
+    pub source: usize,
+    /// Records in the order of their lines.
+    pub records: Vec<ReadRecord>,
+    /// Greatest `stageTimestamp` seen so far, of lines that were skipped too.
+    pub newest_stage: Option<Micros>,
+    /// To be checkpointed once the alerts of `records` are safe.
+    pub position: checkpoint::Position,
+}

@@ -1,0 +1,5 @@
+//! tokentrail.
+pub mod attribution;
+pub mod audit;
+pub mod kernel;
+pub mod time;
