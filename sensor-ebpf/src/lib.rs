@@ -171,8 +171,7 @@ impl TryFrom<&[u8]> for OpenRecord {
     type Error = DecodeError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let record =
-            Self::read_from_bytes(bytes).map_err(|_| DecodeError::Length(bytes.len()))?;
+        let record = Self::read_from_bytes(bytes).map_err(|_| DecodeError::Length(bytes.len()))?;
         if record.abi_version != ABI_VERSION {
             return Err(DecodeError::AbiVersion(record.abi_version));
         }
