@@ -2,4 +2,5 @@
 pub mod attribution;
 pub mod audit;
 pub mod kernel;
+pub mod redact;
 pub mod time;
