@@ -12,6 +12,8 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::kernel::{RouteChoice, SensorConfig};
+
 /// Options of `tokentrail run` and `tokentrail check`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RunArgs {
@@ -52,7 +54,7 @@ pub struct RunArgs {
     pub kubelet_cgroup: Option<String>,
     /// Hook route; `auto` takes the first that works [default: auto]
     #[arg(long, value_enum)]
-    pub route: Option<RouteArg>,
+    pub route: Option<RouteChoice>,
     /// Also write every token open that is seen to this file, as ECS documents
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -65,21 +67,6 @@ pub struct RunArgs {
     /// Least severity that is logged [default: info]
     #[arg(long, value_enum, env = "TOKENTRAIL_LOG_LEVEL")]
     pub log_level: Option<LogLevel>,
-}
-
-/// Values of `--route`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RouteArg {
-    /// The first that loads, attaches and passes its self-test.
-    #[default]
-    Auto,
-    /// `security_file_open` by BTF trampoline.
-    Fexit,
-    /// `security_file_open` by kprobe.
-    Kprobe,
-    /// Exits of the open system calls.
-    Exit,
 }
 
 /// Values of `--log-format`.
@@ -126,7 +113,7 @@ struct FileConfig {
     no_kube: bool,
     kubelet_root: Option<PathBuf>,
     kubelet_cgroup: Option<String>,
-    route: Option<RouteArg>,
+    route: Option<RouteChoice>,
     record: Option<PathBuf>,
     no_sensor: bool,
     log_format: Option<LogFormat>,
@@ -165,7 +152,7 @@ pub struct Config {
     /// Cgroup of this node's pods, if restricted.
     pub kubelet_cgroup: Option<String>,
     /// Hook route.
-    pub route: RouteArg,
+    pub route: RouteChoice,
     /// Where to record opens.
     pub record: Option<PathBuf>,
     /// Audit side only.
@@ -230,6 +217,15 @@ impl Config {
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
         let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         Self::merge(args, file)
+    }
+
+    /// How the sensor is to start.
+    pub fn sensor(&self) -> SensorConfig {
+        SensorConfig {
+            route: self.route,
+            btf: self.btf.clone(),
+            canary_dir: self.canary_dir.clone(),
+        }
     }
 
     fn merge(args: RunArgs, file: FileConfig) -> Result<Self, ConfigError> {

@@ -1,1 +1,38 @@
-//! Shared harness.
+//! What the whole-program tests, the demo, the benchmarks and the VM share: real containers with
+//! token volumes laid out as the kubelet does, an agent to run beside them, an audit log to write
+//! and an alert log to read.
+//!
+//! ```text
+//! Sandbox ── folder, kubelet directory, and the list of everything to undo
+//!   ├─ Pod ──────── uid, names, tmpfs token volume
+//!   │    └─ Container ── runc, cgroup kubepods/burstable/pod<uid>/<id>, commands in it
+//!   ├─ AuditLog ─── lines as kube-apiserver wrote them, with this pod's identity
+//!   └─ AgentSetup ─ Agent ── the program under test, its HTTP side, its exit
+//!        └─ Alerts ── what it wrote
+//! ```
+//!
+//! Nothing here knows how tokentrail works inside; it is judged by what it writes and serves.
+//! Everything waits for conditions with a deadline, never for a fixed time.
+
+mod agent;
+mod alerts;
+mod audit;
+mod cgroups;
+mod command;
+mod container;
+pub mod machine;
+mod pod;
+mod sandbox;
+mod wait;
+
+pub use agent::{Agent, AgentSetup, Answer};
+pub use alerts::Alerts;
+pub use audit::{AuditLine, AuditLog, Request, Stage};
+pub use command::Finished;
+pub use container::Container;
+pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};
+pub use sandbox::{Sandbox, clean_up_on_signals};
+pub use wait::{PATIENCE, wait_until};
+
+/// The node that sandboxes pretend to be; the recorded audit lines are of its pods.
+pub const NODE_NAME: &str = "node-b";

@@ -1,2 +1,51 @@
-//! Every developer command.
-fn main() {}
+//! Every developer command of tokentrail: `cargo xtask` lists them.
+//!
+//! A table of contents: each command is one file with one function. What the commands share is in
+//! `shell` (running programs), `toolchain` and `debian` (getting what a bare machine lacks).
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod build;
+mod debian;
+mod demo;
+mod shell;
+mod test;
+mod tidy;
+mod toolchain;
+mod vm;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of tokentrail")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the BPF object and the release agent, and first whatever tool for it is missing
+    Build,
+    /// See it work: a real container, a token read by hand, an API request, the alert
+    Demo,
+    /// Every check: format, lints, dependencies, tests, the running kernel and one in a VM
+    Test,
+    /// The checks of this repository's own rules
+    Tidy,
+    /// Boot Debian's 6.12 kernel under QEMU and run the whole-program tests in it
+    Vm,
+    /// Measure: cost of an open, latency of an alert, memory
+    Bench,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Build => build::run().map(drop),
+        Command::Demo => demo::run(),
+        Command::Test => test::run(),
+        Command::Tidy => tidy::run(),
+        Command::Vm => vm::run(),
+        Command::Bench => bench::run(),
+    }
+}

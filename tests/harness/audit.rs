@@ -1,0 +1,297 @@
+//! An audit log as kube-apiserver writes it: recorded lines with another pod's identity and
+//! another time filled in, and both ways in which such logs are rotated.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::{NODE_NAME, machine::random_uuid, pod::Pod};
+
+/// Lines that a kube-apiserver wrote about requests of pod `cart-0`.
+const RECORDED: &str = include_str!("../fixtures/audit/pod-requests.ndjson");
+
+/// A request of the recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Lists the pods of its own namespace: allowed. Recorded in its last stage only.
+    ListPods,
+    /// Reads a Secret: allowed.
+    GetSecret,
+    /// Lists the cluster's nodes: forbidden.
+    ListNodes,
+    /// Asks what it may do (`kubectl auth can-i --list`): allowed.
+    ReviewOwnRights,
+    /// Asks for the server's version: allowed, and about no resource.
+    GetVersion,
+    /// Watches the pods of its own namespace: allowed, the one with a `ResponseStarted`.
+    WatchPods,
+}
+
+impl Request {
+    /// Start of the URI that it was recorded with.
+    fn uri(self) -> &'static str {
+        match self {
+            Self::ListPods => "/api/v1/namespaces/shop/pods?limit=500",
+            Self::GetSecret => "/api/v1/namespaces/shop/secrets/db",
+            Self::ListNodes => "/api/v1/nodes",
+            Self::ReviewOwnRights => "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+            Self::GetVersion => "/version",
+            Self::WatchPods => "/api/v1/namespaces/shop/pods?resourceVersion",
+        }
+    }
+}
+
+/// A stage that a line is written at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Before the request is handled.
+    RequestReceived,
+    /// Headers are sent, the body is to come (watches).
+    ResponseStarted,
+    /// All is sent.
+    ResponseComplete,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::RequestReceived => "RequestReceived",
+            Self::ResponseStarted => "ResponseStarted",
+            Self::ResponseComplete => "ResponseComplete",
+        }
+    }
+}
+
+/// One line of an audit log.
+///
+/// The recorded bytes stay as the API server wrote them (order of keys, `\u0026`): what is filled
+/// in replaces text, nothing is parsed and written anew.
+#[derive(Clone, Debug)]
+pub struct AuditLine {
+    text: String,
+    audit_id: String,
+    received: String,
+    staged: String,
+}
+
+impl AuditLine {
+    /// The recorded line of this request and stage, as if `pod` made the request now.
+    ///
+    /// # Errors
+    /// If the recording has no such line.
+    pub fn recorded(request: Request, stage: Stage, pod: &Pod) -> Result<Self> {
+        let (text, event) = RECORDED
+            .lines()
+            .filter_map(|line| Some((line, serde_json::from_str::<Value>(line).ok()?)))
+            .find(|(_, event)| {
+                text_at(event, "/requestURI").starts_with(request.uri())
+                    && text_at(event, "/stage") == stage.name()
+            })
+            .with_context(|| format!("{request:?} was not recorded at stage {stage:?}"))?;
+        let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
+        let now = micros(Timestamp::now());
+        let line = Self {
+            text: text.to_owned(),
+            audit_id: recorded("/auditID"),
+            received: recorded("/requestReceivedTimestamp"),
+            staged: recorded("/stageTimestamp"),
+        };
+        let extra =
+            |key: &str| recorded(&format!("/user/extra/authentication.kubernetes.io~1{key}/0"));
+        Ok(line
+            .replacing(&extra("pod-uid"), &pod.uid)
+            .replacing(&extra("pod-name"), &pod.name)
+            .replacing(&extra("node-name"), NODE_NAME)
+            .replacing("/namespaces/shop/", &format!("/namespaces/{}/", pod.namespace))
+            .replacing(r#""namespace":"shop""#, &format!(r#""namespace":"{}""#, pod.namespace))
+            .replacing("accounts:shop", &format!("accounts:{}", pod.namespace))
+            .replacing(
+                "serviceaccount:shop:cart",
+                &format!("serviceaccount:{}:{}", pod.namespace, pod.service_account),
+            )
+            .with_audit_id(&random_uuid()?)
+            .stamped(&now, &now))
+    }
+
+    /// With the times at which the request came and this stage was reached.
+    #[must_use]
+    pub fn at(self, received: Timestamp, staged: Timestamp) -> Self {
+        self.stamped(&micros(received), &micros(staged))
+    }
+
+    /// With another audit id: all stages of one request share theirs.
+    #[must_use]
+    pub fn with_audit_id(mut self, id: &str) -> Self {
+        self = self.clone().replacing(&self.audit_id, id);
+        id.clone_into(&mut self.audit_id);
+        self
+    }
+
+    /// With every `old` in its text replaced, for twists that no method has.
+    #[must_use]
+    pub fn replacing(mut self, old: &str, new: &str) -> Self {
+        self.text = self.text.replace(old, new);
+        self
+    }
+
+    /// The id that its request has in the log.
+    pub fn audit_id(&self) -> &str {
+        &self.audit_id
+    }
+
+    /// The line, without its end.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn stamped(mut self, received: &str, staged: &str) -> Self {
+        // Both may be the same text, so each is replaced together with its key.
+        for (key, old, new) in [
+            ("requestReceivedTimestamp", &mut self.received, received),
+            ("stageTimestamp", &mut self.staged, staged),
+        ] {
+            let before = format!(r#""{key}":"{old}""#);
+            self.text = self.text.replace(&before, &format!(r#""{key}":"{new}""#));
+            new.clone_into(old);
+        }
+        self
+    }
+}
+
+/// The file that kube-apiserver's `--audit-log-path` names.
+#[derive(Debug)]
+pub struct AuditLog {
+    path: PathBuf,
+    rotations: u32,
+}
+
+impl AuditLog {
+    /// An empty log.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
+        let log = Self { path: path.into(), rotations: 0 };
+        File::create(&log.path).with_context(|| format!("could not create {:?}", log.path))?;
+        Ok(log)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends a line and its end in one write, and returns when that write began.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn append(&self, line: &AuditLine) -> Result<Instant> {
+        self.append_bytes(format!("{}\n", line.text()).as_bytes())
+    }
+
+    /// Appends any bytes in one write, and returns when that write began.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn append_bytes(&self, bytes: &[u8]) -> Result<Instant> {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&self.path)
+            .with_context(|| format!("could not open {:?}", self.path))?;
+        let start = Instant::now();
+        file.write_all(bytes).with_context(|| format!("could not write {:?}", self.path))?;
+        Ok(start)
+    }
+
+    /// Rotates as kube-apiserver does: the file gets another name, an empty one takes its place.
+    /// Returns the new name.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn rotate_by_rename(&mut self) -> Result<PathBuf> {
+        let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%3f");
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let old = self.path.with_file_name(format!("{stem}-{time}.log"));
+        fs::rename(&self.path, &old)?;
+        File::create(&self.path)?;
+        Ok(old)
+    }
+
+    /// Rotates as logrotate's `copytruncate` does: the content is copied, the same file emptied.
+    /// Returns the copy's name.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn rotate_by_copy_and_truncate(&mut self) -> Result<PathBuf> {
+        self.rotations += 1;
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{}", self.rotations));
+        let copy = PathBuf::from(name);
+        fs::copy(&self.path, &copy)?;
+        OpenOptions::new().write(true).open(&self.path)?.set_len(0)?;
+        Ok(copy)
+    }
+}
+
+fn text_at<'event>(event: &'event Value, pointer: &str) -> &'event str {
+    event.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// RFC 3339 with six decimals, as `metav1.MicroTime` is written.
+fn micros(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_line_carries_the_pod_and_the_time_it_is_given_and_keeps_its_bytes_otherwise() {
+        let pod = Pod::for_tests();
+        let line = AuditLine::recorded(Request::WatchPods, Stage::ResponseStarted, &pod).unwrap();
+        let received: Timestamp = "2031-02-03T04:05:06.000007Z".parse().unwrap();
+        let staged: Timestamp = "2031-02-03T04:05:06.5Z".parse().unwrap();
+        let line = line.at(received, staged);
+        let event: Value = serde_json::from_str(line.text()).unwrap();
+        let extra = |key| {
+            let pointer = format!("/user/extra/authentication.kubernetes.io~1{key}/0");
+            text_at(&event, &pointer).to_owned()
+        };
+        assert_eq!(extra("pod-uid"), pod.uid);
+        assert_eq!(extra("pod-name"), "till-0");
+        assert_eq!(extra("node-name"), NODE_NAME);
+        assert_eq!(text_at(&event, "/user/username"), "system:serviceaccount:bank:till");
+        assert_eq!(text_at(&event, "/objectRef/namespace"), "bank");
+        assert_eq!(text_at(&event, "/requestReceivedTimestamp"), "2031-02-03T04:05:06.000007Z");
+        assert_eq!(text_at(&event, "/stageTimestamp"), "2031-02-03T04:05:06.500000Z");
+        assert_eq!(text_at(&event, "/auditID"), line.audit_id());
+        assert!(line.text().contains(r"\u0026watch=true"), "escapes stay as Go wrote them");
+    }
+
+    #[test]
+    fn every_request_can_be_had_at_its_answer_under_an_id_of_its_own() {
+        let pod = Pod::for_tests();
+        let lines = [
+            (Request::ListPods, Stage::ResponseComplete),
+            (Request::GetSecret, Stage::ResponseComplete),
+            (Request::ListNodes, Stage::ResponseComplete),
+            (Request::ReviewOwnRights, Stage::ResponseComplete),
+            (Request::GetVersion, Stage::ResponseComplete),
+            (Request::WatchPods, Stage::ResponseStarted),
+        ];
+        let mut ids = lines.map(|(request, stage)| {
+            AuditLine::recorded(request, stage, &pod).unwrap().audit_id().to_owned()
+        });
+        ids.sort();
+        assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "{ids:?}");
+    }
+}

@@ -1,0 +1,90 @@
+//! Running one program to its end within a deadline, with or without a terminal.
+
+use std::{
+    fs::File,
+    io::Read,
+    process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context as _, Result};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
+
+use crate::wait::{PATIENCE, wait_until};
+
+/// What a program left behind.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to standard output; with a terminal, all that the terminal showed.
+    pub output: String,
+    /// What it wrote to standard error; with a terminal, nothing.
+    pub errors: String,
+}
+
+impl Finished {
+    /// Whether the exit code is 0.
+    pub fn success(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+/// Runs a program whose input is empty and whose output goes through pipes.
+pub(crate) fn run_with_pipes(command: &mut Command) -> Result<Finished> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = start(command)?;
+    let output = child.stdout.take().map(read_to_end);
+    let errors = child.stderr.take().map(read_to_end);
+    let code = finish(&mut child, command)?;
+    Ok(Finished { code, output: collect(output), errors: collect(errors) })
+}
+
+/// Runs a program whose three standard descriptors are one new pseudo terminal.
+pub(crate) fn run_with_terminal(command: &mut Command) -> Result<Finished> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .context("could not open a pseudo terminal")?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let name = ptsname(&ours, Vec::new())?;
+    let theirs = open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+        .context("could not open the other end of a pseudo terminal")?;
+    command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
+    let mut child = start(command)?;
+    // The command holds the terminal's other end; only without it does reading come to an end.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let shown = read_to_end(File::from(ours));
+    let code = finish(&mut child, command)?;
+    Ok(Finished { code, output: collect(Some(shown)), errors: String::new() })
+}
+
+fn start(command: &mut Command) -> Result<Child> {
+    command.spawn().with_context(|| format!("could not start {:?}", command.get_program()))
+}
+
+fn finish(child: &mut Child, command: &Command) -> Result<Option<i32>> {
+    let ended = wait_until(PATIENCE, &format!("{command:?} ends"), || Ok(child.try_wait()?));
+    if ended.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    Ok(ended?.code())
+}
+
+/// Reads on a thread of its own, so that a full pipe never stops the program.
+fn read_to_end(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // A terminal ends with EIO once its other end is closed; what came before it is all.
+        let _ = from.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+fn collect(reader: Option<JoinHandle<Vec<u8>>>) -> String {
+    let bytes = reader.and_then(|reader| reader.join().ok()).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -1,0 +1,266 @@
+//! A real container: Debian's runc, a root file system of static busybox, the cgroup that a
+//! kubelet with the cgroupfs driver would give it, and the pod's token volume in its place.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read as _, Write as _},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{CWD, FileType, Mode, OFlags, mknodat},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cgroups,
+    command::{Finished, run_with_pipes, run_with_terminal},
+    machine::{find_program, random_container_id},
+    pod::{Pod, SERVICE_ACCOUNT_FOLDER},
+    sandbox::{Sandbox, Undo},
+    wait::{PATIENCE, wait_until},
+};
+
+/// What the main process does: reads commands from a pipe and runs them in its own tree, as the
+/// workload's own deeds. Their output and exit code go to a second pipe.
+const MAIN: &str = r#"while true; do
+    read -r command < /workload/commands || continue
+    { eval "$command"; echo "exit $?"; } > /workload/output 2>&1
+done"#;
+
+/// A running container of one pod. Lives as long as its sandbox.
+pub struct Container {
+    id: String,
+    runc: PathBuf,
+    runc_root: PathBuf,
+    bundle: PathBuf,
+    cgroup: PathBuf,
+    main_pid: u32,
+}
+
+impl Container {
+    /// Starts one in this pod, in cgroup `/kubepods/burstable/pod<uid>/<id>`.
+    ///
+    /// # Errors
+    /// If runc or busybox are missing, or the container does not start (needs root).
+    pub fn start(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
+        let runc = find_program("runc").context("runc is not installed")?;
+        let runc_root = sandbox.folder().join("runc");
+        let id = random_container_id()?;
+        let bundle = sandbox.folder().join(&id);
+        let pod_cgroup = Path::new("kubepods/burstable").join(format!("pod{}", pod.uid));
+        let cgroup = pod_cgroup.join(&id);
+        write_root(&bundle.join("rootfs"))?;
+        write_pipes(&bundle.join("workload"))?;
+        let config = config(&bundle, &cgroup, pod);
+        fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
+
+        cgroups::about_to_make(&cgroup)?;
+        sandbox.on_close(Undo::Cgroup(pod_cgroup));
+        sandbox.on_close(Undo::Container {
+            runc: runc.clone(),
+            root: runc_root.clone(),
+            id: id.clone(),
+        });
+        let log = bundle.join("log");
+        let pid_file = bundle.join("pid");
+        // The container keeps runc's own descriptors: a pipe of ours would never see its end.
+        let status = Command::new(&runc)
+            .arg("--root")
+            .arg(&runc_root)
+            .args(["run", "--detach", "--pid-file"])
+            .arg(&pid_file)
+            .arg("--bundle")
+            .arg(&bundle)
+            .arg(&id)
+            .stdin(Stdio::null())
+            .stdout(File::create(&log)?)
+            .stderr(OpenOptions::new().append(true).open(&log)?)
+            .status()
+            .context("could not start runc")?;
+        if !status.success() {
+            bail!("runc could not start a container: {}", fs::read_to_string(&log)?.trim());
+        }
+        let main_pid = fs::read_to_string(&pid_file)?.trim().parse()?;
+        Ok(Self { id, runc, runc_root, bundle, cgroup, main_pid })
+    }
+
+    /// Its id, 64 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Process id of its main process, seen from the host.
+    pub fn main_pid(&self) -> u32 {
+        self.main_pid
+    }
+
+    /// Its cgroup, as a path from each hierarchy's root.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Runs a program in it as `kubectl exec` does: no terminal, output through pipes.
+    ///
+    /// # Errors
+    /// If runc cannot be started or the program does not end in time; not if the program fails.
+    pub fn exec(&self, args: &[&str]) -> Result<Finished> {
+        run_with_pipes(self.runc_exec(false).arg(&self.id).args(args))
+    }
+
+    /// Runs a program in it as `kubectl exec -it` does: a terminal of the container's own, which
+    /// controls the program and is its descriptors 0, 1 and 2.
+    ///
+    /// # Errors
+    /// As [`Container::exec`].
+    pub fn exec_tty(&self, args: &[&str]) -> Result<Finished> {
+        run_with_terminal(self.runc_exec(true).arg(&self.id).args(args))
+    }
+
+    /// As [`Container::exec_tty`], with the program's standard error redirected to `/dev/null`.
+    ///
+    /// # Errors
+    /// As [`Container::exec`].
+    pub fn exec_tty_without_errors(&self, args: &[&str]) -> Result<Finished> {
+        let redirect = [&["sh", "-c", r#"exec "$@" 2>/dev/null"#, "sh"], args].concat();
+        self.exec_tty(&redirect)
+    }
+
+    /// Lets the container's own main process run one line of shell: what the workload does itself.
+    ///
+    /// # Errors
+    /// If the main process takes no command or gives no answer in time.
+    pub fn workload(&self, command: &str) -> Result<Finished> {
+        if command.contains('\n') {
+            bail!("the main process reads one line: {command:?} has more");
+        }
+        let pipes = self.bundle.join("workload");
+        // Opened first: it takes the answer even if that comes at once.
+        let mut answers = open_pipe(&pipes.join("output"), OFlags::RDONLY)?;
+        // Without a reader this fails: the main process may still be starting.
+        let mut commands = wait_until(PATIENCE, "the main process reads commands", || {
+            Ok(open_pipe(&pipes.join("commands"), OFlags::WRONLY).ok())
+        })?;
+        commands.write_all(format!("{command}\n").as_bytes())?;
+        drop(commands);
+        let answer = read_answer(&mut answers)
+            .with_context(|| format!("the main process did not answer to {command:?}"))?;
+        let (output, code) = answer
+            .trim_end()
+            .rsplit_once("exit ")
+            .with_context(|| format!("the answer {answer:?} has no exit code"))?;
+        Ok(Finished { code: code.parse().ok(), output: output.to_owned(), errors: String::new() })
+    }
+
+    fn runc_exec(&self, terminal: bool) -> Command {
+        let mut command = Command::new(&self.runc);
+        command.arg("--root").arg(&self.runc_root).arg("exec");
+        if terminal {
+            command.arg("--tty");
+        }
+        command
+    }
+}
+
+/// Reads what comes until the writer closes, at most [`PATIENCE`] between two pieces.
+fn read_answer(pipe: &mut File) -> Result<String> {
+    let pause = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        if poll(&mut [PollFd::new(&*pipe, PollFlags::IN)], Some(&pause))? == 0 {
+            bail!("nothing came within {PATIENCE:?}");
+        }
+        match pipe.read(&mut piece)? {
+            0 => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            count => bytes.extend_from_slice(piece.get(..count).unwrap_or_default()),
+        }
+    }
+}
+
+fn open_pipe(path: &Path, access: OFlags) -> Result<File> {
+    // Non-blocking: an end without its counterpart must not hang the test.
+    let pipe = rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("could not open {path:?}"))?;
+    Ok(pipe.into())
+}
+
+fn write_pipes(folder: &Path) -> Result<()> {
+    fs::create_dir(folder).with_context(|| format!("could not create {folder:?}"))?;
+    for name in ["commands", "output"] {
+        mknodat(CWD, folder.join(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    }
+    Ok(())
+}
+
+/// A root file system as images have it: one userland, and `/var/run` a link to `/run`.
+fn write_root(root: &Path) -> Result<()> {
+    let busybox = find_program("busybox").context("busybox (static) is not installed")?;
+    for folder in ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "var", "workload"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    symlink("../run", root.join("var/run"))?;
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
+    let inside = root.join("bin/busybox");
+    fs::copy(&busybox, &inside).with_context(|| format!("could not copy {busybox:?}"))?;
+    let applets = run_with_pipes(Command::new(&busybox).arg("--list"))?;
+    for applet in applets.output.lines().filter(|applet| *applet != "busybox") {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    Ok(())
+}
+
+/// The OCI configuration, with what containerd gives an ordinary pod's container.
+fn config(bundle: &Path, cgroup: &Path, pod: &Pod) -> Value {
+    let capabilities = json!([
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SYS_CHROOT",
+    ]);
+    let bind = |source: &Path, destination: &str, access: &str| {
+        json!({"destination": destination, "type": "bind", "source": source,
+               "options": ["rbind", "rprivate", access]})
+    };
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": pod.name,
+        "root": {"path": "rootfs"},
+        "process": {
+            "args": ["sh", "-c", MAIN],
+            "cwd": "/",
+            "env": ["PATH=/bin", "HOME=/", "TERM=dumb"],
+            "user": {"uid": 0, "gid": 0},
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+            },
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+             "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+            bind(&bundle.join("workload"), "/workload", "rw"),
+            bind(pod.volume(), SERVICE_ACCOUNT_FOLDER, "ro"),
+        ],
+        "linux": {
+            "cgroupsPath": Path::new("/").join(cgroup),
+            "namespaces": [
+                {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"},
+            ],
+        },
+    })
+}

@@ -1,0 +1,186 @@
+//! Debian packages: the ones that commands need on this machine, and single files out of packages
+//! of another release.
+//!
+//! Installing goes through the machine's own apt, after the list was printed. Unpacking never
+//! touches it: a private apt root with its own source list, index and cache takes the package, and
+//! `dpkg -x` unfolds it in a folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell::{announce, cache_dir, program, read, run, which};
+
+/// A package and the program in it that tells whether it is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Package {
+    name: &'static str,
+    program: &'static str,
+}
+
+/// Starts the demo's and the tests' containers.
+pub(crate) const RUNC: Package = Package { name: "runc", program: "runc" };
+/// The whole userland of those containers and of the VM.
+pub(crate) const BUSYBOX: Package = Package { name: "busybox-static", program: "busybox" };
+/// Boots the VM.
+pub(crate) const QEMU: Package = Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
+/// `opensnoop`, which the benchmark compares with.
+pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
+
+/// Installs those of the packages that are missing, after listing them.
+///
+/// # Errors
+/// Names the packages if this machine has no apt, this user may not install, or apt fails.
+pub(crate) fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&str> = packages
+        .iter()
+        .filter(|package| which(package.program).is_none())
+        .map(|package| package.name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    if which("apt-get").is_none() || !rustix::process::geteuid().is_root() {
+        bail!(
+            "this needs the Debian packages {names}; install them, or run this as root on Debian"
+        );
+    }
+    announce(format_args!("apt-get install {names}"));
+    let install = || {
+        run(program("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+            .args(&missing))
+    };
+    // The index of a fresh image is empty, that of an old one names files that are gone.
+    install().or_else(|_| {
+        announce("apt-get update");
+        run(program("apt-get").args(["update", "--quiet"]))?;
+        install()
+    })
+}
+
+/// A private apt root that knows Debian trixie and its backports.
+pub(crate) struct Archive {
+    folder: PathBuf,
+}
+
+impl Archive {
+    /// Sets the root up and brings its index up to date, at most once a day.
+    ///
+    /// # Errors
+    /// If this is no Debian, or the archive cannot be reached.
+    pub(crate) fn open() -> Result<Self> {
+        let archive = Self { folder: cache_dir()?.join("apt") };
+        for part in ["lists/partial", "cache/archives/partial", "downloads"] {
+            let part = archive.folder.join(part);
+            fs::create_dir_all(&part).with_context(|| format!("could not create {part:?}"))?;
+        }
+        let stamp = archive.folder.join("updated");
+        let sources = archive.sources()?;
+        let list = archive.source_list();
+        let unchanged = fs::read_to_string(&list).is_ok_and(|old| old == sources);
+        if unchanged && younger_than(&stamp, Duration::from_hours(24)) {
+            return Ok(archive);
+        }
+        fs::write(&list, sources).with_context(|| format!("could not write {list:?}"))?;
+        announce("private apt index: Debian trixie and trixie-backports");
+        run(archive.apt("apt-get").args(["update", "--quiet"]))?;
+        fs::write(&stamp, "").with_context(|| format!("could not write {stamp:?}"))?;
+        Ok(archive)
+    }
+
+    /// Versions of a package.
+    ///
+    /// # Errors
+    /// If `apt-cache` fails.
+    pub(crate) fn versions(&self, package: &str) -> Result<Vec<String>> {
+        let listing = read(self.apt("apt-cache").args(["madison", package]))?;
+        Ok(listing
+            .lines()
+            .filter_map(|line| line.split('|').nth(1))
+            .map(|version| version.trim().to_owned())
+            .collect())
+    }
+
+    /// Names of packages that match a regular expression.
+    ///
+    /// # Errors
+    /// If `apt-cache` fails.
+    pub(crate) fn names(&self, pattern: &str) -> Result<Vec<String>> {
+        let listing = read(self.apt("apt-cache").args(["search", "--names-only", pattern]))?;
+        Ok(listing
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Downloads a package (`name` or `name=version`) and unfolds it in `into`.
+    ///
+    /// # Errors
+    /// If the download or `dpkg` fails.
+    pub(crate) fn unpack(&self, package: &str, into: &Path) -> Result<()> {
+        let downloads = tempfile::tempdir_in(self.folder.join("downloads"))?;
+        run(self
+            .apt("apt-get")
+            .current_dir(downloads.path())
+            .args(["download", "--quiet", package]))?;
+        let file = fs::read_dir(downloads.path())?
+            .next()
+            .with_context(|| format!("apt-get downloaded nothing for {package}"))??
+            .path();
+        fs::create_dir_all(into).with_context(|| format!("could not create {into:?}"))?;
+        run(program("dpkg").arg("--extract").args([&file, into]))
+    }
+
+    fn source_list(&self) -> PathBuf {
+        self.folder.join("sources.list")
+    }
+
+    /// The lines of the source list: the mirror is the one that the machine itself uses.
+    fn sources(&self) -> Result<String> {
+        let targets = read(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))
+            .context("no private apt root can be made: this is not Debian")?;
+        let mirror = targets
+            .lines()
+            .find(|uri| !uri.contains("security"))
+            .context("this machine's apt has no Debian source to take packages from")?;
+        let keyring = ["gpg", "pgp"]
+            .map(|kind| format!("/usr/share/keyrings/debian-archive-keyring.{kind}"))
+            .into_iter()
+            .find(|file| Path::new(file).exists())
+            .context("this machine lacks the package debian-archive-keyring")?;
+        Ok(["trixie", "trixie-backports"]
+            .map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
+            .concat())
+    }
+
+    fn apt(&self, tool: &str) -> std::process::Command {
+        let mut command = program(tool);
+        let folder = self.folder.display();
+        for option in [
+            format!("Dir::Etc::sourcelist={folder}/sources.list"),
+            "Dir::Etc::sourceparts=/dev/null".to_owned(),
+            format!("Dir::State::lists={folder}/lists"),
+            format!("Dir::Cache={folder}/cache"),
+            // Root's cache is no place that apt's own download user may enter.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        command
+    }
+}
+
+/// Whether a file exists and was written less than `age` ago.
+fn younger_than(file: &Path, age: Duration) -> bool {
+    fs::metadata(file)
+        .and_then(|facts| facts.modified())
+        .is_ok_and(|written| written.elapsed().is_ok_and(|elapsed| elapsed < age))
+}
