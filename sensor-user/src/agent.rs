@@ -14,7 +14,7 @@ use std::{
 use prometheus_client::registry::Registry;
 use tokentrail_ebpf::OpenRecord;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
@@ -30,9 +30,9 @@ use crate::{
         AttributionConfig, AttributionMetrics, Attributor, OpenTimes, volumes::VolumesError,
     },
     audit::{
-        AuditBatch, AuditMetrics,
+        AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::{CheckpointError, Checkpoints},
-        tail::{self, SourceStatus, TailConfig},
+        tail::{self, TailConfig},
     },
     config::Config,
     correlation::{
@@ -148,7 +148,7 @@ struct Engine {
 /// One audit source as the engine sees it.
 struct Source {
     path: PathBuf,
-    status: SourceStatus,
+    status: watch::Receiver<SourceStatus>,
     newest_stage: Option<Micros>,
 }
 
@@ -244,17 +244,19 @@ impl Engine {
         metrics.register(registry);
         let (sender, batches) = mpsc::channel(BATCHES);
         for (index, path) in config.audit_logs.iter().enumerate() {
-            let status = SourceStatus::default();
+            let (status_sender, status) = watch::channel(SourceStatus::default());
             let tail = TailConfig {
                 path: path.clone(),
                 source: index,
                 start: self.checkpoints.position(path),
             };
-            let (sender, status_too) = (sender.clone(), status.clone());
-            let metrics = metrics.clone();
+            let (sender, metrics) = (sender.clone(), metrics.clone());
             tasks.spawn(async move {
-                let ended = tail::follow(tail, sender, status_too, metrics).await;
-                AgentError::Ended { part: "the tail of an audit log", why: format!("{ended:?}") }
+                tail::follow(tail, sender, status_sender, metrics).await;
+                AgentError::Ended {
+                    part: "the tail of an audit log",
+                    why: "nobody takes its batches".to_owned(),
+                }
             });
             self.sources.push(Source { path: path.clone(), status, newest_stage: None });
         }
@@ -390,7 +392,7 @@ impl Engine {
         let of_source = |source: &Source| {
             let newest = source.newest_stage.map(|wall| self.clock.wall_to_steady(wall));
             // A source that has been read to its end is as complete as the clock says.
-            let idle = (queue_is_empty && source.status.is_caught_up()).then_some(now);
+            let idle = (queue_is_empty && source.status.borrow().caught_up).then_some(now);
             newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
         };
         // Without any source no request can come, and exposures need not wait for one.
@@ -447,7 +449,12 @@ impl Engine {
         }
         for source in &self.sources {
             let name = format!("audit log {}", source.path.display());
-            conditions.push((name, source.status.health().into()));
+            let condition = match &source.status.borrow().state {
+                SourceState::Open => Condition::Holds,
+                SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
+                SourceState::Waiting(why) => Condition::Fails(why.clone()),
+            };
+            conditions.push((name, condition));
         }
         let held = self.correlator.held();
         self.metrics.observe(held, self.correlator.losses());

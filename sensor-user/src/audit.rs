@@ -202,6 +202,8 @@ pub struct SourceStatus {
     pub newest_stage: Option<Micros>,
     /// How far it has been read.
     pub position: Option<checkpoint::Position>,
+    /// Whether its end was reached: only then is silence a sign that nothing was written.
+    pub caught_up: bool,
 }
 
 impl SourceStatus {

@@ -144,6 +144,7 @@ impl Tail {
     }
 
     async fn settle(&mut self, outcome: Result<(), Stop>) -> Result<(), Closed> {
+        self.set_caught_up(outcome.is_ok());
         match outcome {
             Ok(()) => {}
             Err(Stop::Waiting(error)) => self.set_state(SourceState::Waiting(error.to_string())),
@@ -229,6 +230,9 @@ impl Tail {
                     let records = self.sieve.take(open.lines(), chunk);
                     let behind = if more { open.behind() } else { 0 };
                     self.set_lag(behind);
+                    if more {
+                        self.set_caught_up(false);
+                    }
                     if records.is_empty() {
                         self.report().await.map_err(|Closed| Stop::Closed)?;
                     } else {
@@ -294,6 +298,12 @@ impl Tail {
                 status.state = state;
             }
             changed
+        });
+    }
+
+    fn set_caught_up(&self, caught_up: bool) {
+        self.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.caught_up, caught_up) != caught_up
         });
     }
 
