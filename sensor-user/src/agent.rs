@@ -5,8 +5,8 @@
 //! lock. What is blocking there (alert log, journal, `/proc`) is bounded and local.
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -37,7 +37,7 @@ use crate::{
     config::Config,
     correlation::{
         Correlator, Finding, Open, Request, Settings,
-        journal::{FileJournal, JournalError},
+        journal::{Entry, FileJournal, JournalError},
     },
     kernel::{self, KernelMetrics, Sensor, SensorError, clock::Clock},
     metrics::{CorrelationMetrics, Metrics},
@@ -196,7 +196,7 @@ impl Engine {
             degraded.push("no pod index: names come from audit events alone".to_owned());
         }
         let mut engine = Self {
-            clock: Clock::new(),
+            clock: Clock::system(),
             boot_id: state::boot_id(),
             correlator: Correlator::new(Settings::new(cluster), journal),
             sources: Vec::new(),
@@ -224,8 +224,9 @@ impl Engine {
         // The sensor has just passed its first one.
         engine.self_test.reset();
         engine.watch_volumes();
-        let now = engine.clock.steady_now();
-        for entry in entries {
+        let now = engine.clock.now().steady;
+        for mut entry in entries {
+            engine.place(&mut entry);
             engine.correlator.restore(entry, now, &mut engine.findings);
         }
         engine.tell(None);
@@ -261,6 +262,21 @@ impl Engine {
             self.sources.push(Source { path: path.clone(), status, newest_stage: None });
         }
         batches
+    }
+
+    /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
+    fn place(&self, entry: &mut Entry) {
+        match entry {
+            Entry::Open(open) if open.boot_id == self.boot_id => {
+                open.open.time = self.clock.boot_to_steady(open.open.ktime_ns);
+            }
+            // Of an earlier boot only the wall clock tells.
+            Entry::Open(open) => open.open.time = self.clock.wall_to_steady(open.open.wall),
+            Entry::Request(request) => {
+                let received = request.record.request_received_timestamp;
+                request.time = self.clock.wall_to_steady(received);
+            }
+        }
     }
 
     fn route(&self) -> &str {
@@ -326,12 +342,12 @@ impl Engine {
             recorder.add(&self.boot_id, &open);
         }
         let open = Open { boot_id: self.boot_id.clone(), open };
-        self.correlator.open(open, self.clock.steady_now(), &mut self.findings);
+        self.correlator.open(open, self.clock.now().steady, &mut self.findings);
     }
 
     fn take(&mut self, batch: AuditBatch) {
         self.clock.sample();
-        let now = self.clock.steady_now();
+        let now = self.clock.now().steady;
         for read in batch.records {
             let time = self.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request { time, record: read.record };
@@ -348,7 +364,7 @@ impl Engine {
     /// Writes what was found.
     fn tell(&mut self, read_at: Option<Instant>) {
         for finding in std::mem::take(&mut self.findings) {
-            let document = ecs::document(&finding, &self.origin, read_at, self.clock.wall_now());
+            let document = ecs::document(&finding, &self.origin, read_at, self.clock.now().wall);
             match serde_json::to_vec(&document) {
                 Ok(line) => {
                     self.alert_log.append(&document.event.id, line);
@@ -362,15 +378,17 @@ impl Engine {
                         self.metrics.latency.observe(read_at.elapsed().as_secs_f64());
                     }
                 }
-                Finding::Incident(_) => self.metrics.summaries.inc(),
-            };
+                Finding::Incident(_) => {
+                    self.metrics.summaries.inc();
+                }
+            }
         }
     }
 
     /// What happens once a second.
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
         self.clock.sample();
-        let now = self.clock.steady_now();
+        let now = self.clock.now().steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.correlator.advance(watermark, now, &mut self.findings);
         self.tell(None);
