@@ -70,7 +70,9 @@ pub enum AgentError {
     #[error(transparent)]
     AlertLog(#[from] AlertLogError),
     /// The admin address is taken, or not ours.
-    #[error("cannot listen on {address} for /metrics and /readyz: {source}; choose another address with --admin-listen")]
+    #[error(
+        "cannot listen on {address} for /metrics and /readyz: {source}; choose another address with --admin-listen"
+    )]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
@@ -104,7 +106,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let mut registry = Registry::default();
     let state = state::StateDir::open(&config.state_dir)?;
     let mut tasks = JoinSet::new();
-    let (mut engine, batches) = Engine::build(&config, &state, &health, &mut registry, &mut tasks).await?;
+    let (mut engine, batches) =
+        Engine::build(&config, &state, &health, &mut registry, &mut tasks).await?;
     let listener = admin::bind(config.admin_listen)
         .await
         .map_err(|source| AgentError::Listen { address: config.admin_listen, source })?;
@@ -320,7 +323,7 @@ impl Engine {
 
     /// Takes every record out of the ring. A record is released after its open was journalled.
     fn drain(&mut self) {
-        self.clock.sample();
+        self.clock.now();
         let (Some(mut sensor), Some(mut attributor)) = (self.sensor.take(), self.attributor.take())
         else {
             return;
@@ -346,7 +349,6 @@ impl Engine {
     }
 
     fn take(&mut self, batch: AuditBatch) {
-        self.clock.sample();
         let now = self.clock.now().steady;
         for read in batch.records {
             let time = self.clock.wall_to_steady(read.record.request_received_timestamp);
@@ -387,7 +389,6 @@ impl Engine {
 
     /// What happens once a second.
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
-        self.clock.sample();
         let now = self.clock.now().steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.correlator.advance(watermark, now, &mut self.findings);
@@ -422,7 +423,9 @@ impl Engine {
         if !self.alert_log.is_clear() {
             return Ok(());
         }
-        self.alert_log.sync().map_err(|error| format!("the alert log cannot be synced: {error}"))?;
+        self.alert_log
+            .sync()
+            .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
         self.checkpoints.flush().map_err(|error| error.to_string())
     }
 
@@ -496,7 +499,9 @@ impl Engine {
             tracing::warn!(why, "the next start reads a part of the audit log again");
         }
         if !self.alert_log.is_clear() {
-            tracing::error!("alerts could not be written before the end; the next start tells them");
+            tracing::error!(
+                "alerts could not be written before the end; the next start tells them"
+            );
         }
     }
 }

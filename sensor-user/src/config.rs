@@ -231,7 +231,8 @@ impl Config {
     fn merge(args: RunArgs, file: FileConfig) -> Result<Self, ConfigError> {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let audit_logs = if args.audit_log.is_empty() { file.audit_log } else { args.audit_log };
-        let seconds = |value: Option<u32>, default| Duration::from_secs(value.unwrap_or(default).into());
+        let seconds =
+            |value: Option<u32>, default| Duration::from_secs(value.unwrap_or(default).into());
         let config = Self {
             audit_logs,
             alert_log: args
@@ -285,7 +286,11 @@ impl Config {
             return bad("alert-log-max-mib", &0, "it must be at least 1");
         }
         if self.alert_log_keep == 0 {
-            return bad("alert-log-keep", &0, "it must be at least 1, or rotation would lose alerts");
+            return bad(
+                "alert-log-keep",
+                &0,
+                "it must be at least 1, or rotation would lose alerts",
+            );
         }
         if self.self_test_every.is_zero() {
             return bad("self-test-seconds", &0, "it must be at least 1");

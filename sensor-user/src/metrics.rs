@@ -1,17 +1,10 @@
 //! The registry. Each stage owns its own metrics structure and registers it once at start; this
 //! file only adds what belongs to no stage and encodes the text.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::{
-    metrics::{
-        counter::Counter,
-        gauge::Gauge,
-        histogram::Histogram,
-        info::Info,
-    },
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
@@ -84,7 +77,11 @@ impl CorrelationMetrics {
         registry.register("pods", "Pods with any state", self.pods.clone());
         registry.register("exposures", "Exposures held", self.exposures.clone());
         registry.register("incidents", "Incidents that have not ended", self.incidents.clone());
-        registry.register("waiting_requests", "Requests that wait for an open", self.waiting.clone());
+        registry.register(
+            "waiting_requests",
+            "Requests that wait for an open",
+            self.waiting.clone(),
+        );
         let bound = "dropped because their pod's bound was reached";
         registry.register(
             "dropped_exposures",

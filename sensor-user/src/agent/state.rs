@@ -33,14 +33,14 @@ pub enum StateError {
 
 /// The directory, locked for as long as this lives.
 #[derive(Debug)]
-pub struct StateDir {
+pub(super) struct StateDir {
     agent_id: String,
     _lock: File,
 }
 
 impl StateDir {
     /// Makes it if need be, and takes it.
-    pub fn open(directory: &Path) -> Result<Self, StateError> {
+    pub(super) fn open(directory: &Path) -> Result<Self, StateError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Io { action, path, source }
@@ -79,18 +79,18 @@ impl StateDir {
     }
 
     /// A random id that this installation keeps.
-    pub fn agent_id(&self) -> &str {
+    pub(super) fn agent_id(&self) -> &str {
         &self.agent_id
     }
 }
 
 /// Id of this boot: kernel times and process ids mean something only within it.
-pub fn boot_id() -> String {
+pub(super) fn boot_id() -> String {
     kernel_text("/proc/sys/kernel/random/boot_id")
 }
 
 /// The machine's id, where it has one.
-pub fn host_id() -> Option<String> {
+pub(super) fn host_id() -> Option<String> {
     Some(kernel_text("/etc/machine-id")).filter(|id| !id.is_empty())
 }
 

@@ -673,7 +673,11 @@ fn threats(rule: &Rule) -> Vec<Threat> {
             .map(|technique| ThreatTechnique {
                 id: technique.id.into(),
                 name: technique.name.into(),
-                subtechnique: technique.subtechnique.iter().map(|(id, name)| pair(id, name)).collect(),
+                subtechnique: technique
+                    .subtechnique
+                    .iter()
+                    .map(|(id, name)| pair(id, name))
+                    .collect(),
             })
             .collect(),
     });
@@ -681,7 +685,8 @@ fn threats(rule: &Rule) -> Vec<Threat> {
 }
 
 fn process(open: &TokenOpen) -> Process {
-    let entity = |key: crate::attribution::ProcessKey| format!("{}-{}", key.tgid, key.start_boottime_ns);
+    let entity =
+        |key: crate::attribution::ProcessKey| format!("{}-{}", key.tgid, key.start_boottime_ns);
     let args: Vec<String> = open.args.iter().map(|arg| redact(arg).into_owned()).collect();
     Process {
         pid: open.process.tgid,

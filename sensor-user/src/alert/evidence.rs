@@ -113,9 +113,7 @@ impl Evidence {
                     .extra(audit::NODE_NAME)
                     .map(|claim| claim == node_name),
             },
-            credential: request
-                .extra(audit::CREDENTIAL_ID)
-                .map(|id| Credential { id: id.into() }),
+            credential: request.extra(audit::CREDENTIAL_ID).map(|id| Credential { id: id.into() }),
         }
     }
 }
@@ -213,7 +211,9 @@ pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<Conta
     vec![
         step(
             "mark the pod; takes no effect by itself, but selectors and network policies can use it",
-            format!("kubectl -n {namespace} label pod {pod} tokentrail.io/quarantine=true --overwrite"),
+            format!(
+                "kubectl -n {namespace} label pod {pod} tokentrail.io/quarantine=true --overwrite"
+            ),
         ),
         step(
             "cut the marked pod's traffic where the cluster's network plugin enforces policies; \

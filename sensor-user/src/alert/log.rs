@@ -158,9 +158,8 @@ impl AlertLog {
     pub fn maintain(&mut self) {
         if let Target::File { file, .. } = &self.target {
             let same = file.metadata().ok().zip(fs::symlink_metadata(&self.settings.path).ok());
-            let moved = same.is_none_or(|(ours, there)| {
-                (ours.dev(), ours.ino()) != (there.dev(), there.ino())
-            });
+            let moved = same
+                .is_none_or(|(ours, there)| (ours.dev(), ours.ino()) != (there.dev(), there.ino()));
             // A line that was cut short belongs to the old file: finish it there first.
             if moved && self.pending.is_empty() {
                 self.reopen();
@@ -408,8 +407,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_makes_alerts_wait_and_nothing_is_clear_until_they_are_written() {
-        let settings =
-            AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
+        let settings = AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
         let mut log = AlertLog {
             target: Target::File {
                 file: File::options().append(true).open("/dev/full").unwrap(),

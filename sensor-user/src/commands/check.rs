@@ -50,7 +50,11 @@ fn files(config: &Config) -> Vec<Finding> {
         .map(|path| {
             // A directory opens, too: reading tells.
             let readable = File::open(path).and_then(|file| {
-                if file.metadata()?.is_file() { Ok(()) } else { Err(io::ErrorKind::IsADirectory.into()) }
+                if file.metadata()?.is_file() {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::IsADirectory.into())
+                }
             });
             let why = |error: io::Error| {
                 format!("{}: {error}; run would wait for it, not ready", path.display())
@@ -68,7 +72,10 @@ fn files(config: &Config) -> Vec<Finding> {
         findings.push(writable("alert log", directory));
     }
     let kubelet = fs::metadata(config.kubelet_root.join("pods")).map_err(|error| {
-        format!("{}: {error}; tokens are then known by their mount points", config.kubelet_root.display())
+        format!(
+            "{}: {error}; tokens are then known by their mount points",
+            config.kubelet_root.display()
+        )
     });
     // A node without pods yet is no fault.
     let detail = kubelet.map_or_else(|why| why, |_| config.kubelet_root.display().to_string());

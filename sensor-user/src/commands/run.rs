@@ -23,11 +23,10 @@ pub fn execute(args: RunArgs) -> Exit {
     start_log(config.log_format, config.log_level);
     // The engine has the main thread to itself; sources and the admin server share one.
     let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let result = runtime.map_err(|error| AgentError::Ended {
-        part: "the runtime",
-        why: error.to_string(),
-    });
-    match result.and_then(|runtime| runtime.block_on(async { agent::run(config, stopped()?).await }))
+    let result =
+        runtime.map_err(|error| AgentError::Ended { part: "the runtime", why: error.to_string() });
+    match result
+        .and_then(|runtime| runtime.block_on(async { agent::run(config, stopped()?).await }))
     {
         Ok(()) => Exit::Done,
         Err(error) => {
@@ -43,10 +42,8 @@ pub fn execute(args: RunArgs) -> Exit {
 /// Completes with the first signal that asks for an end.
 fn stopped() -> Result<impl Future<Output = ()>, AgentError> {
     let listen = |kind| {
-        signal(kind).map_err(|error| AgentError::Ended {
-            part: "signal handling",
-            why: error.to_string(),
-        })
+        signal(kind)
+            .map_err(|error| AgentError::Ended { part: "signal handling", why: error.to_string() })
     };
     let (mut terminate, mut interrupt) =
         (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
@@ -66,8 +63,10 @@ fn start_log(format: LogFormat, level: LogLevel) {
         LogLevel::Debug => tracing::Level::DEBUG,
         LogLevel::Trace => tracing::Level::TRACE,
     };
-    let builder =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
