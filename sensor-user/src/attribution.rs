@@ -23,6 +23,8 @@ use crate::time::Micros;
 
 pub mod cgroup;
 mod facts;
+#[cfg(test)]
+mod fixture;
 mod kubelet;
 mod metrics;
 mod open;
