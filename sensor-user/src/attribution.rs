@@ -44,9 +44,10 @@ pub struct AttributionConfig {
     pub cgroup_root: PathBuf,
     /// Root directories of this node's kubelet.
     pub kubelet_roots: Vec<PathBuf>,
-    /// Cgroup below which this node's pods are, as `/node-a`. `None`: all pods are this node's.
+    /// Cgroup below which this node's pods are, as `/node-a`, from the root of its hierarchy.
+    /// `None`: all pods are this node's.
     pub kubelet_cgroup: Option<String>,
-    /// The agent's own process id: its opens are its canary's.
+    /// The agent's own process id in the initial pid namespace: its opens are its canary's.
     pub own_tgid: u32,
 }
 
@@ -198,6 +199,10 @@ impl Attributor {
         if volume.is_none() {
             degraded.push("volume".to_owned());
         }
+        let located = reader.known && (reader.complete || reader.container.is_some());
+        if !located && record.missing & Missing::CGROUP == 0 {
+            degraded.push("cgroup".to_owned());
+        }
         let native = if reader.container.is_some() {
             let (native, certain) = self.nativeness(record, &reader);
             if !certain {
@@ -242,7 +247,7 @@ impl Attributor {
     /// Whether the kubelet opened. Looked for again if an opener bears its name: it may have been
     /// restarted from another executable, or started after the agent.
     fn is_kubelet(&mut self, record: &OpenRecord, now: Micros) -> bool {
-        if self.kubelet.as_ref().is_some_and(|kubelet| kubelet.opened(record)) {
+        if self.kubelet.as_ref().is_some_and(|kubelet| kubelet.opened(record, &self.processes)) {
             return true;
         }
         if !kubelet::is_kubelet_name(&facts::text(&record.leader_comm))
@@ -258,7 +263,7 @@ impl Attributor {
         if let Err(error) = self.volumes.follow(&found.directory) {
             tracing::warn!(%error, "mounts of the kubelet cannot be read, using those known before");
         }
-        let opened = found.opened(record);
+        let opened = found.opened(record, &self.processes);
         self.kubelet = Some(found);
         opened
     }

@@ -237,6 +237,23 @@ fn an_unknown_place_is_not_outside() {
 }
 
 #[test]
+fn a_host_process_deep_in_a_session_is_outside() {
+    let node = Node::new();
+    let path = "/user.slice/user-0.slice/user@0.service/app.slice/app-term.slice/shell.scope";
+    let deep = OpenRecord { cgroup_names: cgroup_names(path), ..exec_record() };
+    let open = attribute(&node, &deep).unwrap();
+    assert_eq!((open.grade, open.degraded), (Grade::Outside, vec!["cgroup".to_owned()]));
+    // The session's shell is in the same cgroup and still there to ask.
+    node.process(190, "sh", 1, 7_000, path);
+    let open = attribute(&node, &deep).unwrap();
+    assert_eq!((open.grade, open.degraded), (Grade::Outside, vec![]));
+    // A container's tree of groups may be as deep.
+    node.process(190, "sh", 50, 7_000, &format!("{}/a/b/c/d/e/f/g", cgroup_of(POD)));
+    let nested = OpenRecord { cgroup_names: cgroup_names("/a/b/c/d/e/f/g"), ..exec_record() };
+    assert_eq!(grade(&node, &nested), Ok(Grade::Exec));
+}
+
+#[test]
 fn a_cut_cgroup_name_is_completed_from_proc() {
     let node = Node::new();
     let slice = POD.replace('-', "_");
@@ -309,6 +326,8 @@ fn opens_and_ignored_records_are_counted_by_kind() {
 }
 
 proptest::proptest! {
+    // Each case makes a node of files.
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
     #[test]
     fn no_record_makes_attribution_panic(
         bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), size_of::<OpenRecord>()),

@@ -143,3 +143,19 @@ fn names_cannot_lead_out_of_the_cgroup_tree() {
     let found = processes.cgroup_directory(&cgroup::components(&cgroup_of(POD))).unwrap();
     assert!(found.ends_with(CONTAINER));
 }
+
+#[test]
+fn where_the_node_is_a_container_processes_are_known_by_their_start() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("proc/self/ns")).unwrap();
+    std::os::unix::fs::symlink("pid:[4026532555]", node.path("proc/self/ns/pid")).unwrap();
+    // The kernel's ids are not the node's.
+    let seen_from_above = |record: OpenRecord| {
+        let mut entry_cgroup = record.entry_cgroup;
+        entry_cgroup.tgid += 10_000;
+        OpenRecord { tgid: record.tgid + 10_000, entry_cgroup, ..record }
+    };
+    let mut processes = processes(&node);
+    assert_eq!(is_native(&mut processes, &seen_from_above(record())), Some(true));
+    assert_eq!(is_native(&mut processes, &seen_from_above(exec_record())), Some(false));
+}
