@@ -234,14 +234,20 @@ impl Attributor {
             return (Some(native), true);
         }
         // Second best, the pid namespace: its process 1 is the main process, except where pods
-        // share one (then 1 is the pause process, whose descendants the main process is not) or
-        // use the host's. So 1 in a namespace of its own proves native. Anything else there most
-        // likely came in by exec; with the main process gone from its cgroup there is little left
-        // to be mistaken about. In the host's namespace nothing can be told.
+        // share one (then 1 is the pause process, which the main process does not descend from) or
+        // use the host's. So a session that began with 1 is native; one that entered and made a
+        // namespace of its own did not begin there. Anything else most likely came in by exec: with
+        // the main process gone there is little left to be mistaken about. In the host's namespace
+        // nothing can be told.
         let entry = record.entry_pidns;
-        let own_namespace =
-            known && record.missing & Missing::NAMESPACES == 0 && record.pidns_level > 0;
-        ((own_namespace && entry.tgid != 0).then_some(entry.nspid == 1), false)
+        let own_namespace = record.missing & Missing::NAMESPACES == 0 && record.pidns_level > 0;
+        let native = match entry.nspid {
+            _ if !known || !own_namespace || entry.tgid == 0 => None,
+            1 if entry.tgid == record.entry_cgroup.tgid => Some(true),
+            1 => None,
+            _ => Some(false),
+        };
+        (native, false)
     }
 
     /// Whether the kubelet opened. Looked for again if an opener bears its name: it may have been

@@ -278,6 +278,12 @@ fn without_the_main_process_the_pid_namespace_tells() {
     for (record, native, grade) in [
         (record(), Some(true), Grade::Workload),
         (exec_record(), Some(false), Grade::Exec),
+        // Entered, then made a pid namespace: not the container's process 1.
+        (
+            OpenRecord { entry_pidns: ancestor(195, 7_500, 1, "cat"), ..exec_record() },
+            None,
+            Grade::Workload,
+        ),
         // The host's pid namespace, or nothing read: unknown is no accusation.
         (OpenRecord { pidns_level: 0, ..exec_record() }, None, Grade::Workload),
         (missing(Missing::ANCESTORS), None, Grade::Workload),
