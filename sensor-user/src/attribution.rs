@@ -23,6 +23,8 @@ use crate::time::Micros;
 
 pub mod cgroup;
 mod facts;
+#[cfg(test)]
+mod fixture;
 mod kubelet;
 mod metrics;
 mod open;
@@ -42,9 +44,10 @@ pub struct AttributionConfig {
     pub cgroup_root: PathBuf,
     /// Root directories of this node's kubelet.
     pub kubelet_roots: Vec<PathBuf>,
-    /// Cgroup below which this node's pods are, as `/node-a`. `None`: all pods are this node's.
+    /// Cgroup below which this node's pods are, as `/node-a`, from the root of its hierarchy.
+    /// `None`: all pods are this node's.
     pub kubelet_cgroup: Option<String>,
-    /// The agent's own process id: its opens are its canary's.
+    /// The agent's own process id in the initial pid namespace: its opens are its canary's.
     pub own_tgid: u32,
 }
 
@@ -196,6 +199,10 @@ impl Attributor {
         if volume.is_none() {
             degraded.push("volume".to_owned());
         }
+        let located = reader.known && (reader.complete || reader.container.is_some());
+        if !located && record.missing & Missing::CGROUP == 0 {
+            degraded.push("cgroup".to_owned());
+        }
         let native = if reader.container.is_some() {
             let (native, certain) = self.nativeness(record, &reader);
             if !certain {
@@ -227,20 +234,26 @@ impl Attributor {
             return (Some(native), true);
         }
         // Second best, the pid namespace: its process 1 is the main process, except where pods
-        // share one (then 1 is the pause process, whose descendants the main process is not) or
-        // use the host's. So 1 in a namespace of its own proves native. Anything else there most
-        // likely came in by exec; with the main process gone from its cgroup there is little left
-        // to be mistaken about. In the host's namespace nothing can be told.
+        // share one (then 1 is the pause process, which the main process does not descend from) or
+        // use the host's. So a session that began with 1 is native; one that entered and made a
+        // namespace of its own did not begin there. Anything else most likely came in by exec: with
+        // the main process gone there is little left to be mistaken about. In the host's namespace
+        // nothing can be told.
         let entry = record.entry_pidns;
-        let own_namespace =
-            known && record.missing & Missing::NAMESPACES == 0 && record.pidns_level > 0;
-        ((own_namespace && entry.tgid != 0).then_some(entry.nspid == 1), false)
+        let own_namespace = record.missing & Missing::NAMESPACES == 0 && record.pidns_level > 0;
+        let native = match entry.nspid {
+            _ if !known || !own_namespace || entry.tgid == 0 => None,
+            1 if entry.tgid == record.entry_cgroup.tgid => Some(true),
+            1 => None,
+            _ => Some(false),
+        };
+        (native, false)
     }
 
     /// Whether the kubelet opened. Looked for again if an opener bears its name: it may have been
     /// restarted from another executable, or started after the agent.
     fn is_kubelet(&mut self, record: &OpenRecord, now: Micros) -> bool {
-        if self.kubelet.as_ref().is_some_and(|kubelet| kubelet.opened(record)) {
+        if self.kubelet.as_ref().is_some_and(|kubelet| kubelet.opened(record, &self.processes)) {
             return true;
         }
         if !kubelet::is_kubelet_name(&facts::text(&record.leader_comm))
@@ -256,7 +269,7 @@ impl Attributor {
         if let Err(error) = self.volumes.follow(&found.directory) {
             tracing::warn!(%error, "mounts of the kubelet cannot be read, using those known before");
         }
-        let opened = found.opened(record);
+        let opened = found.opened(record, &self.processes);
         self.kubelet = Some(found);
         opened
     }

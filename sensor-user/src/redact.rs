@@ -34,7 +34,7 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
 
 #[expect(clippy::expect_used, reason = "constant patterns; each test compiles them")]
 static FLAG: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(&format!(r"^--?[\w-]*(?i:{NAMES})$")).expect("a constant pattern compiles")
+    Regex::new(&format!(r"^(--?[\w-]*(?i:{NAMES}))(=|$)")).expect("a constant pattern compiles")
 });
 
 /// The text with everything that looks like a secret replaced by `[redacted]`: JWTs (cut ones
@@ -46,13 +46,26 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// A command's arguments, each redacted; the value after a flag such as `--token` as well.
+/// A command's arguments, each redacted. The value of a flag such as `--token` goes as a whole,
+/// whether it stands in the same argument or in the next.
 pub fn redact_args(args: Vec<String>) -> Vec<String> {
-    let mut names_secret = false;
+    let mut is_value = false;
     args.into_iter()
         .map(|arg| {
-            let is_value = std::mem::replace(&mut names_secret, FLAG.is_match(&arg));
-            if is_value { REDACTED.to_owned() } else { redact(&arg).into_owned() }
+            if std::mem::take(&mut is_value) {
+                return REDACTED.to_owned();
+            }
+            let flag = FLAG.captures(&arg).and_then(|flag| Some((flag.get(1)?, flag.get(2)?)));
+            match flag {
+                Some((name, equals)) if !equals.is_empty() => {
+                    format!("{}={REDACTED}", name.as_str())
+                }
+                Some(_) => {
+                    is_value = true;
+                    arg
+                }
+                None => redact(&arg).into_owned(),
+            }
         })
         .collect()
 }
@@ -111,20 +124,17 @@ mod tests {
     }
 
     #[test]
-    fn the_argument_after_a_secrets_flag_is_taken_out() {
-        let args = ["kubectl", "--token", "abc", "get", "pods", "-H", "Authorization: Bearer abc"];
-        assert_eq!(
-            redact_args(args.map(str::to_owned).to_vec()),
-            [
-                "kubectl",
-                "--token",
-                "[redacted]",
-                "get",
-                "pods",
-                "-H",
-                "Authorization: Bearer [redacted]"
-            ]
-        );
+    fn the_value_of_a_secrets_flag_is_taken_out_whole() {
+        for (line, expected) in [
+            ("kubectl|--token|abc|get|pods", "kubectl|--token|[redacted]|get|pods"),
+            ("x|--password=a b c|--user=me", "x|--password=[redacted]|--user=me"),
+            ("curl|-H|Authorization: Bearer abc", "curl|-H|Authorization: Bearer [redacted]"),
+            ("--db-password|--token|y|--token", "--db-password|[redacted]|y|--token"),
+            ("cat|/run/secrets/token", "cat|/run/secrets/token"),
+        ] {
+            let args = line.split('|').map(str::to_owned).collect();
+            assert_eq!(redact_args(args).join("|"), expected);
+        }
     }
 
     proptest! {
@@ -143,13 +153,11 @@ mod tests {
             after in r#"(\PC|[=: "'&;,.-]){0,12}"#,
         ) {
             let text = format!("{before}{jwt}{after}");
-            let jwt_end = jwt.rsplit('.').next().unwrap_or_default();
             let clean = redact(&text);
             prop_assert!(!clean.contains(&jwt), "{} -> {}", text, clean);
             // Nor its body.
             let body = jwt.split('.').nth(1).unwrap_or_default();
             prop_assert!(body.len() < 8 || !clean.contains(body), "{} -> {}", text, clean);
-            let _ = jwt_end;
         }
     }
 }

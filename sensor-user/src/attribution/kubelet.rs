@@ -80,9 +80,10 @@ impl Kubelet {
 
     /// Whether this kubelet opened. The executable covers a restart; the process covers file
     /// systems that show user space other numbers than the kernel's own (overlayfs, btrfs).
-    pub(super) fn opened(&self, record: &OpenRecord) -> bool {
+    pub(super) fn opened(&self, record: &OpenRecord, processes: &Processes) -> bool {
+        let opener = ProcessTime::new(record.tgid, record.start_boottime_ns);
         (record.exe_dev, record.exe_ino) == self.executable
-            || ProcessTime::new(record.tgid, record.start_boottime_ns) == self.process
+            || processes.is_same(self.process, opener)
     }
 
     /// Whether it still runs.

@@ -30,6 +30,8 @@ const MAX_PROCESSES: usize = 4096;
 const MAX_CGROUPS: usize = 64;
 /// Steps towards `init`, as in the kernel side.
 const MAX_ANCESTORS: usize = 32;
+/// What `/proc/self/ns/pid` says in the initial pid namespace (`PROC_PID_INIT_INO`).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Where a cgroup path may hang below `/sys/fs/cgroup`: on v2, on hybrids, on v1.
 const HIERARCHIES: [&str; 5] = ["", "unified", "memory", "pids", "systemd"];
 
@@ -63,12 +65,23 @@ impl From<Ancestor> for ProcessTime {
 pub(super) struct Processes {
     proc_root: PathBuf,
     cgroup_root: PathBuf,
+    /// Whether `/proc` counts processes as the kernel's records do: not where the agent's node is
+    /// itself a container (kind).
+    same_ids: bool,
     mains: LruCache<String, ProcessTime>,
 }
 
 impl Processes {
     pub(super) fn new(proc_root: PathBuf, cgroup_root: PathBuf) -> Self {
-        Self { proc_root, cgroup_root, mains: LruCache::new(MAX_CONTAINERS) }
+        let same_ids = fs::read_link(proc_root.join("self/ns/pid"))
+            .map_or(true, |namespace| namespace == Path::new(INITIAL_PID_NAMESPACE));
+        Self { proc_root, cgroup_root, same_ids, mains: LruCache::new(MAX_CONTAINERS) }
+    }
+
+    /// Whether a process seen in `/proc` is one that a record names. Where ids differ, the time of
+    /// the start has to do: two processes of one container within 10 ms are a parent and its child.
+    pub(super) fn is_same(&self, seen: ProcessTime, recorded: ProcessTime) -> bool {
+        seen.start_ticks == recorded.start_ticks && (!self.same_ids || seen.tgid == recorded.tgid)
     }
 
     pub(super) fn proc_root(&self) -> &Path {
@@ -109,13 +122,16 @@ impl Processes {
         let id = container.container_id.as_ref()?;
         let entry = ProcessTime::from(entry);
         // Before asking whether it lives: a container's last open may be read after its end.
-        if self.mains.peek(id) == Some(&entry) {
+        if self.mains.peek(id).is_some_and(|main| self.is_same(*main, entry)) {
             return Some(true);
         }
         let main = self.main_process(id, reader, entry)?;
+        if self.is_same(main, entry) || !reader.nested {
+            return Some(self.is_same(main, entry));
+        }
         // In a group made inside the container (systemd, a nested runtime) the kernel side's walk
         // ended at that group's border: go on to the container's.
-        Some(main == entry || (reader.nested && self.top_of(entry, container) == main))
+        self.same_ids.then(|| self.top_of(entry, container) == main)
     }
 
     /// The live process of the container that started first.

@@ -22,7 +22,7 @@ pub(super) struct Reader {
     pub nested: bool,
     /// Whether `cgroup` starts at the root.
     pub complete: bool,
-    /// Whether it is certain where the opener runs.
+    /// Whether anything tells where the opener runs.
     pub known: bool,
     /// The opening process.
     pub process: ProcessTime,
@@ -41,12 +41,19 @@ impl Reader {
             Some(located) => located.container.container_id.is_some() || !names.cut,
             None => names.complete && !names.path.is_empty(),
         });
-        if !conclusive && let Some(path) = processes.cgroup(process, root) {
+        if conclusive {
+            return Self::at(names.unwrap_or_default(), located, process, true);
+        }
+        // The entry process is in the same cgroup by definition, and often outlives the opener.
+        let asked = [process, ProcessTime::from(record.entry_cgroup)];
+        if let Some(path) = asked.into_iter().find_map(|process| processes.cgroup(process, root)) {
             let names = Names { path, complete: true, cut: false };
             let located = names.locate(root);
             return Self::at(names, located, process, true);
         }
-        let known = conclusive || located.is_some();
+        // Nobody left to ask. Six levels without a pod are hardly in one: user sessions nest that
+        // deep, containers do not.
+        let known = names.as_ref().is_some_and(|names| !names.path.is_empty());
         Self::at(names.unwrap_or_default(), located, process, known)
     }
 
