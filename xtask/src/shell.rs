@@ -18,6 +18,11 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
+/// Prints one line to standard error.
+pub(crate) fn complain(line: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// Announces a step that is about to take time or to change the machine.
 pub(crate) fn announce(step: impl Display) {
     say(format_args!("▸ {step}"));
