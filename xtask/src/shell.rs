@@ -109,12 +109,3 @@ pub(crate) fn line(command: &Command) -> String {
         .collect::<Vec<_>>()
         .join(" ")
 }
-
-/// Finds a program on `PATH` or in the administrator's folders, which a user's `PATH` may lack.
-pub(crate) fn which(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-}
