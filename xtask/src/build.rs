@@ -36,6 +36,11 @@ pub(crate) fn agent() -> PathBuf {
     target_dir().join("release/tokentrail")
 }
 
+/// Where the BPF object is, once built.
+pub(crate) fn bpf_object_path() -> PathBuf {
+    target_dir().join("bpf").join(BPF_TARGET).join("bpf/tokentrail-bpf")
+}
+
 /// A cargo command for the BPF side: right toolchain, right linker, own target folder (its flags
 /// would otherwise throw the host's builds away).
 ///
@@ -62,5 +67,5 @@ fn bpf_object() -> Result<PathBuf> {
     let mut build = bpf_cargo("build")?;
     announce("BPF object");
     shell(build.args(["--bin", "tokentrail-bpf"]))?;
-    Ok(target_dir().join("bpf").join(BPF_TARGET).join("bpf/tokentrail-bpf"))
+    Ok(bpf_object_path())
 }

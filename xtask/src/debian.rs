@@ -13,7 +13,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shell::{announce, cache_dir, program, read, run, which};
+use tokentrail_tests::machine::find_program;
+
+use crate::shell::{announce, cache_dir, program, read, run};
 
 /// A package and the program in it that tells whether it is there.
 #[derive(Clone, Copy)]
@@ -38,14 +40,14 @@ pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program
 pub(crate) fn install(packages: &[Package]) -> Result<()> {
     let missing: Vec<&str> = packages
         .iter()
-        .filter(|package| which(package.program).is_none())
+        .filter(|package| find_program(package.program).is_none())
         .map(|package| package.name)
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let names = missing.join(" ");
-    if which("apt-get").is_none() || !rustix::process::geteuid().is_root() {
+    if find_program("apt-get").is_none() || !rustix::process::geteuid().is_root() {
         bail!(
             "this needs the Debian packages {names}; install them, or run this as root on Debian"
         );

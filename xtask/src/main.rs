@@ -3,7 +3,8 @@
 //! A table of contents: each command is one file with one function. What the commands share is in
 //! `shell` (running programs), `toolchain` and `debian` (getting what a bare machine lacks).
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 mod bench;
@@ -11,6 +12,7 @@ mod build;
 mod debian;
 mod demo;
 mod shell;
+mod system_tests;
 mod test;
 mod tidy;
 mod toolchain;
@@ -39,13 +41,21 @@ enum Command {
     Bench,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
         Command::Build => build::run().map(drop),
         Command::Demo => demo::run(),
-        Command::Test => test::run(),
+        // Its last line is the sum of all checks; an error after it would hide that.
+        Command::Test => return test::run(),
         Command::Tidy => tidy::run(),
         Command::Vm => vm::run(),
         Command::Bench => bench::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            shell::complain(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
     }
 }

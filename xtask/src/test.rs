@@ -1,6 +1,155 @@
-//! to come
-use anyhow::{Result, bail};
+//! `cargo xtask test`: every check, in the order in which failures are cheapest to find.
+//!
+//! One failing step hides no other. The last line is the sum, and nothing else is on it.
 
-pub(crate) fn run() -> Result<()> {
-    bail!("not yet written")
+use std::{
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::Result;
+use tokentrail_tests::machine::obstacle_to_containers;
+
+use crate::{
+    build, debian,
+    shell::{self, cargo, complain, in_ci, program, say},
+    system_tests::{self, stream},
+    test::tally::Tally,
+    tidy, toolchain, vm,
+};
+
+pub(crate) mod tally;
+
+/// Runs all checks; the exit code tells whether any failed.
+pub(crate) fn run() -> ExitCode {
+    let mut report = Report::default();
+    report.check("format", || passes(cargo().args(["fmt", "--all", "--check"])));
+    report.check("lints, host", || {
+        passes(
+            cargo().args(["clippy", "--workspace", "--all-targets", "--all-features"]).args(DENY),
+        )
+    });
+    report.check("lints, BPF", || passes(build::bpf_cargo("clippy")?.args(DENY)));
+    report.check("dependencies: licences, bans, sources", dependencies);
+    report.check("rules of this repository", || tidy::run().map(|()| Outcome::Passed));
+    report.check("unit and property tests", || {
+        counted(cargo().args(["test", "--workspace", "--no-fail-fast"]))
+    });
+    report.check("documentation", || {
+        passes(
+            cargo()
+                .args(["doc", "--workspace", "--no-deps"])
+                .env("RUSTDOCFLAGS", "--deny warnings"),
+        )
+    });
+    report.check("build", || build::run().map(|_agent| Outcome::Passed));
+    report.check("whole program, running kernel", whole_program);
+    report.check("whole program, Debian's 6.12 kernel in a VM", || {
+        vm::boot_and_test().map(|outcome| match outcome {
+            vm::Outcome::Ran(tally) => Outcome::Counted(tally),
+            vm::Outcome::Impossible(why) => Outcome::Impossible(why),
+        })
+    });
+    report.sum_up()
+}
+
+const DENY: [&str; 3] = ["--", "--deny", "warnings"];
+
+/// How a check ended that did not fail.
+enum Outcome {
+    /// It is one check, and it passed.
+    Passed,
+    /// It ran tests and counted them.
+    Counted(Tally),
+    /// This machine cannot do it, whatever one installs.
+    Impossible(String),
+    /// This machine could do it, but is not set up so.
+    NotSetUp(String),
+}
+
+fn passes(command: &mut Command) -> Result<Outcome> {
+    shell::run(command).map(|()| Outcome::Passed)
+}
+
+fn counted(command: &mut Command) -> Result<Outcome> {
+    stream(command).map(Outcome::Counted)
+}
+
+/// Advisories are left out: their database is on the network, and they change without a change
+/// here.
+fn dependencies() -> Result<Outcome> {
+    say("  advisories are not looked up: `cargo deny check advisories` does that");
+    passes(program(toolchain::cargo_deny()?).args([
+        "--all-features",
+        "check",
+        "--hide-inclusion-graph",
+        "licenses",
+        "bans",
+        "sources",
+    ]))
+}
+
+fn whole_program() -> Result<Outcome> {
+    if let Err(error) = debian::install(&[debian::RUNC, debian::BUSYBOX]) {
+        return Ok(Outcome::NotSetUp(format!("{error:#}")));
+    }
+    if let Some(obstacle) = obstacle_to_containers() {
+        return Ok(Outcome::NotSetUp(obstacle));
+    }
+    let mut tally = Tally::default();
+    for suite in system_tests::suites()? {
+        tally += stream(suite.cargo_test().args(["--", "--test-threads=1"]))?;
+    }
+    Ok(Outcome::Counted(tally))
+}
+
+/// What all checks together came to.
+#[derive(Default)]
+struct Report {
+    tally: Tally,
+    failures: Vec<String>,
+    skips: Vec<String>,
+}
+
+impl Report {
+    fn check(&mut self, name: &str, check: impl FnOnce() -> Result<Outcome>) {
+        say(format_args!("\n━━ {name}"));
+        let start = Instant::now();
+        let outcome = match check() {
+            // A pipeline in which a check quietly stopped running is worse than a red one.
+            Ok(Outcome::NotSetUp(why)) if in_ci() => {
+                Err(anyhow::anyhow!("{why}; with CI set, what this machine can do must run"))
+            }
+            outcome => outcome,
+        };
+        let verdict = match outcome {
+            Ok(Outcome::Passed) => self.add(name, Tally { passed: 1, ..Tally::default() }),
+            Ok(Outcome::Counted(tally)) => self.add(name, tally),
+            Ok(Outcome::Impossible(why) | Outcome::NotSetUp(why)) => {
+                self.skips.push(format!("{name}: skipped: {why}"));
+                self.tally.skipped += 1;
+                format!("skipped: {why}")
+            }
+            Err(error) => {
+                complain(format_args!("error: {error:#}"));
+                self.add(name, Tally { failed: 1, ..Tally::default() })
+            }
+        };
+        say(format_args!("── {name}: {verdict} ({:.1} s)", start.elapsed().as_secs_f64()));
+    }
+
+    fn add(&mut self, name: &str, tally: Tally) -> String {
+        self.tally += tally;
+        if tally.failed > 0 {
+            self.failures.push(format!("{name}: failed"));
+        }
+        tally.to_string()
+    }
+
+    fn sum_up(&self) -> ExitCode {
+        say("");
+        self.skips.iter().chain(&self.failures).for_each(say);
+        say(self.tally);
+        if self.tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }

@@ -1,0 +1,115 @@
+//! The whole-program tests, found by the feature that they require: a new one needs no line here.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::{
+    build,
+    shell::{cargo, line, read, say},
+    test::tally::Tally,
+};
+
+/// The feature that whole-program tests require.
+const FEATURE: &str = "system-tests";
+
+/// One package's whole-program tests.
+pub(crate) struct Suite {
+    package: String,
+    tests: Vec<String>,
+}
+
+/// All of them.
+///
+/// # Errors
+/// If cargo cannot read the workspace.
+pub(crate) fn suites() -> Result<Vec<Suite>> {
+    let metadata = read(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
+    let packages = list(&metadata, "packages").iter().map(|package| Suite {
+        package: text(package, "name"),
+        tests: list(package, "targets")
+            .iter()
+            .filter(needs_system)
+            .map(|it| text(it, "name"))
+            .collect(),
+    });
+    Ok(packages.filter(|suite| !suite.tests.is_empty()).collect())
+}
+
+impl Suite {
+    /// `cargo test` of these alone, against the agent and the BPF object that were built.
+    pub(crate) fn cargo_test(&self) -> Command {
+        let mut command = cargo();
+        command
+            .args(["test", "--no-fail-fast", "--package", &self.package, "--features", FEATURE])
+            .args(self.tests.iter().flat_map(|test| ["--test", test]))
+            .env("TOKENTRAIL_BIN", build::agent())
+            .env("TOKENTRAIL_BPF_OBJECT", build::bpf_object_path());
+        command
+    }
+
+    /// Builds them and returns the programs, by name.
+    ///
+    /// # Errors
+    /// If they do not build.
+    pub(crate) fn programs(&self) -> Result<Vec<(String, PathBuf)>> {
+        let mut build = self.cargo_test();
+        build
+            .args(["--no-run", "--message-format", "json-render-diagnostics"])
+            .stderr(Stdio::inherit());
+        let messages = read(&mut build)?;
+        let programs = messages.lines().filter_map(|message| {
+            let message: Value = serde_json::from_str(message).ok()?;
+            let program = message.get("executable")?.as_str()?.into();
+            Some((text(message.get("target")?, "name"), program))
+        });
+        Ok(programs.collect())
+    }
+}
+
+/// Runs tests with their output on ours, and counts them.
+///
+/// # Errors
+/// If they fail in a way that no `test result:` line tells: not built, killed.
+pub(crate) fn stream(command: &mut Command) -> Result<Tally> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("could not start `{}`", line(command)))?;
+    let mut tally = Tally::default();
+    if let Some(output) = child.stdout.take() {
+        for piece in BufReader::new(output).split(b'\n') {
+            let piece = piece?;
+            let piece = String::from_utf8_lossy(&piece);
+            say(&piece);
+            if let Some(more) = Tally::read(&piece) {
+                tally += more;
+            }
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        // Those that did run still count.
+        say(format_args!("`{}` failed ({status})", line(command)));
+        tally.failed += 1;
+    }
+    Ok(tally)
+}
+
+fn needs_system(target: &&Value) -> bool {
+    list(target, "required-features").iter().any(|feature| feature == FEATURE)
+}
+
+fn list<'value>(value: &'value Value, key: &str) -> &'value [Value] {
+    value.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text(value: &Value, key: &str) -> String {
+    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,38 @@
+#!/bin/busybox sh
+# Process 1 of the test VM, twice: first in the initramfs, then in a tmpfs. runc needs that move,
+# since pivot_root cannot leave an initramfs.
+if [ -d /system ]; then
+    b=/bin/busybox
+    $b mkdir /new
+    $b mount -t tmpfs -o mode=755,size=80% system /new
+    $b cp -a /system/. /new/
+    $b cp /init /new/init
+    exec $b switch_root /new /init
+fi
+
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o ptmxmode=0666 devpts /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tracefs tracefs /sys/kernel/tracing
+mount -t securityfs securityfs /sys/kernel/security
+mount -t bpf bpf /sys/fs/bpf
+ip link set lo up
+
+# Here the best route must work: a test that sees another one fails.
+export TOKENTRAIL_BIN=/bin/tokentrail TOKENTRAIL_EXPECT_ROUTE=fexit RUST_BACKTRACE=0 HOME=/tmp
+uname -a
+for test in /tests/*; do
+    name=${test##*/}
+    echo "tokentrail-vm: $name"
+    # A test's own output ends where its process ends: the next line starts on a fresh one.
+    "$test" --test-threads=1 </dev/null 2>&1 || echo "tokentrail-vm: failed: $name $?"
+done
+echo "tokentrail-vm: done"
+poweroff -f
