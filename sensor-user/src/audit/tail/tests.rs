@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod model;
+mod races;
 
 /// For what must come; what must not come is awaited by a later line that must.
 const DEADLINE: Duration = Duration::from_secs(10);
