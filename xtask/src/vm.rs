@@ -141,7 +141,8 @@ fn qemu(kernel: &Path, image: &Path) -> Command {
     let mut command = program("qemu-system-x86_64");
     command
         .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048"])
-        .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
+        .args(["-display", "none", "-vga", "none", "-monitor", "none", "-serial", "stdio"])
+        .args(["-no-reboot", "-nic", "none", "-kernel"])
         .arg(kernel)
         .arg("-initrd")
         .arg(image)
