@@ -111,7 +111,7 @@ pub struct OpenRecord {
     pub missing: u32,
     /// Bytes of `argv` that were read.
     pub argv_len: u32,
-    /// 1 if the open matched by name, 2 if by device only.
+    /// [`MatchedBy`]: why the filter let it through.
     pub matched_by: u32,
     /// Descriptors 0, 1 and 2 of the opener's process.
     pub fds: [FdFacts; 3],
@@ -171,8 +171,7 @@ impl TryFrom<&[u8]> for OpenRecord {
     type Error = DecodeError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let record =
-            Self::read_from_bytes(bytes).map_err(|_| DecodeError::Length(bytes.len()))?;
+        let record = Self::read_from_bytes(bytes).map_err(|_| DecodeError::Length(bytes.len()))?;
         if record.abi_version != ABI_VERSION {
             return Err(DecodeError::AbiVersion(record.abi_version));
         }
@@ -204,6 +203,16 @@ impl TryFrom<u32> for Route {
             other => Err(DecodeError::Route(other)),
         }
     }
+}
+
+/// Why an open passed the filter.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatchedBy {
+    /// A known file name in a directory named `..<something>` on tmpfs.
+    Name = 1,
+    /// Any other regular file on a device of the watched set.
+    Device = 2,
 }
 
 /// Facts that a record may lack, as bits of [`OpenRecord::missing`].
@@ -259,7 +268,7 @@ pub struct Offsets {
     pub have_task_btf: u32,
     /// 1 on x86-64, 2 on arm64: where a kprobe finds its first argument.
     pub arch: u32,
-    /// `task_struct` …
+    /// `task_struct.files`
     pub task_files: u32,
     /// `task_struct.mm`
     pub task_mm: u32,
@@ -267,8 +276,6 @@ pub struct Offsets {
     pub task_real_parent: u32,
     /// `task_struct.group_leader`
     pub task_group_leader: u32,
-    /// `task_struct.pid`
-    pub task_pid: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
     /// `task_struct.comm`
@@ -303,20 +310,20 @@ pub struct Offsets {
     pub files_fdt: u32,
     /// `fdtable.fd`
     pub fdt_fd: u32,
-    /// `fdtable.max_fds`
-    pub fdt_max_fds: u32,
-    /// `file.f_path`
+    /// `file.f_path`, for `bpf_d_path`
     pub file_path: u32,
+    /// `file.f_path` + `path.dentry`
+    pub file_dentry: u32,
+    /// `file.f_path` + `path.mnt`
+    pub file_mnt: u32,
     /// `file.f_inode`
     pub file_inode: u32,
+    /// `file.f_op`
+    pub file_op: u32,
     /// `file.f_flags`
     pub file_flags: u32,
     /// `file.f_mode`
     pub file_mode: u32,
-    /// `path.dentry`
-    pub path_dentry: u32,
-    /// `path.mnt`
-    pub path_mnt: u32,
     /// `dentry.d_name` + `qstr.len`
     pub dentry_name_len: u32,
     /// `dentry.d_name` + `qstr.name`
@@ -325,8 +332,6 @@ pub struct Offsets {
     pub dentry_inline_name: u32,
     /// `dentry.d_parent`
     pub dentry_parent: u32,
-    /// `dentry.d_inode`
-    pub dentry_inode: u32,
     /// `dentry.d_sb`
     pub dentry_sb: u32,
     /// `inode.i_ino`
@@ -382,3 +387,11 @@ pub struct Offsets {
     /// `kernfs_node.id`
     pub kernfs_id: u32,
 }
+
+impl Offsets {
+    /// Nothing resolved: what the object holds until user space overwrites it.
+    pub const NONE: Self = zerocopy::transmute!([ABSENT; OFFSETS]);
+}
+
+/// Number of fields of [`Offsets`].
+const OFFSETS: usize = size_of::<Offsets>() / size_of::<u32>();

@@ -2,147 +2,346 @@
 //! container, and in what manner (the grade).
 //!
 //! The only place that decides what an open *is*. It asks the cgroup names in the record, the
-//! volume map and `/proc`; it never asks the network.
+//! volume map and `/proc`; it never asks the network or a clock. Called by the agent, once per
+//! record; what it makes goes to correlation.
 
-use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
+use tokentrail_ebpf::{Missing, OpenRecord};
+
+use self::{
+    kubelet::Kubelet,
+    processes::Processes,
+    reader::Reader,
+    volumes::{MountWatch, Volume, VolumeMap, VolumesError},
+};
+pub use self::{
+    metrics::AttributionMetrics,
+    open::{ContainerRef, Grade, ProcessKey, RelatedProcess, TokenFile, TokenOpen, VolumeRef},
+};
 use crate::time::Micros;
 
 pub mod cgroup;
+mod facts;
+#[cfg(test)]
+mod fixture;
+mod kubelet;
+mod metrics;
+mod open;
+mod processes;
+mod reader;
 pub mod volumes;
 
-/// How a token was opened, most telling first (see ARCHITECTURE.md, "Grades").
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Grade {
-    /// By a process on the host or in another pod than the volume's.
-    Outside,
-    /// ECS `process.interactive`: the controlling terminal is descriptor 0 and descriptor 2.
-    Interactive,
-    /// With a controlling terminal, but descriptor 0 or 2 elsewhere.
-    Terminal,
-    /// By a process that entered the container after its start, without a terminal.
-    Exec,
-    /// By the container's own tree.
-    Workload,
+/// Searches for the kubelet in a second at most: each looks at every process.
+const KUBELET_SEARCH_INTERVAL: Micros = Micros::from_secs(1);
+
+/// What attribution needs to know about the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttributionConfig {
+    /// Where `proc` is mounted, of the host's pid namespace.
+    pub proc_root: PathBuf,
+    /// Where the cgroup hierarchies are mounted.
+    pub cgroup_root: PathBuf,
+    /// Root directories of this node's kubelet.
+    pub kubelet_roots: Vec<PathBuf>,
+    /// Cgroup below which this node's pods are, as `/node-a`, from the root of its hierarchy.
+    /// `None`: all pods are this node's.
+    pub kubelet_cgroup: Option<String>,
+    /// The agent's own process id in the initial pid namespace: its opens are its canary's.
+    pub own_tgid: u32,
 }
 
-/// Which file of the volume was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum TokenFile {
-    /// The service-account token.
-    Token,
-    /// The cluster's CA certificate, public data that a client reads beside the token.
-    CaCert,
-}
-
-/// A process, identified by id and start time: ids are reused, pairs are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ProcessKey {
-    /// Process id in the initial pid namespace.
-    pub tgid: u32,
-    /// Start on the boot clock, nanoseconds.
-    pub start_boottime_ns: u64,
-}
-
-/// A container as its cgroup names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ContainerRef {
-    /// Pod uid as in the Kubernetes API (dashes), or a static pod's 32-digit hash.
-    pub pod_uid: String,
-    /// Container id without a `runtime://` prefix; `None` in the pod's own cgroup.
-    pub container_id: Option<String>,
-    /// `containerd`, `cri-o` or `docker`, where the cgroup's name tells.
-    pub runtime: Option<String>,
-}
-
-/// The volume that was read from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeRef {
-    /// Uid of the pod that owns the volume.
-    pub pod_uid: String,
-    /// Name of the volume, as `kube-api-access-x2v9d`.
-    pub name: String,
-}
-
-/// A process related to the opener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelatedProcess {
-    /// Identity; a zero `tgid` means unknown.
-    pub key: ProcessKey,
-    /// Its name.
-    pub comm: String,
-}
-
-/// One open of a token, attributed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenOpen {
-    /// When, on the boot clock, nanoseconds.
-    pub ktime_ns: u64,
-    /// When, on the steady axis that correlation runs on (see `kernel::clock`).
-    pub time: Micros,
-    /// When, as the wall clock showed it.
-    pub wall: Micros,
-    /// In what manner.
-    pub grade: Grade,
-    /// Whether the entry process is the container's main process; `None` if that is unknown.
-    pub native: Option<bool>,
-    /// Uid of the pod whose token it is; `None` if neither volume nor reader tells.
-    pub pod_uid: Option<String>,
-    /// The volume, where mountinfo knew it.
-    pub volume: Option<VolumeRef>,
-    /// The container that the opener runs in; `None` on the host.
-    pub reader: Option<ContainerRef>,
-    /// Token or CA certificate.
-    pub file: TokenFile,
-    /// Canonical path, `/var/run/secrets/kubernetes.io/serviceaccount/…`.
-    pub path: String,
-    /// The path as the kernel saw it: `d_path`, or the names of mount point, parent and file.
-    pub raw_path: String,
-    /// Inode of the file.
-    pub inode: u64,
-    /// The process that opened.
-    pub process: ProcessKey,
-    /// Thread id.
-    pub pid: u32,
-    /// Parent's process id.
-    pub ppid: u32,
-    /// Name of the opening thread.
-    pub comm: String,
-    /// Name of its group leader.
-    pub leader_comm: String,
-    /// Executable as its last three path components tell it.
-    pub executable: String,
-    /// Device and inode of the executable.
-    pub executable_id: (u32, u64),
-    /// Arguments, cut at 256 bytes; secrets redacted.
-    pub args: Vec<String>,
-    /// Whether `args` was cut.
-    pub args_cut: bool,
-    /// Real and effective user id.
-    pub uid: u32,
-    /// Effective user id.
-    pub euid: u32,
-    /// Controlling terminal, major and minor; `None` without one.
-    pub tty: Option<(u32, u32)>,
-    /// Topmost ancestor in the container's cgroup: where this session entered.
-    pub entry: RelatedProcess,
-    /// Topmost ancestor in the pid namespace.
-    pub pidns_entry: RelatedProcess,
-    /// Cgroup path as far as the kernel named it, root first.
-    pub cgroup: String,
-    /// Hook that saw it: `fexit`, `kprobe` or `exit`.
-    pub route: String,
-    /// Facts that could not be read.
-    pub degraded: Vec<String>,
-}
-
-impl TokenOpen {
-    /// ECS `process.interactive`.
-    pub fn interactive(&self) -> bool {
-        self.grade == Grade::Interactive
+impl Default for AttributionConfig {
+    fn default() -> Self {
+        Self {
+            proc_root: "/proc".into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+            kubelet_roots: vec!["/var/lib/kubelet".into()],
+            kubelet_cgroup: None,
+            own_tgid: std::process::id(),
+        }
     }
 }
+
+/// When an open happened, on the two axes that the record's boot clock does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenTimes {
+    /// On the steady axis that correlation runs on.
+    pub time: Micros,
+    /// As the wall clock showed it.
+    pub wall: Micros,
+}
+
+/// Why a record is no open of a token by a workload. Not an error: most such records are expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ignored {
+    /// Another file of a token volume, as `namespace`.
+    OtherFile,
+    /// A file of that name, but neither in a known token volume nor mounted like one.
+    NotServiceAccountVolume,
+    /// In a pod of another node that shares this kernel.
+    OutOfScope,
+    /// By the kubelet, which writes and compares these files.
+    Kubelet,
+    /// By this agent.
+    Own,
+}
+
+impl Ignored {
+    /// All reasons.
+    pub const ALL: [Self; 5] = [
+        Self::OtherFile,
+        Self::NotServiceAccountVolume,
+        Self::OutOfScope,
+        Self::Kubelet,
+        Self::Own,
+    ];
+
+    /// The reason's name in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OtherFile => "other_file",
+            Self::NotServiceAccountVolume => "not_service_account_volume",
+            Self::OutOfScope => "out_of_scope",
+            Self::Kubelet => "kubelet",
+            Self::Own => "own",
+        }
+    }
+}
+
+/// Attributes records, one after the other.
+#[derive(Debug)]
+pub struct Attributor {
+    own_tgid: u32,
+    kubelet_cgroup: Option<Vec<String>>,
+    volumes: VolumeMap,
+    processes: Processes,
+    kubelet: Option<Kubelet>,
+    kubelet_searched: Option<Micros>,
+    metrics: AttributionMetrics,
+}
+
+impl Attributor {
+    /// Reads the node's mounts and looks for the kubelet. Without one, mounts are those of pid 1.
+    pub fn new(
+        config: AttributionConfig,
+        metrics: AttributionMetrics,
+    ) -> Result<Self, VolumesError> {
+        let processes = Processes::new(config.proc_root, config.cgroup_root);
+        let kubelet = Kubelet::find(&processes);
+        let source = match &kubelet {
+            Some(kubelet) => kubelet.directory.clone(),
+            None => processes.proc_root().join("1"),
+        };
+        Ok(Self {
+            own_tgid: config.own_tgid,
+            kubelet_cgroup: config
+                .kubelet_cgroup
+                .map(|path| cgroup::components(&path).into_iter().map(str::to_owned).collect()),
+            volumes: VolumeMap::open(&source, config.kubelet_roots, metrics.clone())?,
+            processes,
+            kubelet,
+            kubelet_searched: None,
+            metrics,
+        })
+    }
+
+    /// Attributes one record.
+    pub fn attribute(
+        &mut self,
+        record: &OpenRecord,
+        times: OpenTimes,
+    ) -> Result<TokenOpen, Ignored> {
+        let result = self.decide(record, times);
+        match &result {
+            Ok(open) => self.metrics.opened(open.grade),
+            Err(reason) => self.metrics.ignored(*reason),
+        }
+        result
+    }
+
+    /// Reads the mounts again; to be called when [`MountWatch::changed`] returns.
+    pub fn refresh_volumes(&mut self) -> Result<(), VolumesError> {
+        self.volumes.refresh()
+    }
+
+    /// A watch on the node's mounts; changes from now on wake it.
+    pub fn watch_mounts(&self) -> Result<MountWatch, VolumesError> {
+        self.volumes.watch()
+    }
+
+    /// The kernel-encoded `s_dev` of each service-account volume, if the set changed since this was
+    /// last asked: for the kernel side's map. Worth asking after each record and each refresh.
+    pub fn take_changed_devices(&mut self) -> Option<Vec<u32>> {
+        self.volumes.take_changed_devices()
+    }
+
+    fn decide(&mut self, record: &OpenRecord, times: OpenTimes) -> Result<TokenOpen, Ignored> {
+        if record.tgid == self.own_tgid {
+            return Err(Ignored::Own);
+        }
+        let volume = self.volumes.lookup(record.s_dev, times.time).cloned();
+        if volume.is_none() && !facts::mounted_as_token_volume(record) {
+            return Err(Ignored::NotServiceAccountVolume);
+        }
+        let file = facts::token_file(record).ok_or(Ignored::OtherFile)?;
+        let root: Option<Vec<&str>> =
+            self.kubelet_cgroup.as_ref().map(|root| root.iter().map(String::as_str).collect());
+        let reader = Reader::of(record, &self.processes, root.as_deref());
+        if volume.is_none() && is_out_of_scope(&reader, root.as_deref()) {
+            return Err(Ignored::OutOfScope);
+        }
+        let outside = is_outside(&reader, volume.as_ref());
+        if outside && reader.container.is_none() && self.is_kubelet(record, times.time) {
+            return Err(Ignored::Kubelet);
+        }
+        let mut degraded = facts::missing(record);
+        if volume.is_none() {
+            degraded.push("volume".to_owned());
+        }
+        let located = reader.known && (reader.complete || reader.container.is_some());
+        if !located && record.missing & Missing::CGROUP == 0 {
+            degraded.push("cgroup".to_owned());
+        }
+        let native = if reader.container.is_some() {
+            let (native, certain) = self.nativeness(record, &reader);
+            if !certain {
+                degraded.push("main_process".to_owned());
+            }
+            native
+        } else {
+            None
+        };
+        let grade = if outside {
+            Grade::Outside
+        } else {
+            // "Unknown" is no ground to say that somebody entered: where ancestors cannot be read,
+            // each read of each workload would alert. `degraded` tells what is missing.
+            let tree = if native == Some(false) { Grade::Exec } else { Grade::Workload };
+            facts::terminal_grade(record).unwrap_or(tree)
+        };
+        Ok(describe(record, times, Findings { grade, native, volume, reader, file, degraded }))
+    }
+
+    /// Whether the opener's session began with the container's main process, and whether that was
+    /// found by comparing with it.
+    fn nativeness(&mut self, record: &OpenRecord, reader: &Reader) -> (Option<bool>, bool) {
+        let known = record.missing & Missing::ANCESTORS == 0;
+        if known
+            && record.entry_cgroup.tgid != 0
+            && let Some(native) = self.processes.is_native(record.entry_cgroup, reader)
+        {
+            return (Some(native), true);
+        }
+        // Second best, the pid namespace: its process 1 is the main process, except where pods
+        // share one (then 1 is the pause process, which the main process does not descend from) or
+        // use the host's. So a session that began with 1 is native; one that entered and made a
+        // namespace of its own did not begin there. Anything else most likely came in by exec: with
+        // the main process gone there is little left to be mistaken about. In the host's namespace
+        // nothing can be told.
+        let entry = record.entry_pidns;
+        let own_namespace = record.missing & Missing::NAMESPACES == 0 && record.pidns_level > 0;
+        let native = match entry.nspid {
+            _ if !known || !own_namespace || entry.tgid == 0 => None,
+            1 if entry.tgid == record.entry_cgroup.tgid => Some(true),
+            1 => None,
+            _ => Some(false),
+        };
+        (native, false)
+    }
+
+    /// Whether the kubelet opened. Looked for again if an opener bears its name: it may have been
+    /// restarted from another executable, or started after the agent.
+    fn is_kubelet(&mut self, record: &OpenRecord, now: Micros) -> bool {
+        if self.kubelet.as_ref().is_some_and(|kubelet| kubelet.opened(record, &self.processes)) {
+            return true;
+        }
+        if !kubelet::is_kubelet_name(&facts::text(&record.leader_comm))
+            || self.kubelet.as_ref().is_some_and(|kubelet| kubelet.lives(&self.processes))
+            || self
+                .kubelet_searched
+                .is_some_and(|last| last <= now && now < last + KUBELET_SEARCH_INTERVAL)
+        {
+            return false;
+        }
+        self.kubelet_searched = Some(now);
+        let Some(found) = Kubelet::find(&self.processes) else { return false };
+        if let Err(error) = self.volumes.follow(&found.directory) {
+            tracing::warn!(%error, "mounts of the kubelet cannot be read, using those known before");
+        }
+        let opened = found.opened(record, &self.processes);
+        self.kubelet = Some(found);
+        opened
+    }
+}
+
+/// Whether the reader is on the host or in another pod than the volume's. An unknown place is not
+/// outside: that grade is an accusation.
+fn is_outside(reader: &Reader, volume: Option<&Volume>) -> bool {
+    reader.known
+        && match (&reader.container, volume) {
+            (Some(container), Some(volume)) => container.pod_uid != volume.pod_uid,
+            (Some(_), None) => false,
+            (None, _) => true,
+        }
+}
+
+/// Whether the reader is in a pod, but in none below this node's kubelet's cgroup root.
+fn is_out_of_scope(reader: &Reader, root: Option<&[&str]>) -> bool {
+    let Some(root) = root else { return false };
+    reader.container.is_some()
+        && reader.complete
+        && !cgroup::components(&reader.cgroup).starts_with(root)
+}
+
+/// What was found out about an open.
+struct Findings {
+    grade: Grade,
+    native: Option<bool>,
+    volume: Option<Volume>,
+    reader: Reader,
+    file: TokenFile,
+    degraded: Vec<String>,
+}
+
+fn describe(record: &OpenRecord, times: OpenTimes, findings: Findings) -> TokenOpen {
+    let Findings { grade, native, volume, reader, file, degraded } = findings;
+    let (args, args_cut) = facts::arguments(record);
+    TokenOpen {
+        ktime_ns: record.ktime_ns,
+        time: times.time,
+        wall: times.wall,
+        grade,
+        native,
+        pod_uid: match (&volume, &reader.container) {
+            (Some(volume), _) => Some(volume.pod_uid.clone()),
+            (None, container) => container.as_ref().map(|container| container.pod_uid.clone()),
+        },
+        volume: volume.map(|volume| VolumeRef { pod_uid: volume.pod_uid, name: volume.name }),
+        reader: reader.container,
+        file,
+        path: facts::canonical_path(file),
+        raw_path: facts::raw_path(record),
+        inode: record.file_ino,
+        process: ProcessKey { tgid: record.tgid, start_boottime_ns: record.start_boottime_ns },
+        pid: record.pid,
+        ppid: record.ppid,
+        comm: facts::text(&record.comm),
+        leader_comm: facts::text(&record.leader_comm),
+        executable: facts::executable(record),
+        executable_id: (record.exe_dev, record.exe_ino),
+        args,
+        args_cut,
+        uid: record.uid,
+        euid: record.euid,
+        tty: (record.tty_dev != 0).then(|| volumes::split_dev(record.tty_dev)),
+        entry: facts::related(&record.entry_cgroup),
+        pidns_entry: facts::related(&record.entry_pidns),
+        cgroup: reader.cgroup,
+        route: facts::route(record).to_owned(),
+        degraded,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,18 +1,25 @@
 //! The API server's audit log: the typed subset of `audit.k8s.io/v1` that alerts are made of, and
 //! the sources that yield it.
 //!
+//! The way of a line: `tail` reads bytes from the file, `lines` cuts them, `scan` decides which
+//! lines matter and decodes those, the batch goes to the engine, and once its alerts are written
+//! the engine moves the position in `checkpoint`.
+//!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::time::Micros;
 
 pub mod checkpoint;
 pub mod lines;
+mod metrics;
 pub mod scan;
 pub mod tail;
+
+pub use metrics::{AuditMetrics, BadLine};
 
 /// `user.extra` key that names the pod a token is bound to, by uid.
 pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
@@ -41,15 +48,16 @@ pub enum Stage {
 #[serde(default)]
 pub struct User {
     /// Name, as `system:serviceaccount:<namespace>:<name>`; empty on a 401.
+    #[serde(deserialize_with = "or_default")]
     pub username: String,
     /// Uid of the account.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub uid: String,
     /// Groups.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
     /// What the authenticator adds: pod, node, credential.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "or_defaults", skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -81,8 +89,8 @@ pub struct ObjectRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct ResponseStatus {
-    /// HTTP code.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// HTTP code; `None` too if it is none (an admission webhook may answer with any integer).
+    #[serde(deserialize_with = "http_code", skip_serializing_if = "Option::is_none")]
     pub code: Option<u16>,
     /// `Failure`, or nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -183,4 +191,57 @@ pub struct AuditBatch {
     pub newest_stage: Option<Micros>,
     /// To be checkpointed once the alerts of `records` are safe.
     pub position: checkpoint::Position,
+}
+
+/// What a source shows of itself to readiness and `/statusz`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SourceStatus {
+    /// Whether it can be read.
+    pub state: SourceState,
+    /// Greatest `stageTimestamp` seen.
+    pub newest_stage: Option<Micros>,
+    /// How far it has been read.
+    pub position: Option<checkpoint::Position>,
+    /// Whether its end was reached: only then is silence a sign that nothing was written.
+    pub caught_up: bool,
+}
+
+impl SourceStatus {
+    /// Whether the source is open: what readiness asks.
+    pub fn is_open(&self) -> bool {
+        self.state == SourceState::Open
+    }
+}
+
+/// Whether a source can be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceState {
+    /// Not tried yet.
+    #[default]
+    Starting,
+    /// Being read.
+    Open,
+    /// Not there or not readable, tried again until it is; the text says why.
+    Waiting(String),
+}
+
+/// Go writes `null` for an absent slice, map or time: that is the empty value, not an error.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// As `or_default`, for a map and each of its values.
+fn or_defaults<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    let map: BTreeMap<String, Option<T>> = or_default(deserializer)?;
+    Ok(map.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
+}
+
+fn http_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let code = Option::<i64>::deserialize(deserializer)?;
+    Ok(code.and_then(|code| u16::try_from(code).ok()).filter(|code| *code != 0))
 }

@@ -1,1 +1,361 @@
-//! to come
+//! The sensor: opens of token-like files, as the kernel saw them.
+//!
+//! Owns everything that touches BPF: resolving offsets, choosing a route into the kernel, reading
+//! the ring, the self-test and the clocks. The only user of aya. It decides nothing about a
+//! record; `attribution` does. `agent` starts it and drains it:
+//!
+//! 1. [`Sensor::start`] tries each route of the table until one loads, attaches and reports the
+//!    canary;
+//! 2. then forever [`ready`](Sensor::ready), [`drain`](Sensor::drain), and on a tick of a few
+//!    seconds `drain` as well, since lost records wake nobody up;
+//! 3. [`watch_devices`](Sensor::watch_devices) whenever the set of volumes changes and
+//!    [`self_test`](Sensor::self_test) every few minutes.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::maps::{HashMap, MapData};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokentrail_ebpf::{Counter, OpenRecord, Route, names};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, warn};
+
+use self::{attach::Link, canary::Canary, ring::Reader};
+
+mod attach;
+#[cfg(feature = "bench")]
+pub mod bench;
+pub mod btf;
+mod canary;
+pub mod clock;
+mod metrics;
+mod preflight;
+mod ring;
+
+pub use self::{
+    metrics::{KernelMetrics, Loss},
+    preflight::{Finding, preflight},
+};
+
+/// The BPF object; empty in a binary that was built without one.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tokentrail-bpf"));
+
+/// How long a canary's record may take. It is in the ring before the open returns, so this only
+/// covers a reader that was descheduled.
+const CANARY_DEADLINE: Duration = Duration::from_secs(1);
+/// Opens kept that happen between the attachment and the first [`Sensor::drain`].
+const BACKLOG: usize = 256;
+
+/// Which way into the kernel to take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteChoice {
+    /// The best one that works.
+    #[default]
+    Auto,
+    /// Only the BTF trampoline at the return of `security_file_open`.
+    Fexit,
+    /// Only the kprobe at its entry.
+    Kprobe,
+    /// Only the tracepoints at the exits of the open calls.
+    Exit,
+}
+
+impl RouteChoice {
+    fn allows(self, route: Route) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Fexit => route == Route::Fexit,
+            Self::Kprobe => route == Route::Kprobe,
+            Self::Exit => route == Route::Exit,
+        }
+    }
+}
+
+/// A route's name, as flags and documents have it.
+pub fn route_name(route: Route) -> &'static str {
+    match route {
+        Route::Fexit => "fexit",
+        Route::Kprobe => "kprobe",
+        Route::Exit => "exit",
+    }
+}
+
+/// How to start.
+#[derive(Clone, Debug, Default)]
+pub struct SensorConfig {
+    /// Which route to take.
+    pub route: RouteChoice,
+    /// BTF of the running kernel, if it is not at [`btf::KERNEL_BTF`].
+    pub btf: Option<PathBuf>,
+    /// Directory on tmpfs for the canary, if not the first of `/run/tokentrail` and
+    /// `/dev/shm/tokentrail` that is.
+    pub canary_dir: Option<PathBuf>,
+}
+
+impl SensorConfig {
+    fn btf(&self) -> &Path {
+        self.btf.as_deref().unwrap_or(Path::new(btf::KERNEL_BTF))
+    }
+}
+
+/// Why there is no sensor. All but [`Io`](Self::Io) need the operator: exit code 3.
+#[derive(Debug, Error)]
+pub enum SensorError {
+    /// A build for tests.
+    #[error("this binary was built without the BPF object; build it with `cargo xtask build`")]
+    NoObject,
+    /// Not root, or a container without the capabilities.
+    #[error(
+        "missing privilege: {0}; run as root, or grant CAP_BPF and CAP_PERFMON (kernels before \
+         5.11 also need CAP_SYS_RESOURCE)"
+    )]
+    Privilege(String),
+    /// No kernel type information.
+    #[error(transparent)]
+    Btf(#[from] btf::BtfError),
+    /// A kernel before 5.8, or a policy that forbids `bpf`.
+    #[error("this kernel offers no BPF ring buffer ({0}); it takes Linux 5.8 or newer")]
+    NoRingBuffer(String),
+    /// Nowhere to put the canary.
+    #[error(
+        "no directory for the self-test: {0}; name one on tmpfs (an emptyDir with `medium: \
+         Memory` in a pod)"
+    )]
+    CanaryDirectory(String),
+    /// The object itself was refused.
+    #[error("the BPF object was refused: {0}")]
+    Load(String),
+    /// Every route was tried.
+    #[error("no way to see opens on this kernel: {}", .tried.iter()
+        .map(|(route, why)| format!("{}: {why}", route_name(*route)))
+        .collect::<Vec<_>>().join("; "))]
+    NoRoute {
+        /// Each route and what refused it.
+        tried: Vec<(Route, String)>,
+    },
+    /// A self-test after start failed: the sensor no longer sees opens.
+    #[error("the self-test's open was not reported: {0}")]
+    Canary(String),
+    /// A map operation failed.
+    #[error("cannot {action}: {reason}")]
+    Map {
+        /// What was to be done.
+        action: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// Waiting for the ring failed.
+    #[error("cannot wait for records: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// An attached route and the reader of its records.
+pub struct Sensor {
+    reader: Reader,
+    volumes: HashMap<MapData, u32, u32>,
+    watched: BTreeSet<u32>,
+    /// Detaches on drop.
+    _links: Vec<Link>,
+    route: Route,
+    degraded: Vec<String>,
+    canary: Canary,
+    backlog: VecDeque<OpenRecord>,
+    metrics: KernelMetrics,
+}
+
+impl Sensor {
+    /// Loads the object, then takes the first route that attaches and reports the canary.
+    ///
+    /// Blocks for some hundred milliseconds while the kernel verifies programs. Must run within a
+    /// tokio runtime that has I/O and time enabled.
+    pub async fn start(config: &SensorConfig, metrics: KernelMetrics) -> Result<Self, SensorError> {
+        if OBJECT.is_empty() {
+            return Err(SensorError::NoObject);
+        }
+        preflight::privilege().map_err(SensorError::Privilege)?;
+        let layout = btf::layout(config.btf())?;
+        preflight::ring_buffer().map_err(SensorError::NoRingBuffer)?;
+        let canary =
+            Canary::new(config.canary_dir.as_deref()).map_err(SensorError::CanaryDirectory)?;
+        let mut ebpf = attach::load(OBJECT, &layout.offsets)
+            .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
+        let maps = |error| SensorError::Load(attach::reason("maps", &error));
+        let mut sensor = Self {
+            reader: Reader::new(&mut ebpf).map_err(maps)?,
+            volumes: ring::take(&mut ebpf, names::VOLUME_DEVICES)
+                .and_then(HashMap::try_from)
+                .map_err(maps)?,
+            watched: BTreeSet::new(),
+            _links: Vec::new(),
+            route: Route::Exit,
+            degraded: layout
+                .absent
+                .iter()
+                .map(|name| format!("this kernel has no {name}"))
+                .collect(),
+            canary,
+            backlog: VecDeque::new(),
+            metrics,
+        };
+        let mut tried = Vec::new();
+        for plan in attach::ROUTES.iter().filter(|plan| config.route.allows(plan.route)) {
+            let refused = match plan.attach(&mut ebpf, config.btf.as_deref()) {
+                Err(why) => why,
+                Ok(attached) => match sensor.first_test().await {
+                    Err(error) => error.to_string(),
+                    Ok(()) => {
+                        sensor._links = attached.links;
+                        sensor.route = plan.route;
+                        sensor.degraded.extend(attached.blind);
+                        drop(ebpf);
+                        release_memory();
+                        return Ok(sensor);
+                    }
+                },
+            };
+            debug!(route = route_name(plan.route), refused, "route does not work here");
+            sensor
+                .degraded
+                .push(format!("route {} does not work here: {refused}", route_name(plan.route)));
+            tried.push((plan.route, refused));
+        }
+        Err(SensorError::NoRoute { tried })
+    }
+
+    /// The route that is attached.
+    pub fn route(&self) -> Route {
+        self.route
+    }
+
+    /// What this machine cannot do, one sentence each: refused routes, facts that will be missing.
+    pub fn degraded(&self) -> &[String] {
+        &self.degraded
+    }
+
+    /// Waits until there may be records. Cancelling loses nothing.
+    pub async fn ready(&self) -> io::Result<()> {
+        if self.backlog.is_empty() { self.reader.ready().await } else { Ok(()) }
+    }
+
+    /// Lends each waiting record to `each` and then releases it; returns how many there were. At
+    /// most a few hundred at once: [`ready`](Self::ready) returns at once if there are more.
+    pub fn drain(&mut self, mut each: impl FnMut(&OpenRecord)) -> usize {
+        let mut count = 0;
+        while let Some(record) = self.backlog.front() {
+            each(record);
+            self.backlog.pop_front();
+            count += 1;
+        }
+        let (canary, metrics) = (&mut self.canary, &self.metrics);
+        self.reader.read(|decoded| match decoded {
+            Ok(record) if canary.recognise(&record) => {}
+            Ok(record) => {
+                metrics.seen(record.ktime_ns);
+                each(&record);
+                count += 1;
+            }
+            Err(error) => {
+                if metrics.undecodable() == 1 {
+                    warn!(%error, "the kernel side wrote a record that is none; counting from here on");
+                }
+            }
+        });
+        self.read_losses();
+        count
+    }
+
+    /// Makes the kernel side report every open of a regular file on these devices, whatever its
+    /// name: `s_dev` in kernel encoding. Only devices of tmpfs file systems have an effect.
+    pub fn watch_devices(&mut self, devices: &BTreeSet<u32>) -> Result<(), SensorError> {
+        let failed = |action| {
+            move |error: aya::maps::MapError| SensorError::Map {
+                action,
+                reason: attach::reason("map", &error),
+            }
+        };
+        for gone in self.watched.difference(devices).copied().collect::<Vec<_>>() {
+            self.volumes.remove(&gone).map_err(failed("stop watching a volume"))?;
+            self.watched.remove(&gone);
+        }
+        for new in devices.difference(&self.watched).copied().collect::<Vec<_>>() {
+            self.volumes.insert(new, 1, 0).map_err(failed("watch a volume"))?;
+            self.watched.insert(new);
+        }
+        Ok(())
+    }
+
+    /// Opens the canary and waits for its record, a second at most. Records of others that arrive
+    /// meanwhile go to `each` as in [`drain`](Self::drain); the canary's own never do.
+    pub async fn self_test(
+        &mut self,
+        mut each: impl FnMut(&OpenRecord),
+    ) -> Result<(), SensorError> {
+        let result = self.test(&mut each).await;
+        self.metrics.canary(result.is_ok());
+        result
+    }
+
+    async fn test(&mut self, each: &mut impl FnMut(&OpenRecord)) -> Result<(), SensorError> {
+        // A full ring would swallow the canary.
+        self.drain(&mut *each);
+        self.canary
+            .open()
+            .map_err(|error| SensorError::Canary(format!("cannot open its file: {error}")))?;
+        let deadline = Instant::now() + CANARY_DEADLINE;
+        loop {
+            self.drain(&mut *each);
+            if self.canary.seen() {
+                return Ok(());
+            }
+            match timeout_at(deadline, self.reader.ready()).await {
+                Ok(ready) => ready?,
+                Err(_) => {
+                    return Err(SensorError::Canary(format!(
+                        "attached, but nothing came within {CANARY_DEADLINE:?}"
+                    )));
+                }
+            }
+        }
+    }
+
+    /// The test of a route just attached, before there is anybody to take other records.
+    async fn first_test(&mut self) -> Result<(), SensorError> {
+        let mut backlog = VecDeque::new();
+        let mut overflow = 0;
+        let result = self
+            .self_test(|record| {
+                if backlog.len() < BACKLOG { backlog.push_back(*record) } else { overflow += 1 }
+            })
+            .await;
+        self.backlog = backlog;
+        self.metrics.lost(Loss::Starting, overflow);
+        result
+    }
+
+    fn read_losses(&self) {
+        for (counter, loss) in
+            [(Counter::LostRingFull, Loss::RingFull), (Counter::LostUnreadable, Loss::Unreadable)]
+        {
+            match self.reader.counter(counter) {
+                Ok(total) => self.metrics.lost_in_kernel(loss, total),
+                Err(error) => debug!(%error, "cannot read a counter"),
+            }
+        }
+    }
+}
+
+/// Gives back what parsing type information took: megabytes in small pieces, which the C library
+/// would keep for the life of the process.
+fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

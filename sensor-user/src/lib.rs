@@ -1,5 +1,36 @@
-//! tokentrail.
+//! tokentrail: joins who opened a pod's service-account token with the Kubernetes API requests made
+//! with it, on the node, within milliseconds.
+//!
+//! ```text
+//!  tokentrail-ebpf ──ring──► kernel ──► attribution ──► correlation ──► alert ──► alert log
+//!   (facts only)                         (which pod)        ▲
+//!                                                           │      metrics and admin observe
+//!                                audit log file ──► audit ──┘      every stage, feed none
+//! ```
+//!
+//! Modules in the order in which data meets them:
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`kernel`] | the BPF object: offsets, hooks, ring, clock, self-test; the only user of aya |
+//! | [`attribution`] | kernel record → whose token, which process, what grade |
+//! | [`audit`] | audit log file → typed events; checkpoints |
+//! | [`rules`] | what counts as an open, a request, an incident; pure |
+//! | [`correlation`] | the join: exposures, incidents, ids, journal; pure but for the journal |
+//! | [`alert`] | the alert document and where it is written |
+//! | [`redact`] | takes secrets out of text that is shown |
+//! | [`metrics`], [`admin`] | what operators see |
+//! | [`config`], [`agent`], [`commands`] | options, wiring, subcommands |
+pub mod admin;
+pub mod agent;
+pub mod alert;
 pub mod attribution;
 pub mod audit;
+pub mod commands;
+pub mod config;
+pub mod correlation;
 pub mod kernel;
+pub mod metrics;
+pub mod redact;
+pub mod rules;
 pub mod time;

@@ -1,1 +1,337 @@
-//! to come
+//! Which pod a tmpfs belongs to: a map from superblock numbers to service-account volumes, made
+//! from the mountinfo of the kubelet's mount namespace.
+//!
+//! Each such volume is a tmpfs of its own (kubernetes `pkg/volume/projected`, `wrappedVolumeSpec`),
+//! so `s_dev` names it exactly, by whatever path it was reached. Of the volumes' files only the
+//! *names* are looked at, never the contents. Called by [`Attributor`](super::Attributor).
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::{self, Read, Seek},
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::metrics::{AttributionMetrics, Refresh};
+use crate::time::Micros;
+
+/// Readings of mountinfo in a second at most: a churn of mounts must not keep the agent busy.
+const REFRESHES_PER_SECOND: u32 = 10;
+/// Entries of a volume's directory looked at; a token volume has a handful.
+const MAX_ENTRIES: usize = 256;
+/// Bits of a minor number in the kernel's device numbers (`MINORBITS`).
+const MINOR_BITS: u32 = 20;
+
+/// A device number as the kernel's records hold it: `major << 20 | minor`.
+pub const fn kernel_dev(major: u32, minor: u32) -> u32 {
+    major << MINOR_BITS | minor & ((1 << MINOR_BITS) - 1)
+}
+
+/// Major and minor of a device number as the kernel's records hold it.
+pub const fn split_dev(dev: u32) -> (u32, u32) {
+    (dev >> MINOR_BITS, dev & ((1 << MINOR_BITS) - 1))
+}
+
+/// The kubelet's volume plugin that made a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeKind {
+    /// `kubernetes.io~projected`: short-lived, bound to the pod.
+    Projected,
+    /// `kubernetes.io~secret`: a Secret of type service-account-token.
+    Secret,
+}
+
+/// A volume of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Uid of the pod, as the kubelet's directory is called.
+    pub pod_uid: String,
+    /// Name of the volume in the pod's spec.
+    pub name: String,
+    /// Plugin that made it.
+    pub kind: VolumeKind,
+}
+
+/// Why the mounts could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot read the mounts in {}, run in the host's pid namespace with CAP_SYS_PTRACE: {source}",
+    path.display()
+)]
+pub struct VolumesError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The service-account volumes of this node.
+#[derive(Debug)]
+pub struct VolumeMap {
+    kubelet_roots: Vec<PathBuf>,
+    /// `/proc/<pid>` of the process whose mounts are read.
+    process: PathBuf,
+    /// Kept open: it outlives the process, and polling it tells of changes.
+    mountinfo: File,
+    /// Whether `mountinfo` is the kernel's, which tells of changes; a saved copy does not.
+    watched: bool,
+    stale: bool,
+    volumes: HashMap<u32, Volume>,
+    /// Volumes of the kubelet without a token *so far*: at mount time they are still empty.
+    others: HashMap<u32, (Volume, PathBuf)>,
+    devices_changed: bool,
+    limit: RateLimit,
+    metrics: AttributionMetrics,
+}
+
+impl VolumeMap {
+    /// Reads the mounts that `process` (`/proc/<pid>`) sees below the kubelets' root directories.
+    pub fn open(
+        process: &Path,
+        kubelet_roots: Vec<PathBuf>,
+        metrics: AttributionMetrics,
+    ) -> Result<Self, VolumesError> {
+        let (mountinfo, watched) = open_mountinfo(process)?;
+        let mut map = Self {
+            kubelet_roots,
+            process: process.to_owned(),
+            mountinfo,
+            watched,
+            stale: false,
+            volumes: HashMap::new(),
+            others: HashMap::new(),
+            devices_changed: true,
+            limit: RateLimit::default(),
+            metrics,
+        };
+        map.refresh()?;
+        Ok(map)
+    }
+
+    /// Reads the mounts of another process from now on.
+    pub fn follow(&mut self, process: &Path) -> Result<(), VolumesError> {
+        let (mountinfo, watched) = open_mountinfo(process)?;
+        (self.mountinfo, self.watched) = (mountinfo, watched);
+        process.clone_into(&mut self.process);
+        self.refresh()
+    }
+
+    /// `/proc/<pid>` of the process whose mounts are read.
+    pub fn process(&self) -> &Path {
+        &self.process
+    }
+
+    /// The volume on device `s_dev` (kernel encoding). Mounts are read again first if they changed
+    /// since: superblock numbers are reused, an old entry would name the wrong pod.
+    pub fn lookup(&mut self, s_dev: u32, now: Micros) -> Option<&Volume> {
+        self.stale |= self.changed();
+        // A copy of mountinfo never tells that it changed: look whenever it might help.
+        let missed = !self.volumes.contains_key(&s_dev) && !self.others.contains_key(&s_dev);
+        if self.stale || (missed && !self.watched) {
+            if self.limit.allows(now) {
+                if let Err(error) = self.refresh() {
+                    tracing::debug!(%error, "volume map kept as it was");
+                }
+            } else {
+                self.metrics.refreshed(Refresh::Limited);
+            }
+        }
+        if let Some((volume, directory)) = self.others.get(&s_dev)
+            && holds_token(volume.kind, directory)
+        {
+            self.volumes.insert(s_dev, volume.clone());
+            self.others.remove(&s_dev);
+            self.devices_changed = true;
+            self.metrics.volumes(self.volumes.len());
+        }
+        self.volumes.get(&s_dev)
+    }
+
+    /// Reads the mounts again. On an error the map stays as it was.
+    pub fn refresh(&mut self) -> Result<(), VolumesError> {
+        // Asked before reading: a change while reading then shows at the next question.
+        self.changed();
+        let text = self.read().map_err(|source| {
+            self.metrics.refreshed(Refresh::Failed);
+            VolumesError { path: self.process.join("mountinfo"), source }
+        })?;
+        let old: HashSet<u32> = self.devices().collect();
+        self.volumes.clear();
+        self.others.clear();
+        for mount in parse_mountinfo(&text, &self.kubelet_roots) {
+            // Through the process's root: the agent has a mount namespace of its own.
+            let below_root = mount.point.strip_prefix("/").unwrap_or(&mount.point);
+            let directory = self.process.join("root").join(below_root);
+            if holds_token(mount.volume.kind, &directory) {
+                self.volumes.insert(mount.s_dev, mount.volume);
+            } else {
+                self.others.insert(mount.s_dev, (mount.volume, directory));
+            }
+        }
+        self.stale = false;
+        self.devices_changed |= old != self.devices().collect();
+        self.metrics.refreshed(Refresh::Read);
+        self.metrics.volumes(self.volumes.len());
+        Ok(())
+    }
+
+    /// `s_dev` of each service-account volume, kernel encoding.
+    pub fn devices(&self) -> impl Iterator<Item = u32> {
+        self.volumes.keys().copied()
+    }
+
+    /// The devices, if they changed since this was last asked (at first: all of them).
+    pub fn take_changed_devices(&mut self) -> Option<Vec<u32>> {
+        std::mem::take(&mut self.devices_changed).then(|| self.devices().collect())
+    }
+
+    /// A watch on the mounts now followed. Changes from this moment on wake it.
+    pub fn watch(&self) -> Result<MountWatch, VolumesError> {
+        let (file, _) = open_mountinfo(&self.process)?;
+        MountWatch::new(file)
+            .map_err(|source| VolumesError { path: self.process.join("mountinfo"), source })
+    }
+
+    /// Whether mounts changed since this was last asked (`mounts_poll` in the kernel).
+    fn changed(&self) -> bool {
+        let mut fds = [PollFd::new(&self.mountinfo, PollFlags::PRI)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        self.mountinfo.rewind()?;
+        self.mountinfo.read_to_end(&mut text)?;
+        Ok(text)
+    }
+}
+
+/// Wakes when mounts change.
+#[derive(Debug)]
+pub struct MountWatch {
+    file: AsyncFd<File>,
+}
+
+impl MountWatch {
+    fn new(file: File) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned by the `File` that the `AsyncFd` takes, and is closed
+        // only with it.
+        let file = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?;
+        Ok(Self { file })
+    }
+
+    /// Waits for the next change. Must be called within a tokio runtime; safe to cancel.
+    pub async fn changed(&self) -> io::Result<()> {
+        self.file.ready(Interest::PRIORITY).await?.clear_ready();
+        Ok(())
+    }
+}
+
+fn open_mountinfo(process: &Path) -> Result<(File, bool), VolumesError> {
+    let path = process.join("mountinfo");
+    let file = File::open(&path).map_err(|source| VolumesError { path, source })?;
+    let watched = rustix::fs::fstatfs(&file)
+        .is_ok_and(|filesystem| filesystem.f_type == rustix::fs::PROC_SUPER_MAGIC);
+    Ok((file, watched))
+}
+
+/// Whether a volume holds a service-account token, by the names in it.
+fn holds_token(kind: VolumeKind, directory: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else {
+        // A projected volume nearly always holds a token. A Secret rarely does: without its names
+        // an application's certificate would pass for one.
+        return kind == VolumeKind::Projected;
+    };
+    let names: HashSet<OsString> =
+        entries.take(MAX_ENTRIES).filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let holds = |name: &str| names.contains(OsStr::new(name));
+    match kind {
+        VolumeKind::Projected => holds("token"),
+        VolumeKind::Secret => holds("token") && holds("ca.crt") && holds("namespace"),
+    }
+}
+
+/// A kubelet's tmpfs in mountinfo.
+#[derive(Debug, PartialEq, Eq)]
+struct VolumeMount {
+    s_dev: u32,
+    volume: Volume,
+    point: PathBuf,
+}
+
+/// The kubelet's tmpfs volumes in a text of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).
+fn parse_mountinfo(text: &[u8], kubelet_roots: &[PathBuf]) -> Vec<VolumeMount> {
+    text.split(|byte| *byte == b'\n').filter_map(|line| parse_mount(line, kubelet_roots)).collect()
+}
+
+fn parse_mount(line: &[u8], kubelet_roots: &[PathBuf]) -> Option<VolumeMount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let root = fields.next()?;
+    let point = fields.next()?;
+    // Options, then any number of optional fields, then a dash, then the type.
+    fields.find(|field| *field == b"-")?;
+    if fields.next()? != b"tmpfs" || root != b"/" {
+        return None;
+    }
+    let (major, minor) = device.split_once(':')?;
+    let s_dev = kernel_dev(major.parse().ok()?, minor.parse().ok()?);
+    let point = PathBuf::from(OsString::from_vec(unescape(point)));
+    let volume = kubelet_roots.iter().find_map(|root| volume_at(point.strip_prefix(root).ok()?))?;
+    Some(VolumeMount { s_dev, volume, point })
+}
+
+/// `pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`, relative to the kubelet's root.
+fn volume_at(path: &Path) -> Option<Volume> {
+    let names: Vec<&str> = path.iter().map(OsStr::to_str).collect::<Option<_>>()?;
+    let ["pods", pod_uid, "volumes", plugin, name] = names.as_slice() else { return None };
+    let kind = match *plugin {
+        "kubernetes.io~projected" => VolumeKind::Projected,
+        "kubernetes.io~secret" => VolumeKind::Secret,
+        _ => return None,
+    };
+    Some(Volume { pod_uid: (*pod_uid).to_owned(), name: (*name).to_owned(), kind })
+}
+
+/// Undoes the kernel's `\040` for blank, tab, newline, backslash and `#`.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    loop {
+        match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] => {
+                plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = tail;
+            }
+            [byte, tail @ ..] => {
+                plain.push(*byte);
+                rest = tail;
+            }
+            [] => return plain,
+        }
+    }
+}
+
+/// At most [`REFRESHES_PER_SECOND`], on the caller's time axis.
+#[derive(Debug, Default)]
+struct RateLimit {
+    second: Option<i64>,
+    used: u32,
+}
+
+impl RateLimit {
+    fn allows(&mut self, now: Micros) -> bool {
+        let second = Some(now.0.div_euclid(1_000_000));
+        if self.second != second {
+            *self = Self { second, used: 0 };
+        }
+        self.used += 1;
+        self.used <= REFRESHES_PER_SECOND
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,26 @@
-//! to come
+//! How far each audit file has been read, kept over restarts.
+//!
+//! One small file in the state directory for all sources. Written to a temporary file, synced and
+//! renamed: a crash at any point leaves the old or the new state, whole. An older state only means
+//! that lines are read again. Blocking; called by the engine, after the alerts of what a position
+//! covers are written.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tracing::warn;
+
+/// Version of the file's format; another one is a fresh start.
+const VERSION: u32 = 1;
+/// Far more than any number of sources needs; what is larger is not ours.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// How far a file has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,4 +31,128 @@ pub struct Position {
     pub inode: u64,
     /// Bytes of it that are done with.
     pub offset: u64,
+}
+
+/// Why positions cannot be kept.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// The state directory cannot be made.
+    #[error(
+        "cannot create the state directory {dir}: {source}; create it or name another with --state-dir"
+    )]
+    Directory {
+        /// The state directory.
+        dir: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file is there but cannot be read.
+    #[error("cannot read the audit checkpoints in {file}: {source}; make it readable or remove it")]
+    Read {
+        /// The checkpoint file.
+        file: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The state directory cannot be written, full or read-only.
+    #[error(
+        "cannot write the audit checkpoints to {file}: {source}; make the state directory writable or name another with --state-dir"
+    )]
+    Write {
+        /// The checkpoint file.
+        file: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// The positions of all sources.
+#[derive(Debug)]
+pub struct Checkpoints {
+    file: PathBuf,
+    saved: Saved,
+    changed: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    version: u32,
+    /// By the path that was configured; text, since JSON keys are.
+    sources: BTreeMap<String, Position>,
+}
+
+impl Checkpoints {
+    /// Opens the store in the state directory, which is made if need be, and proves that it can be
+    /// written. A file that cannot be understood is one warning and a fresh start.
+    ///
+    /// # Errors
+    /// The directory cannot be made, read or written.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| CheckpointError::Directory { dir: dir.to_owned(), source })?;
+        let file = dir.join("audit-checkpoints.json");
+        let saved = read(&file)
+            .map_err(|source| CheckpointError::Read { file: file.clone(), source })?
+            .unwrap_or(Saved { version: VERSION, sources: BTreeMap::new() });
+        let mut checkpoints = Self { file, saved, changed: true };
+        checkpoints.flush()?;
+        Ok(checkpoints)
+    }
+
+    /// Where to go on with a source.
+    pub fn position(&self, path: &Path) -> Option<Position> {
+        self.saved.sources.get(&*path.to_string_lossy()).copied()
+    }
+
+    /// Notes how far a source is done with; in memory until [`Self::flush`].
+    pub fn advance(&mut self, path: &Path, position: Position) {
+        if self.position(path) != Some(position) {
+            self.saved.sources.insert(path.to_string_lossy().into_owned(), position);
+            self.changed = true;
+        }
+    }
+
+    /// Writes the positions, if they changed.
+    ///
+    /// # Errors
+    /// The state directory cannot be written; the positions stay in memory for the next try.
+    pub fn flush(&mut self) -> Result<(), CheckpointError> {
+        if self.changed {
+            write(&self.file, &self.saved)
+                .map_err(|source| CheckpointError::Write { file: self.file.clone(), source })?;
+            self.changed = false;
+        }
+        Ok(())
+    }
+}
+
+/// The saved state; `None` if there is none that can be used.
+fn read(path: &Path) -> io::Result<Option<Saved>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    let reason = match serde_json::from_slice::<Saved>(&bytes) {
+        Ok(saved) if saved.version == VERSION => return Ok(Some(saved)),
+        Ok(saved) => format!("version {} is not {VERSION}", saved.version),
+        Err(error) => error.to_string(),
+    };
+    warn!(path = %path.display(), %reason, "audit checkpoints cannot be used, audit files are followed from their end");
+    Ok(None)
+}
+
+fn write(path: &Path, saved: &Saved) -> io::Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(&serde_json::to_vec(saved)?)?;
+    // Without this a power cut could leave the new name with no content.
+    file.sync_all()?;
+    fs::rename(&temporary, path)
 }

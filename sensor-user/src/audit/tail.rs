@@ -1,1 +1,324 @@
-//! to come
+//! Follows one audit log file: through rotation by renaming, truncation in place, deletion, a
+//! restart. Every complete line is handed on exactly once; nothing is dropped when the engine is
+//! slow, the file is the queue.
+//!
+//! Reads and judges lines, keeps no state on disk (the engine checkpoints the positions it is
+//! given) and never ends by itself. Spawned by the agent, one task a file.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, watch as shared};
+use tracing::{info, warn};
+
+use self::{
+    open::{Found, OpenFile},
+    rotation::{FileId, OpenError},
+    sieve::Sieve,
+    watch::{Wake, Watch},
+};
+use super::{
+    AuditBatch, AuditMetrics, ReadRecord, SourceState, SourceStatus, checkpoint::Position,
+};
+
+mod open;
+mod rotation;
+mod sieve;
+mod watch;
+
+/// Bytes read at once. Bounds the records of a batch, and with them the memory of a backlog.
+const CHUNK: usize = 64 << 10;
+/// Progress without records is reported at most this often.
+const REPORT: Duration = Duration::from_millis(200);
+
+/// What to follow.
+#[derive(Clone, Debug)]
+pub struct TailConfig {
+    /// The live log file.
+    pub path: PathBuf,
+    /// Index of the source in the configuration.
+    pub source: usize,
+    /// Where to go on. `None`: at the end of a file that is there now, at the beginning of one that
+    /// appears later.
+    pub start: Option<Position>,
+}
+
+/// Follows a file until the receiver of its batches is dropped. Needs a runtime with I/O and time.
+pub async fn follow(
+    config: TailConfig,
+    sender: mpsc::Sender<AuditBatch>,
+    status: shared::Sender<SourceStatus>,
+    metrics: AuditMetrics,
+) {
+    let mut watch = Watch::new(&config.path);
+    let mut tail = Tail::new(config, sender, status, metrics);
+    loop {
+        watch.arm(tail.open_id());
+        let mut done = tail.check().await;
+        // What check has just opened is not watched yet: once more, or a write is noticed late.
+        while done.is_ok() && watch.watches(tail.open_id()) {
+            match watch.changed().await {
+                Wake::Data => done = tail.read().await,
+                Wake::Check => break,
+            }
+        }
+        if done.is_err() {
+            return;
+        }
+    }
+}
+
+/// Nobody receives batches any more.
+#[derive(Debug)]
+struct Closed;
+
+/// Why reading stops for now, or for good.
+enum Stop {
+    Waiting(OpenError),
+    Closed,
+}
+
+impl From<OpenError> for Stop {
+    fn from(error: OpenError) -> Self {
+        Self::Waiting(error)
+    }
+}
+
+struct Tail {
+    config: TailConfig,
+    sender: mpsc::Sender<AuditBatch>,
+    status: shared::Sender<SourceStatus>,
+    metrics: AuditMetrics,
+    sieve: Sieve,
+    /// The live file, or on the way to it a rotated one.
+    open: Option<OpenFile>,
+    /// The path was looked at before: a file that is new now is read from its beginning.
+    looked: bool,
+    buffer: Box<[u8]>,
+    reported: Option<Position>,
+    reported_at: Instant,
+    lag: i64,
+}
+
+impl Tail {
+    fn new(
+        config: TailConfig,
+        sender: mpsc::Sender<AuditBatch>,
+        status: shared::Sender<SourceStatus>,
+        metrics: AuditMetrics,
+    ) -> Self {
+        Self {
+            sieve: Sieve::new(config.path.clone(), metrics.clone()),
+            reported: config.start,
+            config,
+            sender,
+            status,
+            metrics,
+            open: None,
+            looked: false,
+            buffer: vec![0; CHUNK].into_boxed_slice(),
+            reported_at: Instant::now(),
+            lag: 0,
+        }
+    }
+
+    fn open_id(&self) -> Option<FileId> {
+        self.open.as_ref().map(OpenFile::id)
+    }
+
+    /// Opens what is to be opened, reads all there is, follows the path to its newest file.
+    async fn check(&mut self) -> Result<(), Closed> {
+        let outcome = self.catch_up().await;
+        if outcome.is_ok() {
+            self.set_state(SourceState::Open);
+        }
+        self.settle(outcome).await
+    }
+
+    /// Reads what was added to the open file.
+    async fn read(&mut self) -> Result<(), Closed> {
+        let outcome = self.drain().await;
+        self.settle(outcome).await
+    }
+
+    async fn settle(&mut self, outcome: Result<(), Stop>) -> Result<(), Closed> {
+        self.set_caught_up(outcome.is_ok());
+        match outcome {
+            Ok(()) => {}
+            Err(Stop::Waiting(error)) => self.set_state(SourceState::Waiting(error.to_string())),
+            Err(Stop::Closed) => return Err(Closed),
+        }
+        if self.sender.is_closed() { Err(Closed) } else { self.report().await }
+    }
+
+    async fn catch_up(&mut self) -> Result<(), Stop> {
+        if self.open.is_none() {
+            let first_look = !std::mem::replace(&mut self.looked, true);
+            self.open = Some(self.first_file(first_look)?);
+            self.report().await.map_err(|Closed| Stop::Closed)?;
+        }
+        loop {
+            self.drain().await?;
+            // An error here: deleted, or between a rename and the new file. What is open is kept,
+            // it may still grow.
+            if Some(rotation::identify(&self.config.path)?) == self.open_id() {
+                return Ok(());
+            }
+            // The writer was done with the old file before its name went to another one, so this
+            // second look takes what was written between the first one and the rename.
+            self.drain().await?;
+            self.next_file().await?;
+        }
+    }
+
+    /// The file to begin with, at the place to begin at.
+    fn first_file(&self, first_look: bool) -> Result<OpenFile, OpenError> {
+        let path = &self.config.path;
+        let live = rotation::open(path);
+        let Some(start) = self.config.start else {
+            let (file, id) = live?;
+            return if first_look {
+                OpenFile::at_end(file, id).map_err(|error| OpenError::new(path, error))
+            } else {
+                Ok(OpenFile::at(file, id, 0))
+            };
+        };
+        let checkpointed = FileId { device: start.device, inode: start.inode };
+        let is_live = live.as_ref().is_ok_and(|(_, id)| *id == checkpointed);
+        // Listed after the live file was tried: one rotated in between is in the list.
+        let rotated = if is_live { None } else { rotation::find(path, checkpointed) };
+        let (file, id) = rotated.map_or(live, |file| Ok((file, checkpointed)))?;
+        if id != checkpointed {
+            self.metrics.lost_positions.inc();
+            warn!(path = %path.display(), "the audit log read last is gone, the present one is read from its beginning; lines in between may be missing");
+            return Ok(OpenFile::at(file, id, 0));
+        }
+        let open = OpenFile::at(file, id, start.offset);
+        if open.continues() {
+            return Ok(open);
+        }
+        self.count_truncation();
+        Ok(OpenFile::at(open.into_file(), id, 0))
+    }
+
+    /// Goes on to the file that follows the open one, which is read to its end: the next of the
+    /// files rotated since, else the live one.
+    async fn next_file(&mut self) -> Result<(), Stop> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let live = rotation::open(&self.config.path)?;
+        // Listed after the live file was opened: a file rotated before is in the list, one rotated
+        // later is no older than the live file just opened.
+        let (file, id) =
+            rotation::next(&self.config.path, open.id(), open.modified()).unwrap_or(live);
+        self.finish_lines().await?;
+        self.metrics.rotations.inc();
+        info!(path = %self.config.path.display(), inode = id.inode, "the audit log was rotated");
+        self.open = Some(OpenFile::at(file, id, 0));
+        Ok(())
+    }
+
+    /// Reads the open file to its end.
+    async fn drain(&mut self) -> Result<(), Stop> {
+        while let Some(open) = &mut self.open {
+            let found = open
+                .read(&mut self.buffer)
+                .map_err(|error| OpenError::new(&self.config.path, error))?;
+            match found {
+                Found::Bytes(chunk, more) => {
+                    let records = self.sieve.take(open.lines(), chunk);
+                    let behind = if more { open.behind() } else { 0 };
+                    self.set_lag(behind);
+                    if more {
+                        self.set_caught_up(false);
+                    }
+                    if records.is_empty() {
+                        self.report().await.map_err(|Closed| Stop::Closed)?;
+                    } else {
+                        self.send(records).await.map_err(|Closed| Stop::Closed)?;
+                    }
+                    if !more {
+                        break;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                Found::Truncated => {
+                    self.finish_lines().await?;
+                    self.count_truncation();
+                    if let Some(open) = &mut self.open {
+                        open.rewind();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands on an unterminated line that nothing will complete.
+    async fn finish_lines(&mut self) -> Result<(), Stop> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(record) = self.sieve.finish(open.lines()) else { return Ok(()) };
+        self.send(vec![record]).await.map_err(|Closed| Stop::Closed)
+    }
+
+    async fn report(&mut self) -> Result<(), Closed> {
+        let moved = self.open.as_ref().is_some_and(|open| Some(open.position()) != self.reported);
+        // The very first position is reported at once, so that a restart begins where this did.
+        if moved && (self.reported.is_none() || self.reported_at.elapsed() >= REPORT) {
+            return self.send(Vec::new()).await;
+        }
+        Ok(())
+    }
+
+    /// Waits while the channel is full; meanwhile the file keeps what is written.
+    async fn send(&mut self, records: Vec<ReadRecord>) -> Result<(), Closed> {
+        let Some(position) = self.open.as_ref().map(OpenFile::position) else { return Ok(()) };
+        let newest_stage = self.sieve.newest_stage();
+        let batch = AuditBatch { source: self.config.source, records, newest_stage, position };
+        self.sender.send(batch).await.map_err(|_| Closed)?;
+        self.reported = Some(position);
+        self.reported_at = Instant::now();
+        self.status.send_modify(|status| {
+            status.newest_stage = newest_stage;
+            status.position = Some(position);
+        });
+        Ok(())
+    }
+
+    fn set_state(&self, state: SourceState) {
+        self.status.send_if_modified(|status| {
+            let changed = status.state != state;
+            if changed {
+                let path = self.config.path.display();
+                match &state {
+                    SourceState::Waiting(reason) => warn!(%path, %reason, "audit log not open"),
+                    SourceState::Open | SourceState::Starting => info!(%path, "audit log open"),
+                }
+                status.state = state;
+            }
+            changed
+        });
+    }
+
+    fn set_caught_up(&self, caught_up: bool) {
+        self.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.caught_up, caught_up) != caught_up
+        });
+    }
+
+    fn set_lag(&mut self, bytes: u64) {
+        let lag = i64::try_from(bytes).unwrap_or(i64::MAX);
+        // All sources share the gauge, so each adds its own change.
+        self.metrics.lag_bytes.inc_by(lag - self.lag);
+        self.lag = lag;
+    }
+
+    fn count_truncation(&self) {
+        self.metrics.truncations.inc();
+        warn!(path = %self.config.path.display(), "the audit log was truncated in place, reading it from its beginning");
+    }
+}
+
+#[cfg(test)]
+mod tests;

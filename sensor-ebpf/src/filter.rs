@@ -1,0 +1,172 @@
+//! "Is this a token-like file?", as cheaply as possible: this runs at every open of the machine.
+//!
+//! An open that does not matter leaves after one comparison: files that are not regular files on
+//! tmpfs have other file operations than the ones learned from the self-test. What is left is
+//! judged by its dentries (name, parent, superblock), never by a path: symbolic links, bind
+//! mounts, `/proc/PID/root`, relative and handle opens all end at the same dentry.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_d_path, bpf_get_current_task, bpf_get_current_task_btf},
+    programs::{FExitContext, ProbeContext, TracePointContext},
+};
+use tokentrail_ebpf::{MatchedBy, Route, TEXT_LEN};
+
+use crate::{
+    emit,
+    maps::{self, off},
+    read::{Probed, Read, Typed},
+};
+
+/// File names of a service-account volume: length, then the bytes as a little-endian number.
+/// Volumes that name them otherwise are known by device.
+const NAMES: [(u32, u64); 2] = [name(b"token"), name(b"ca.crt")];
+
+const fn name(text: &[u8]) -> (u32, u64) {
+    let mut bytes = [0; 8];
+    let mut at = 0;
+    while at < text.len() {
+        bytes[at] = text[at];
+        at += 1;
+    }
+    (text.len() as u32, u64::from_le_bytes(bytes))
+}
+
+/// `..`: the kubelet publishes volume content under a directory named `..<timestamp>`.
+/// <https://github.com/kubernetes/kubernetes/blob/v1.34.0/pkg/volume/util/atomic_writer.go#L37>
+const DOTS: u16 = u16::from_le_bytes(*b"..");
+/// `TMPFS_MAGIC` of `include/uapi/linux/magic.h`.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// `S_IFMT` and `S_IFREG` of `include/uapi/linux/stat.h`.
+const FILE_TYPE: u16 = 0o170_000;
+const REGULAR: u16 = 0o100_000;
+/// `FMODE_PATH` of `include/linux/fs.h`: an `O_PATH` descriptor, which opens nothing.
+const FMODE_PATH: u32 = 0x4000;
+/// Where `struct trace_event_raw_sys_exit` has `ret`, in words.
+const EXIT_RET: usize = 2;
+
+#[inline(always)]
+pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
+    let denied: i32 = ctx.arg(1);
+    let address: *const u8 = ctx.arg(0);
+    if denied != 0 {
+        return 0;
+    }
+    // SAFETY: the first argument of the traced function, which BTF types as `struct file *`.
+    let file = unsafe { Typed::new(address) };
+    if let Some(matched) = token_like(file) {
+        emit::open(Route::Fexit, file.probed(), matched, |path: &mut [u8; TEXT_LEN]| {
+            let from = address.wrapping_add(off!(file_path) as usize).cast_mut();
+            // SAFETY: `path` is writable for its length; `from` is the file's `f_path`, which the
+            // verifier checks.
+            unsafe { bpf_d_path(from.cast(), path.as_mut_ptr().cast(), TEXT_LEN as u32) };
+        });
+    }
+    0
+}
+
+#[inline(always)]
+pub(crate) fn on_kprobe(ctx: &ProbeContext) -> u32 {
+    let registers = ctx.as_ptr().cast::<u64>();
+    // Both candidates are loaded before one is chosen: a load in each branch is merged by LLVM
+    // into one through a computed context pointer, which the verifier refuses.
+    // SAFETY: `struct pt_regs` of x86-64 has 21 words, arm64's more; word 14 is `rdi`.
+    let rdi = unsafe { core::ptr::read_volatile(registers.add(14)) };
+    // SAFETY: as above; word 0 is `x0` on arm64.
+    let x0 = unsafe { core::ptr::read_volatile(registers) };
+    let address = if off!(arch) == 1 { rdi } else { x0 };
+    if let Some(file) = Probed::at(address) {
+        judge(Route::Kprobe, file);
+    }
+    0
+}
+
+#[inline(always)]
+pub(crate) fn on_exit(ctx: &TracePointContext) -> u32 {
+    let words = ctx.as_ptr().cast::<i64>();
+    // SAFETY: every `sys_exit_*` tracepoint has its return value in the third word.
+    let descriptor = unsafe { core::ptr::read_volatile(words.add(EXIT_RET)) };
+    if descriptor >= 0
+        && let Some(table) = descriptors()
+        && let Some(file) = table.element(descriptor as u32)
+    {
+        judge(Route::Exit, file);
+    }
+    0
+}
+
+/// The current process's array of `struct file *`. A descriptor that was just returned is below
+/// its length, which never shrinks.
+#[inline(always)]
+fn descriptors() -> Option<Probed> {
+    if off!(have_task_btf) != 0 {
+        // SAFETY: helper without arguments.
+        let task = unsafe { bpf_get_current_task_btf() };
+        // SAFETY: the helper returns the current `struct task_struct *` with its BTF type.
+        let task = unsafe { Typed::new(task.cast_const().cast()) };
+        let table = task.follow(off!(task_files))?.follow(off!(files_fdt))?;
+        Probed::at(table.get(off!(fdt_fd))?)
+    } else {
+        // SAFETY: helper without arguments.
+        let task = Probed::at(unsafe { bpf_get_current_task() })?;
+        task.follow(off!(task_files))?.follow(off!(files_fdt))?.follow(off!(fdt_fd))
+    }
+}
+
+#[inline(always)]
+fn judge(route: Route, file: Probed) {
+    if let Some(matched) = token_like(file) {
+        emit::open(route, file, matched, |path| path[0] = 0);
+    }
+}
+
+/// The filter. Reads are ordered by what they cost and how many opens they dismiss.
+#[inline(always)]
+fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
+    let operations: u64 = file.get(off!(file_op))?;
+    let tmpfs = maps::tmpfs_file_ops();
+    if tmpfs != 0 && operations != tmpfs {
+        return None;
+    }
+    let dentry = file.follow(off!(file_dentry))?;
+    let superblock = dentry.follow(off!(dentry_sb))?;
+    let matched =
+        if named_like_a_token(dentry)? && superblock.get(off!(sb_magic)) == Some(TMPFS_MAGIC) {
+            MatchedBy::Name
+        } else if maps::is_volume(superblock.get(off!(sb_dev))?) {
+            MatchedBy::Device
+        } else {
+            return None;
+        };
+    let mode: u16 = file.follow(off!(file_inode))?.get(off!(inode_mode))?;
+    let file_mode: u32 = file.get(off!(file_mode))?;
+    if mode & FILE_TYPE != REGULAR || file_mode & FMODE_PATH != 0 {
+        return None;
+    }
+    if tmpfs == 0 && matched == MatchedBy::Name {
+        maps::learn_tmpfs_file_ops(operations);
+    }
+    Some(matched)
+}
+
+/// Whether a dentry has one of the names and lies in a directory named `..<something>`. Names
+/// this short are always inline.
+#[inline(always)]
+fn named_like_a_token<R: Read>(dentry: R) -> Option<bool> {
+    let length: u32 = dentry.get(off!(dentry_name_len))?;
+    if !NAMES.iter().any(|(known, _)| length == *known) {
+        return Some(false);
+    }
+    // Two words, since the verifier lets a BTF load of `char []` span four bytes.
+    let low: u32 = dentry.get(off!(dentry_inline_name))?;
+    let high: u32 = dentry.get(off!(dentry_inline_name) + 4)?;
+    let found = u64::from(low) | u64::from(high) << 32;
+    let mask = (1 << (length * 8)) - 1;
+    if !NAMES.iter().any(|(known, text)| length == *known && found & mask == *text) {
+        return Some(false);
+    }
+    let parent = dentry.follow(off!(dentry_parent))?;
+    let parent_length: u32 = parent.get(off!(dentry_name_len))?;
+    let dots: u32 = parent.get(off!(dentry_inline_name))?;
+    Some(parent_length > 2 && dots as u16 == DOTS)
+}

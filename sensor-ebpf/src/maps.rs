@@ -1,0 +1,82 @@
+//! Every map and global of the object, with its only verbs. All of them are created at load.
+
+use core::cell::UnsafeCell;
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, PerCpuArray, RingBuf},
+};
+use tokentrail_ebpf::{Counter, Offsets};
+
+/// Value: one `OpenRecord` an entry. Writer: `emit`. Reader: user space, which alone consumes.
+/// 1 MiB holds some 500 records: a burst far above what the filter lets through, while the
+/// reader is busy for a moment.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Key: [`Counter`]. Value: events since load, per CPU. Writer: [`count`]. Reader: user space.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// Key: `s_dev` in kernel encoding. Value: unused. Writer: user space. Reader: the filter.
+/// Room for 512 pods (twice the kubelet's largest common setting) with eight volumes each;
+/// memory is taken only for entries that exist.
+#[map]
+static VOLUME_DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Layout of this kernel's structures. Writer: user space, before load. Reader: all programs,
+/// field by field through [`off`], so that each is a constant to the verifier.
+#[unsafe(no_mangle)]
+pub(crate) static OFFSETS: Offsets = Offsets::NONE;
+
+/// Address of the file operations that all regular files on tmpfs share; 0 until the first
+/// token-like file was seen, which is the self-test's. Writer and reader: the filter.
+static TMPFS_FILE_OPS: Word = Word(UnsafeCell::new(0));
+
+/// A word that several CPUs load and store, each time whole: what a relaxed atomic is, which LLVM
+/// does not lower for BPF.
+struct Word(UnsafeCell<u64>);
+
+// SAFETY: accessed only through volatile loads and stores of one aligned word.
+unsafe impl Sync for Word {}
+
+/// A field of [`OFFSETS`], as a constant to the verifier.
+macro_rules! off {
+    ($field:ident) => {{
+        let field = core::ptr::addr_of!($crate::maps::OFFSETS.$field);
+        // SAFETY: a field of a static. Volatile keeps the compiler from folding in the
+        // placeholder that user space overwrites before load.
+        unsafe { core::ptr::read_volatile(field) }
+    }};
+}
+pub(crate) use off;
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a live slot of this CPU. A preempting program may lose one increment.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Whether user space named this device as a service-account volume's.
+#[inline(always)]
+pub(crate) fn is_volume(s_dev: u32) -> bool {
+    VOLUME_DEVICES.get_ptr(s_dev).is_some()
+}
+
+/// The learned file operations of tmpfs, 0 if none were learned yet.
+#[inline(always)]
+pub(crate) fn tmpfs_file_ops() -> u64 {
+    // SAFETY: a live, aligned word; see `Word`.
+    unsafe { core::ptr::read_volatile(TMPFS_FILE_OPS.0.get()) }
+}
+
+/// Remembers the file operations of a regular file that was proven to be on tmpfs.
+#[inline(always)]
+pub(crate) fn learn_tmpfs_file_ops(ops: u64) {
+    // SAFETY: a live, aligned word; see `Word`.
+    unsafe { core::ptr::write_volatile(TMPFS_FILE_OPS.0.get(), ops) };
+}

@@ -1,0 +1,10 @@
+//! What tells people: the alert document and the places it is written to.
+//!
+//! `ecs` turns a finding into a document, `log` keeps documents on disk, `text` shows one to a
+//! person. A further sink is one more file here and one line in `agent`.
+
+pub mod ecs;
+pub mod evidence;
+pub mod log;
+pub mod record;
+pub mod text;

@@ -1,0 +1,236 @@
+//! What an analyst would look up next, taken from the requests of an incident: what the service
+//! account may do, which requests followed, whether they came from where they should, and how to
+//! contain it.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{
+    attribution::{Grade, TokenFile, TokenOpen},
+    audit::{self, AuditRecord},
+    correlation::Alert,
+    redact::redact,
+    time::Micros,
+};
+
+/// `tokentrail.evidence`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Evidence {
+    /// The account behind the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<ServiceAccount>,
+    /// Requests in the order of time, 200 at most.
+    pub requests: Vec<RequestLine>,
+    /// Where the requests came from.
+    pub origin: OriginOfRequest,
+    /// The credential that was used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
+}
+
+/// `tokentrail.evidence.service_account`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ServiceAccount {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// What the authorizer said of the completing request: binding and role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rbac_reason: Option<String>,
+}
+
+/// One request of the incident.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RequestLine {
+    /// When it was received.
+    pub time: Micros,
+    /// Verb.
+    pub verb: String,
+    /// Resource with subresource, or the URI's path.
+    pub resource: String,
+    /// Namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// HTTP code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u16>,
+    /// `allow` or `forbid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<String>,
+    /// What the client calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
+}
+
+/// `tokentrail.evidence.origin`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct OriginOfRequest {
+    /// Whether the address is the pod's: `pod`, `node`, `neither` or `unknown`.
+    pub address: String,
+    /// Whether the token's node claim names this node; absent where tokens carry none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_claim_is_this_node: Option<bool>,
+}
+
+/// `tokentrail.evidence.credential`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Credential {
+    /// `JTI=<uuid>`
+    pub id: String,
+}
+
+/// A way to contain the incident.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ContainmentStep {
+    /// What it does, and what it does not.
+    pub note: String,
+    /// The command, every value quoted for a shell.
+    pub command: String,
+}
+
+impl Evidence {
+    /// Everything known about an incident now.
+    pub fn of(alert: &Alert, node_name: &str) -> Self {
+        let request = &alert.request;
+        Self {
+            service_account: request.service_account().map(|(namespace, name)| ServiceAccount {
+                namespace: namespace.into(),
+                name: name.into(),
+                rbac_reason: request
+                    .annotations
+                    .get("authorization.k8s.io/reason")
+                    .filter(|reason| !reason.is_empty())
+                    .map(|reason| redact(reason).into_owned()),
+            }),
+            requests: alert.requests.iter().map(|request| RequestLine::of(request)).collect(),
+            origin: OriginOfRequest {
+                address: "unknown".into(),
+                node_claim_is_this_node: request
+                    .extra(audit::NODE_NAME)
+                    .map(|claim| claim == node_name),
+            },
+            credential: request.extra(audit::CREDENTIAL_ID).map(|id| Credential { id: id.into() }),
+        }
+    }
+}
+
+impl RequestLine {
+    fn of(record: &AuditRecord) -> Self {
+        let object = record.object_ref.as_ref();
+        Self {
+            time: record.request_received_timestamp,
+            verb: record.verb.clone(),
+            resource: resource(record),
+            namespace: object.and_then(|object| object.namespace.clone()),
+            name: object.and_then(|object| object.name.clone()),
+            code: record.response_status.as_ref().and_then(|status| status.code),
+            decision: record.decision().map(str::to_owned),
+            user_agent: record.user_agent.as_deref().map(|agent| redact(agent).into_owned()),
+        }
+    }
+}
+
+/// Resource with subresource; the path for non-resource requests.
+fn resource(record: &AuditRecord) -> String {
+    let object = record.object_ref.as_ref();
+    match object.and_then(|object| object.resource.as_deref().map(|resource| (object, resource))) {
+        Some((object, resource)) => match &object.subresource {
+            Some(subresource) => format!("{resource}/{subresource}"),
+            None => resource.to_owned(),
+        },
+        None => {
+            let path = record.request_uri.split('?').next().unwrap_or_default();
+            redact(path).into_owned()
+        }
+    }
+}
+
+/// What a request asked for, as the end of a sentence.
+pub fn what(record: &AuditRecord) -> String {
+    let object = record.object_ref.as_ref();
+    let mut text = format!("{} {}", record.verb, resource(record));
+    if let Some(name) = object.and_then(|object| object.name.as_deref()) {
+        text.push(' ');
+        text.push_str(name);
+    }
+    if let Some(namespace) = object.and_then(|object| object.namespace.as_deref()) {
+        text.push_str(" in namespace ");
+        text.push_str(namespace);
+    }
+    text
+}
+
+/// ECS `event.outcome` of a request.
+pub fn outcome(record: &AuditRecord) -> &'static str {
+    match (record.decision(), record.response_status.as_ref().and_then(|status| status.code)) {
+        (Some("forbid"), _) | (_, Some(400..)) => "failure",
+        (Some("allow"), _) | (_, Some(_)) => "success",
+        (_, None) => "unknown",
+    }
+}
+
+/// What speaks for and against, as sentences.
+pub fn reasons(open: &TokenOpen, request: &AuditRecord, node_name: &str) -> Vec<String> {
+    let mut reasons = Vec::new();
+    reasons.push(
+        match open.grade {
+            Grade::Outside => "the opener runs outside the pod that the token belongs to",
+            Grade::Interactive => {
+                "the opener's controlling terminal is its standard input and standard error"
+            }
+            Grade::Terminal => {
+                "the opener has a controlling terminal, with standard input or error elsewhere"
+            }
+            Grade::Exec => "the opener entered the container after its start",
+            Grade::Workload => "the opener belongs to the container's own process tree",
+        }
+        .to_owned(),
+    );
+    if open.file == TokenFile::CaCert {
+        reasons.push("only the CA certificate was opened, which is public".to_owned());
+    }
+    reasons.push("the request's token is bound to this pod's uid".to_owned());
+    if let Some(claim) = request.extra(audit::NODE_NAME).filter(|claim| *claim != node_name) {
+        reasons.push(format!("the token's node claim names {claim}, this node is {node_name}"));
+    }
+    reasons
+}
+
+/// Commands that contain the incident, those that keep evidence first.
+pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<ContainmentStep> {
+    let (Some(namespace), Some(pod_name)) = (namespace, pod_name) else { return Vec::new() };
+    // A NUL cannot be quoted for any shell; no Kubernetes name has one.
+    let (Ok(namespace), Ok(pod)) = (shlex::try_quote(namespace), shlex::try_quote(pod_name)) else {
+        return Vec::new();
+    };
+    let step = |note: &str, command: String| ContainmentStep { note: note.into(), command };
+    vec![
+        step(
+            "mark the pod; takes no effect by itself, but selectors and network policies can use it",
+            format!(
+                "kubectl -n {namespace} label pod {pod} tokentrail.io/quarantine=true --overwrite"
+            ),
+        ),
+        step(
+            "cut the marked pod's traffic where the cluster's network plugin enforces policies; \
+             existing connections may live on",
+            format!(
+                "kubectl -n {namespace} apply -f - <<'EOF'\n\
+                 apiVersion: networking.k8s.io/v1\n\
+                 kind: NetworkPolicy\n\
+                 metadata: {{name: tokentrail-quarantine}}\n\
+                 spec: {{podSelector: {{matchLabels: {{tokentrail.io/quarantine: \"true\"}}}}, \
+                 policyTypes: [Ingress, Egress]}}\nEOF"
+            ),
+        ),
+        step(
+            "delete the pod: its bound tokens stop working within about a minute; evidence in it is \
+             lost, and neither tokens minted with its rights nor objects created with them are revoked",
+            format!("kubectl -n {namespace} delete pod {pod}"),
+        ),
+    ]
+}

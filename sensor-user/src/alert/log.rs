@@ -1,0 +1,443 @@
+//! The alert log: one document a line, each `event.id` once, whatever crashes in between.
+//!
+//! A line is written with one `write`; [`AlertLog::sync`] makes it durable before a checkpoint
+//! moves. While the disk is full, lines wait in a bounded buffer, and a line that was cut short is
+//! continued where it stopped, never started anew. On start the ids at the end of the log are read
+//! back, so an alert that is found again is recognised.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom, Write},
+    num::NonZeroUsize,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use lru::LruCache;
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use serde::Deserialize;
+
+/// Ids remembered: more than lines fit into what is read back.
+const KNOWN_IDS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
+/// How much of the log's end is read back on start, bytes. Ids further back belong to requests
+/// that no source yields again: checkpoints and the journal reach back minutes, not megabytes.
+const READ_BACK: u64 = 8 << 20;
+/// What may wait for space, bytes; beyond it the audit sources have to wait.
+const PENDING_BYTES: usize = 4 << 20;
+
+/// Where and how large.
+#[derive(Clone, Debug)]
+pub struct AlertLogSettings {
+    /// The file; `-` is standard output.
+    pub path: PathBuf,
+    /// Size at which a file is rotated, bytes.
+    pub max_bytes: u64,
+    /// Rotated files kept, as `<path>.1` (newest) to `<path>.<keep>`.
+    pub keep: u32,
+}
+
+/// The alert log cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the alert log {}: {source}; {advice}", path.display())]
+pub struct AlertLogError {
+    action: &'static str,
+    path: PathBuf,
+    advice: &'static str,
+    source: io::Error,
+}
+
+/// Numbers of the alert log.
+#[derive(Clone, Debug, Default)]
+pub struct AlertLogMetrics {
+    written: Counter,
+    duplicates: Counter,
+    failures: Counter,
+    rotations: Counter,
+    pending: Gauge,
+}
+
+impl AlertLogMetrics {
+    /// Makes them visible.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("tokentrail_alert_log");
+        registry.register("lines", "Documents written to the alert log", self.written.clone());
+        registry.register(
+            "duplicates",
+            "Documents not written because the log already has their id",
+            self.duplicates.clone(),
+        );
+        registry.register("write_failures", "Writes that failed", self.failures.clone());
+        registry.register("rotations", "Files rotated", self.rotations.clone());
+        registry.register("pending_lines", "Documents waiting for space", self.pending.clone());
+    }
+}
+
+/// What became of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It is in the log.
+    Written,
+    /// The log had it already.
+    Known,
+    /// It waits for space.
+    Pending,
+}
+
+/// The sink.
+#[derive(Debug)]
+pub struct AlertLog {
+    settings: AlertLogSettings,
+    target: Target,
+    known: LruCache<String, ()>,
+    pending: VecDeque<Vec<u8>>,
+    pending_bytes: usize,
+    failure: Option<String>,
+    unsynced: bool,
+    metrics: AlertLogMetrics,
+}
+
+#[derive(Debug)]
+enum Target {
+    File { file: File, length: u64 },
+    Stdout,
+}
+
+impl AlertLog {
+    /// Opens the log, making it and its directory if need be, and reads its last ids back.
+    pub fn open(
+        settings: AlertLogSettings,
+        metrics: AlertLogMetrics,
+    ) -> Result<Self, AlertLogError> {
+        let mut known = LruCache::new(KNOWN_IDS);
+        let target = if settings.path == Path::new("-") {
+            Target::Stdout
+        } else {
+            if let Some(directory) = settings.path.parent().filter(|path| !path.exists()) {
+                fs::create_dir_all(directory).map_err(|source| AlertLogError {
+                    action: "make the directory of",
+                    path: settings.path.clone(),
+                    advice: "make it by hand or choose another file with --alert-log",
+                    source,
+                })?;
+            }
+            read_back(&rotated(&settings.path, 1), &mut known);
+            read_back(&settings.path, &mut known);
+            open_file(&settings.path)?
+        };
+        Ok(Self {
+            settings,
+            target,
+            known,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            failure: None,
+            unsynced: false,
+            metrics,
+        })
+    }
+
+    /// Writes a document (without its newline) unless the log has its id.
+    pub fn append(&mut self, id: &str, mut line: Vec<u8>) -> Appended {
+        if self.known.get(id).is_some() {
+            self.metrics.duplicates.inc();
+            return Appended::Known;
+        }
+        self.known.put(id.to_owned(), ());
+        line.push(b'\n');
+        self.pending_bytes += line.len();
+        self.pending.push_back(line);
+        self.write_pending();
+        if self.pending.is_empty() { Appended::Written } else { Appended::Pending }
+    }
+
+    /// Tries again what failed, and follows the path if somebody else moved the file away.
+    pub fn maintain(&mut self) {
+        if let Target::File { file, .. } = &self.target {
+            let same = file.metadata().ok().zip(fs::symlink_metadata(&self.settings.path).ok());
+            let moved = same
+                .is_none_or(|(ours, there)| (ours.dev(), ours.ino()) != (there.dev(), there.ino()));
+            // A line that was cut short belongs to the old file: finish it there first.
+            if moved && self.pending.is_empty() {
+                self.reopen();
+            }
+        }
+        self.write_pending();
+    }
+
+    /// Makes everything written durable. Nothing may be checkpointed before this returns `Ok`.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if let Target::File { file, .. } = &self.target
+            && self.unsynced
+        {
+            file.sync_data()?;
+        }
+        self.unsynced = false;
+        Ok(())
+    }
+
+    /// Whether every document is in the log.
+    pub fn is_clear(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Whether another document may wait.
+    pub fn has_room(&self) -> bool {
+        self.pending_bytes < PENDING_BYTES
+    }
+
+    /// Why the last write failed; `None` while writes succeed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    fn write_pending(&mut self) {
+        while let Some(line) = self.pending.front_mut() {
+            let result = match &mut self.target {
+                Target::Stdout => io::stdout().write(line),
+                Target::File { file, .. } => file.write(line),
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(count) if count > 0 => {
+                    self.unsynced = true;
+                    self.failure = None;
+                    self.pending_bytes -= count.min(self.pending_bytes);
+                    if let Target::File { length, .. } = &mut self.target {
+                        *length += count as u64;
+                    }
+                    if count >= line.len() {
+                        self.pending.pop_front();
+                        self.metrics.written.inc();
+                        self.rotate_if_full();
+                    } else {
+                        line.drain(..count);
+                    }
+                }
+                result => {
+                    let error = result.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
+                    if self.failure.is_none() {
+                        tracing::error!(
+                            path = %self.settings.path.display(), %error,
+                            "alerts cannot be written and wait in memory"
+                        );
+                    }
+                    self.failure = Some(error.to_string());
+                    self.metrics.failures.inc();
+                    break;
+                }
+            }
+        }
+        self.metrics.pending.set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
+    }
+
+    fn rotate_if_full(&mut self) {
+        let Target::File { file, length } = &self.target else { return };
+        if *length < self.settings.max_bytes {
+            return;
+        }
+        // The old file leaves our hands: it must be durable before a checkpoint relies on it.
+        let rotate = || -> io::Result<()> {
+            file.sync_data()?;
+            for number in (1..self.settings.keep).rev() {
+                let from = rotated(&self.settings.path, number);
+                if from.exists() {
+                    fs::rename(&from, rotated(&self.settings.path, number + 1))?;
+                }
+            }
+            fs::rename(&self.settings.path, rotated(&self.settings.path, 1))
+        };
+        match rotate() {
+            Ok(()) => {
+                self.metrics.rotations.inc();
+                self.reopen();
+            }
+            Err(error) => tracing::warn!(
+                path = %self.settings.path.display(), %error,
+                "the alert log cannot be rotated and grows on"
+            ),
+        }
+    }
+
+    fn reopen(&mut self) {
+        match open_file(&self.settings.path) {
+            Ok(target) => self.target = target,
+            Err(error) => {
+                // The old descriptor still takes alerts.
+                tracing::error!(%error, "alerts go on into the file that was moved away");
+            }
+        }
+    }
+}
+
+/// Opens for appending, never through a symbolic link. A line that a power loss cut off is ended,
+/// so that the next one stands alone.
+fn open_file(path: &Path) -> Result<Target, AlertLogError> {
+    let failed = |action, advice| {
+        let path = path.to_owned();
+        move |source| AlertLogError { action, path, advice, source }
+    };
+    let no_follow = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
+    let mut file = File::options()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(no_follow.bits().cast_signed())
+        .open(path)
+        .map_err(failed("open", "it must be a plain file in a writable directory, not a link"))?;
+    let inspect = failed("read", "check the file system that it is on");
+    let mut length = file.metadata().map(|metadata| metadata.len()).unwrap_or_default();
+    if length > 0 {
+        let mut last = [0];
+        let ends = |file: &mut File, last: &mut [u8]| -> io::Result<()> {
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(last)
+        };
+        ends(&mut file, &mut last).map_err(inspect)?;
+        if last != [b'\n'] {
+            let write = failed("end the last line of", "check that the disk has space");
+            file.write_all(b"\n").map_err(write)?;
+            length += 1;
+        }
+    }
+    Ok(Target::File { file, length })
+}
+
+/// `alerts.ndjson` → `alerts.ndjson.1`
+fn rotated(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
+/// Remembers the ids of the last documents of a file. What cannot be read is no reason not to
+/// start: at worst an alert is told twice.
+fn read_back(path: &Path, known: &mut LruCache<String, ()>) {
+    #[derive(Deserialize)]
+    struct Line {
+        event: Id,
+    }
+    #[derive(Deserialize)]
+    struct Id {
+        id: String,
+    }
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(READ_BACK)))?;
+        let mut bytes = Vec::new();
+        file.take(READ_BACK).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) => {
+            for line in bytes.split(|byte| *byte == b'\n') {
+                if let Ok(line) = serde_json::from_slice::<Line>(line) {
+                    known.put(line.event.id, ());
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(
+            path = %path.display(), %error,
+            "alerts of an earlier run cannot be read back and may be told twice"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(directory: &Path) -> AlertLogSettings {
+        AlertLogSettings { path: directory.join("alerts.ndjson"), max_bytes: 1 << 20, keep: 2 }
+    }
+
+    fn log(settings: &AlertLogSettings) -> AlertLog {
+        AlertLog::open(settings.clone(), AlertLogMetrics::default()).unwrap()
+    }
+
+    fn line(id: &str) -> Vec<u8> {
+        format!(r#"{{"event":{{"id":"{id}"}}}}"#).into_bytes()
+    }
+
+    #[test]
+    fn an_id_is_written_once_also_after_a_restart_and_a_rotation() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = AlertLogSettings { max_bytes: 20, ..settings(directory.path()) };
+        assert_eq!(log(&settings).append("a", line("a")), Appended::Written);
+        assert!(rotated(&settings.path, 1).exists());
+        let mut log = log(&settings);
+        assert_eq!(log.append("a", line("a")), Appended::Known);
+        assert_eq!(log.append("b", line("b")), Appended::Written);
+        let older = fs::read(rotated(&settings.path, 2)).unwrap();
+        assert_eq!(older, [line("a"), b"\n".to_vec()].concat());
+    }
+
+    #[test]
+    fn a_line_cut_off_by_a_power_loss_is_ended_and_told_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        fs::write(&settings.path, r#"{"event":{"id":"a"#).unwrap();
+        assert_eq!(log(&settings).append("a", line("a")), Appended::Written);
+        let text = fs::read_to_string(&settings.path).unwrap();
+        assert_eq!(text.lines().nth(1).unwrap().as_bytes(), line("a"));
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        std::os::unix::fs::symlink("/etc/passwd", &settings.path).unwrap();
+        let error = AlertLog::open(settings, AlertLogMetrics::default()).unwrap_err();
+        assert!(error.to_string().contains("not a link"), "{error}");
+    }
+
+    #[test]
+    fn the_file_is_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        log(&settings).append("a", line("a"));
+        assert_eq!(fs::metadata(&settings.path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_full_disk_makes_alerts_wait_and_nothing_is_clear_until_they_are_written() {
+        let settings = AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
+        let mut log = AlertLog {
+            target: Target::File {
+                file: File::options().append(true).open("/dev/full").unwrap(),
+                length: 0,
+            },
+            settings,
+            known: LruCache::new(KNOWN_IDS),
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            failure: None,
+            unsynced: false,
+            metrics: AlertLogMetrics::default(),
+        };
+        assert_eq!(log.append("a", line("a")), Appended::Pending);
+        assert!(!log.is_clear() && log.failure().is_some() && log.has_room());
+        let directory = tempfile::tempdir().unwrap();
+        log.target = open_file(&directory.path().join("alerts.ndjson")).unwrap();
+        log.write_pending();
+        assert!(log.is_clear() && log.failure().is_none());
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let mut log = log(&settings);
+        log.append("a", line("a"));
+        fs::rename(&settings.path, directory.path().join("elsewhere")).unwrap();
+        log.maintain();
+        log.append("b", line("b"));
+        assert_eq!(fs::read(&settings.path).unwrap(), [line("b"), b"\n".to_vec()].concat());
+    }
+}

@@ -1,0 +1,63 @@
+//! `--record`: every token open that was seen, as ECS documents, so that an incident can be
+//! replayed later. Opens of the workload itself are in it too.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+
+use crate::{attribution::TokenOpen, redact::redact};
+
+/// The file.
+#[derive(Debug)]
+pub struct Recorder {
+    path: PathBuf,
+    file: File,
+    skew_us: i64,
+}
+
+impl Recorder {
+    /// Opens or makes it; what it holds stays.
+    pub fn open(path: &Path, skew_us: i64) -> io::Result<Self> {
+        let file = File::options().append(true).create(true).mode(0o600).open(path)?;
+        Ok(Self { path: path.to_owned(), file, skew_us: skew_us })
+    }
+
+    /// Adds an open. A failure is told, and the open goes on without.
+    pub fn add(&mut self, boot_id: &str, open: &TokenOpen) {
+        let mut line = document(boot_id, open, self.skew_us).to_string().into_bytes();
+        line.push(b'\n');
+        if let Err(error) = self.file.write_all(&line) {
+            tracing::error!(path = %self.path.display(), %error, "an open was not recorded");
+        }
+    }
+}
+
+fn document(boot_id: &str, open: &TokenOpen, skew_us: i64) -> serde_json::Value {
+    let args: Vec<_> = open.args.iter().map(|arg| redact(arg)).collect();
+    json!({
+        "@timestamp": open.wall,
+        "host": {"os": {"type": "linux"}, "boot": {"id": boot_id}},
+        "event": {
+            "category": ["file"],
+            "type": ["change"],
+            "action": "open",
+            "id": format!("{boot_id}-{}-{}", open.ktime_ns, open.pid),
+        },
+        "file": {"path": open.path, "inode": open.inode.to_string()},
+        "process": {
+            "interactive": open.interactive(),
+            "pid": open.process.tgid,
+            "name": open.leader_comm,
+            "executable": open.executable,
+            "args": args,
+        },
+        "container": open.reader.as_ref().map(|reader| json!({"id": reader.container_id})),
+        "orchestrator": {"resource": {"type": "pod", "id": open.pod_uid}},
+        "tokentrail": {"grade": open.grade, "skew_us": skew_us, "open": open},
+    })
+}

@@ -1,0 +1,251 @@
+//! Real mountinfo lines, and a volume map over a made-up node and over the kernel's own mounts.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::attribution::fixture::{Node, OTHER_POD, POD};
+
+const NOW: Micros = Micros(5_000_000);
+
+fn parse(line: &str) -> Option<VolumeMount> {
+    let roots = [PathBuf::from("/var/lib/kubelet"), PathBuf::from("/srv/my kubelet")];
+    parse_mount(line.as_bytes(), &roots)
+}
+
+fn map(node: &Node) -> (VolumeMap, AttributionMetrics) {
+    let metrics = AttributionMetrics::default();
+    let roots = vec!["/var/lib/kubelet".into()];
+    (VolumeMap::open(&node.path("proc/1"), roots, metrics.clone()).unwrap(), metrics)
+}
+
+fn pod_on(map: &mut VolumeMap, s_dev: u32) -> Option<String> {
+    map.lookup(s_dev, NOW).map(|volume| volume.pod_uid.clone())
+}
+
+#[test]
+fn tmpfs_volumes_of_the_kubelets_are_found_in_mountinfo() {
+    let projected = "kubernetes.io~projected/kube-api-access-x2v9d";
+    for (line, expected) in [
+        (
+            format!(
+                "1531 27 0:217 / /var/lib/kubelet/pods/{POD}/volumes/{projected} rw,relatime shared:655 - tmpfs tmpfs rw,size=1k"
+            ),
+            Some((217, "kube-api-access-x2v9d", VolumeKind::Projected)),
+        ),
+        (
+            format!(
+                "1531 27 1:5 / /var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~secret/sa rw - tmpfs tmpfs rw"
+            ),
+            Some((1 << 20 | 5, "sa", VolumeKind::Secret)),
+        ),
+        (
+            format!(
+                "1531 27 0:217 / /srv/my\\040kubelet/pods/{POD}/volumes/{projected} rw shared:1 master:2 propagate_from:3 - tmpfs tmpfs rw"
+            ),
+            Some((217, "kube-api-access-x2v9d", VolumeKind::Projected)),
+        ),
+    ] {
+        let mount = parse(&line).map(|mount| (mount.s_dev, mount.volume));
+        let expected = expected.map(|(s_dev, name, kind)| {
+            (s_dev, Volume { pod_uid: POD.to_owned(), name: name.to_owned(), kind })
+        });
+        assert_eq!(mount, expected, "{line}");
+    }
+}
+
+#[test]
+fn other_mounts_are_no_volumes() {
+    for line in [
+        "",
+        "garbage",
+        "22 27 0:21 / /proc rw,relatime - proc proc rw",
+        "27 1 254:0 / / rw - ext4 /dev/vda rw",
+        // Another plugin, a file system on disk, part of a volume, another root, no dash.
+        &format!(
+            "1 2 0:9 / /var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~empty-dir/x rw - tmpfs tmpfs rw"
+        ),
+        &format!(
+            "1 2 0:9 / /var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw - ext4 /dev/vda rw"
+        ),
+        &format!(
+            "1 2 0:9 /..data /var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw - tmpfs tmpfs rw"
+        ),
+        &format!("1 2 0:9 / /var/lib/kubelet/pods/{POD}/volume-subpaths/x/c/0 rw - tmpfs tmpfs rw"),
+        &format!(
+            "1 2 0:9 / /home/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw - tmpfs tmpfs rw"
+        ),
+        &format!(
+            "1 2 0:9 / /var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw tmpfs tmpfs rw"
+        ),
+        &format!(
+            "1 2 0:x / /var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw - tmpfs tmpfs rw"
+        ),
+    ] {
+        assert_eq!(parse(line), None, "{line}");
+    }
+}
+
+#[test]
+fn octal_escapes_are_undone_and_other_backslashes_kept() {
+    for (escaped, plain) in [
+        (r"/a\040b\011c\134d\043", "/a b\tc\\d#"),
+        (r"\9\04", r"\9\04"),
+        (r"\777", r"\777"),
+        (r"\", r"\"),
+    ] {
+        assert_eq!(unescape(escaped.as_bytes()), plain.as_bytes(), "{escaped}");
+    }
+}
+
+#[test]
+fn device_numbers_are_the_kernels() {
+    assert_eq!(kernel_dev(136, 3), 0x0880_0003);
+    assert_eq!(split_dev(0x0880_0003), (136, 3));
+}
+
+#[test]
+fn volumes_count_by_the_names_in_them() {
+    let node = Node::new();
+    node.volume(POD, "projected/istio", 80, &["istio-token"]);
+    node.volume(POD, "projected/unreadable", 81, &[]);
+    node.volume(POD, "secret/sa", 82, &["token", "ca.crt", "namespace"]);
+    node.volume(POD, "secret/tls", 83, &["token", "ca.crt"]);
+    node.volume(POD, "secret/unreadable", 84, &[]);
+    let (map, _) = map(&node);
+    let mut devices: Vec<u32> = map.devices().collect();
+    devices.sort_unstable();
+    assert_eq!(devices, [77, 81, 82]);
+}
+
+#[test]
+fn a_volume_filled_after_its_mount_counts_from_then_on() {
+    let node = Node::new();
+    node.volume(OTHER_POD, "projected/late", 90, &["..2024"]);
+    let (mut map, metrics) = map(&node);
+    assert_eq!(map.take_changed_devices(), Some(vec![77]), "all of them at first");
+    assert_eq!(pod_on(&mut map, 90), None);
+    assert_eq!(map.take_changed_devices(), None);
+    let readings = metrics.refreshes(Refresh::Read);
+    node.write(
+        &format!("proc/1/root/var/lib/kubelet/pods/{OTHER_POD}/volumes/kubernetes.io~projected/late/token"),
+        "",
+    );
+    assert_eq!(pod_on(&mut map, 90).as_deref(), Some(OTHER_POD));
+    let mut devices = map.take_changed_devices().unwrap();
+    devices.sort_unstable();
+    assert_eq!(devices, [77, 90]);
+    assert_eq!(metrics.refreshes(Refresh::Read), readings, "one directory was looked at, not all");
+}
+
+#[test]
+fn a_miss_reads_the_mounts_again_but_a_flood_of_misses_does_not() {
+    let node = Node::new();
+    let (mut map, metrics) = map(&node);
+    node.volume(OTHER_POD, "projected/new", 91, &["token"]);
+    assert_eq!(pod_on(&mut map, 91).as_deref(), Some(OTHER_POD));
+    let before = metrics.refreshes(Refresh::Read);
+    for device in 1_000..2_000 {
+        assert_eq!(pod_on(&mut map, device), None);
+    }
+    assert_eq!(metrics.refreshes(Refresh::Read) - before, u64::from(REFRESHES_PER_SECOND) - 1);
+    assert_eq!(metrics.refreshes(Refresh::Limited), 1_001 - u64::from(REFRESHES_PER_SECOND));
+    // The next second.
+    node.volume(OTHER_POD, "projected/newer", 92, &["token"]);
+    assert_eq!(pod_on(&mut map, 92), None);
+    assert!(map.lookup(92, NOW + Micros::from_secs(1)).is_some());
+}
+
+#[test]
+fn mounts_that_cannot_be_read_are_one_clear_error() {
+    let error = VolumeMap::open(Path::new("/nonexistent/1"), vec![], AttributionMetrics::default())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("/nonexistent/1/mountinfo"), "{error}");
+    assert!(error.contains("CAP_SYS_PTRACE"), "{error}");
+}
+
+/// A shell in a mount namespace of its own, which mounts when told to.
+struct MountingShell {
+    child: std::process::Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl MountingShell {
+    /// `None` without the privilege.
+    fn start() -> Option<Self> {
+        let mut child = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let output = BufReader::new(child.stdout.take()?);
+        let mut shell = Self { child, output };
+        shell.run("true").then_some(shell)
+    }
+
+    fn run(&mut self, command: &str) -> bool {
+        let input = self.child.stdin.as_mut().unwrap();
+        let mut line = String::new();
+        writeln!(input, "{command} && echo done || echo failed").is_ok()
+            && self.output.read_line(&mut line).is_ok()
+            && line == "done\n"
+    }
+}
+
+impl Drop for MountingShell {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_kernel_tells_of_changed_mounts() {
+    let Some(mut shell) = MountingShell::start() else {
+        eprintln!("skipped: no privilege for a mount namespace");
+        return;
+    };
+    let root = tempfile::TempDir::new().unwrap();
+    let point = root.path().join(format!("pods/{POD}/volumes/kubernetes.io~projected/v"));
+    fs::create_dir_all(&point).unwrap();
+    let process = PathBuf::from(format!("/proc/{}", shell.child.id()));
+    let metrics = AttributionMetrics::default();
+    let mut map = VolumeMap::open(&process, vec![root.path().to_owned()], metrics.clone()).unwrap();
+    let watch = map.watch().unwrap();
+    let deadline = Duration::from_secs(10);
+
+    let point = point.display();
+    assert!(shell.run(&format!("mount -t tmpfs tokentrail-test {point} && touch {point}/token")));
+    tokio::time::timeout(deadline, watch.changed()).await.unwrap().unwrap();
+    // Not told to refresh: a lookup finds out by itself, even of a device that it does not know.
+    assert_eq!(map.devices().count(), 0);
+    assert!(map.lookup(0, NOW).is_none());
+    let device = map.devices().next().unwrap();
+    assert_eq!(pod_on(&mut map, device).as_deref(), Some(POD));
+    // No change, no reading, whatever is asked for.
+    let before = metrics.refreshes(Refresh::Read);
+    assert!(map.lookup(0, NOW).is_none());
+    assert_eq!(metrics.refreshes(Refresh::Read), before);
+
+    assert!(shell.run(&format!("umount {point}")));
+    tokio::time::timeout(deadline, watch.changed()).await.unwrap().unwrap();
+    assert_eq!(pod_on(&mut map, device), None, "the number is free for another volume");
+}
+
+proptest! {
+    #[test]
+    fn no_mountinfo_makes_the_parser_panic(
+        text in prop::collection::vec(prop_oneof![any::<u8>(), Just(b' '), Just(b'\\'), Just(b'\n')], 0..300)
+    ) {
+        let _ = parse_mountinfo(&text, &[PathBuf::from("/")]);
+        let _ = unescape(&text);
+    }
+}

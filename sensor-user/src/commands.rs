@@ -1,0 +1,76 @@
+//! The program's subcommands, one file each. They alone print to standard output.
+
+use clap::Subcommand;
+
+use crate::config::RunArgs;
+
+pub mod alerts;
+pub mod check;
+pub mod run;
+pub mod schema;
+
+/// What the program is asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch this node until a signal ends it
+    Run(Box<RunArgs>),
+    /// Say whether `run` with the same options would work here, and what is missing
+    Check(Box<RunArgs>),
+    /// Show an alert log as people read it
+    Alerts(alerts::AlertsArgs),
+    /// Print the JSON Schema of an alert
+    Schema,
+}
+
+/// Exit code of a command: 0 done, 1 failed, 2 bad configuration, 3 privilege or kernel feature
+/// missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or stopped by a signal.
+    Done,
+    /// Anything else.
+    Failed,
+    /// Bad configuration or arguments.
+    Usage,
+    /// Missing privilege or kernel feature.
+    Kernel,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Kernel => 3,
+        })
+    }
+}
+
+impl Command {
+    /// Does it. An error has been told on standard error when this returns.
+    pub fn execute(self) -> Exit {
+        match self {
+            Self::Run(args) => run::execute(*args),
+            Self::Check(args) => check::execute(*args),
+            Self::Alerts(args) => alerts::execute(&args),
+            Self::Schema => schema::execute(),
+        }
+    }
+}
+
+/// Tells an error and its causes on standard error, as `tokentrail: what; why`.
+#[expect(clippy::print_stderr, reason = "the one place where commands tell errors")]
+pub fn tell(error: &dyn std::error::Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Many errors already quote their cause.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    eprintln!("tokentrail: {text}");
+}

@@ -1,0 +1,99 @@
+//! `tokentrail check`: whether `run` with the same options would work here. It changes nothing.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+use super::{Exit, tell};
+use crate::{
+    config::{Config, RunArgs},
+    kernel::{self, Finding},
+};
+
+/// Prints one line a check.
+pub fn execute(args: RunArgs) -> Exit {
+    let config = match Config::resolve(args) {
+        Ok(config) => config,
+        Err(error) => {
+            tell(&error);
+            return Exit::Usage;
+        }
+    };
+    let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
+    let files = files(&config);
+    let mut output = io::stdout().lock();
+    let mut print = |findings: &[Finding]| {
+        findings.iter().try_for_each(|finding| {
+            let mark = if finding.ok { "ok     " } else { "MISSING" };
+            writeln!(output, "{mark}  {:<20}  {}", finding.what, finding.detail)
+        })
+    };
+    if let Err(error) = print(&kernel).and_then(|()| print(&files)) {
+        tell(&error);
+        return Exit::Failed;
+    }
+    if kernel.iter().any(|finding| !finding.ok) {
+        Exit::Kernel
+    } else if files.iter().any(|finding| !finding.ok) {
+        Exit::Failed
+    } else {
+        Exit::Done
+    }
+}
+
+fn files(config: &Config) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = config
+        .audit_logs
+        .iter()
+        .map(|path| {
+            // A directory opens, too: reading tells.
+            let readable = File::open(path).and_then(|file| {
+                if file.metadata()?.is_file() {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::IsADirectory.into())
+                }
+            });
+            let why = |error: io::Error| {
+                format!("{}: {error}; run would wait for it, not ready", path.display())
+            };
+            finding("audit log", readable.map(|()| path.display().to_string()).map_err(why))
+        })
+        .collect();
+    if config.audit_logs.is_empty() {
+        let detail = "none: opens are seen, but nothing to join them with (--audit-log)".to_owned();
+        findings.push(finding("audit log", Ok(detail)));
+    }
+    findings.push(writable("state directory", &config.state_dir));
+    if config.alert_log != Path::new("-") {
+        let directory = config.alert_log.parent().unwrap_or(Path::new("/"));
+        findings.push(writable("alert log", directory));
+    }
+    let kubelet = fs::metadata(config.kubelet_root.join("pods")).map_err(|error| {
+        format!(
+            "{}: {error}; tokens are then known by their mount points",
+            config.kubelet_root.display()
+        )
+    });
+    // A node without pods yet is no fault.
+    let detail = kubelet.map_or_else(|why| why, |_| config.kubelet_root.display().to_string());
+    findings.push(finding("kubelet directory", Ok(detail)));
+    findings
+}
+
+fn writable(what: &'static str, directory: &Path) -> Finding {
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let result = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK)
+        .map(|()| directory.display().to_string())
+        .map_err(|error| format!("{} cannot be written: {error}", existing.display()));
+    finding(what, result)
+}
+
+fn finding(what: &'static str, result: Result<String, String>) -> Finding {
+    match result {
+        Ok(detail) => Finding { what, ok: true, detail },
+        Err(detail) => Finding { what, ok: false, detail },
+    }
+}

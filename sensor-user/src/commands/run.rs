@@ -1,0 +1,74 @@
+//! `tokentrail run`: configuration, log, runtime, signals, exit code.
+
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
+
+use super::{Exit, tell};
+use crate::{
+    agent::{self, AgentError},
+    config::{Config, LogFormat, LogLevel, RunArgs},
+};
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub fn execute(args: RunArgs) -> Exit {
+    let config = match Config::resolve(args) {
+        Ok(config) => config,
+        Err(error) => {
+            tell(&error);
+            return Exit::Usage;
+        }
+    };
+    start_log(config.log_format, config.log_level);
+    // The engine has the main thread to itself; sources and the admin server share one.
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let result =
+        runtime.map_err(|error| AgentError::Ended { part: "the runtime", why: error.to_string() });
+    match result
+        .and_then(|runtime| runtime.block_on(async { agent::run(config, stopped()?).await }))
+    {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            tell(&error);
+            match error {
+                AgentError::Sensor(_) => Exit::Kernel,
+                _ => Exit::Failed,
+            }
+        }
+    }
+}
+
+/// Completes with the first signal that asks for an end.
+fn stopped() -> Result<impl Future<Output = ()>, AgentError> {
+    let listen = |kind| {
+        signal(kind)
+            .map_err(|error| AgentError::Ended { part: "signal handling", why: error.to_string() })
+    };
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn start_log(format: LogFormat, level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

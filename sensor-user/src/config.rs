@@ -1,0 +1,398 @@
+//! Flags, environment and file become one validated [`Config`]. A flag wins over its environment
+//! variable, that over the file, that over the default. Whatever is wrong is one error that names
+//! the key.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::kernel::{RouteChoice, SensorConfig};
+
+/// Options of `tokentrail run` and `tokentrail check`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// Configuration file (YAML); its keys are the long names of these options and a few more
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Audit log of a kube-apiserver to follow; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub audit_log: Vec<PathBuf>,
+    /// Where alerts go, one JSON document a line; `-` is standard output
+    /// [default: /var/log/tokentrail/alerts.ndjson]
+    #[arg(long, value_name = "FILE")]
+    pub alert_log: Option<PathBuf>,
+    /// Where checkpoint and journal are kept [default: /var/lib/tokentrail]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Address of /metrics, /livez, /readyz and /statusz [default: 127.0.0.1:9464]
+    #[arg(long, value_name = "ADDR")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Name of this node in Kubernetes [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Name of the cluster; part of alerts and of their ids
+    #[arg(long, value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// How to reach the Kubernetes API (this version takes names from audit events alone)
+    #[arg(long, value_name = "FILE", conflicts_with = "no_kube")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Never talk to the Kubernetes API
+    #[arg(long)]
+    pub no_kube: bool,
+    /// The kubelet's directory [default: /var/lib/kubelet]
+    #[arg(long, value_name = "DIR")]
+    pub kubelet_root: Option<PathBuf>,
+    /// Cgroup below which this node's pods are, as `/kubelet`; needed only where several nodes
+    /// share a kernel
+    #[arg(long, value_name = "PATH")]
+    pub kubelet_cgroup: Option<String>,
+    /// Hook route; `auto` takes the first that works [default: auto]
+    #[arg(long, value_enum)]
+    pub route: Option<RouteChoice>,
+    /// Also write every token open that is seen to this file, as ECS documents
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Follow audit logs only; load nothing into the kernel
+    #[arg(long)]
+    pub no_sensor: bool,
+    /// Log format on standard error [default: text]
+    #[arg(long, value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// Least severity that is logged [default: info]
+    #[arg(long, value_enum, env = "TOKENTRAIL_LOG_LEVEL")]
+    pub log_level: Option<LogLevel>,
+}
+
+/// Values of `--log-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// Values of `--log-level`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Data was lost or somebody must act.
+    Error,
+    /// Recovered from.
+    Warn,
+    /// Starts, stops, changes of state.
+    #[default]
+    Info,
+    /// A line an event.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct FileConfig {
+    audit_log: Vec<PathBuf>,
+    alert_log: Option<PathBuf>,
+    alert_log_max_mib: Option<u64>,
+    alert_log_keep: Option<u32>,
+    state_dir: Option<PathBuf>,
+    admin_listen: Option<SocketAddr>,
+    node_name: Option<String>,
+    cluster_name: Option<String>,
+    kubeconfig: Option<PathBuf>,
+    no_kube: bool,
+    kubelet_root: Option<PathBuf>,
+    kubelet_cgroup: Option<String>,
+    route: Option<RouteChoice>,
+    record: Option<PathBuf>,
+    no_sensor: bool,
+    log_format: Option<LogFormat>,
+    log_level: Option<LogLevel>,
+    audit_lateness_seconds: Option<u32>,
+    self_test_seconds: Option<u32>,
+    canary_dir: Option<PathBuf>,
+    btf: Option<PathBuf>,
+}
+
+/// Everything the agent needs to know, valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Audit logs to follow.
+    pub audit_logs: Vec<PathBuf>,
+    /// Alert log, `-` for standard output.
+    pub alert_log: PathBuf,
+    /// Size at which it is rotated, bytes.
+    pub alert_log_max_bytes: u64,
+    /// Rotated files that are kept.
+    pub alert_log_keep: u32,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// Admin address.
+    pub admin_listen: SocketAddr,
+    /// This node.
+    pub node_name: String,
+    /// The cluster, if named.
+    pub cluster_name: Option<String>,
+    /// Kubeconfig, if given.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether the Kubernetes API is out of bounds.
+    pub no_kube: bool,
+    /// The kubelet's directory.
+    pub kubelet_root: PathBuf,
+    /// Cgroup of this node's pods, if restricted.
+    pub kubelet_cgroup: Option<String>,
+    /// Hook route.
+    pub route: RouteChoice,
+    /// Where to record opens.
+    pub record: Option<PathBuf>,
+    /// Audit side only.
+    pub no_sensor: bool,
+    /// Log format.
+    pub log_format: LogFormat,
+    /// Log level.
+    pub log_level: LogLevel,
+    /// How late an audit line may be written after its request was received.
+    pub audit_lateness: Duration,
+    /// Time between two self-tests of the sensor.
+    pub self_test_every: Duration,
+    /// Directory on tmpfs for the self-test's file.
+    pub canary_dir: Option<PathBuf>,
+    /// BTF of the kernel, where it is not at its usual place.
+    pub btf: Option<PathBuf>,
+}
+
+/// The configuration is unusable. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file has a key or value that is not understood.
+    #[error("the configuration file {} is not valid: {reason}", path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// The parser's own words, with line and key.
+        reason: String,
+    },
+    /// A value that cannot be.
+    #[error("{key} is {value:?}, but {must}")]
+    Value {
+        /// Name of the option.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What it must be.
+        must: &'static str,
+    },
+    /// The same file is both read and written, or read twice.
+    #[error("{} is named twice: as {first} and as {second}", path.display())]
+    SameFile {
+        /// The file.
+        path: PathBuf,
+        /// One use.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the file that the flags name, if any, and puts all together.
+    pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
+        let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        Self::merge(args, file)
+    }
+
+    /// How the sensor is to start.
+    pub fn sensor(&self) -> SensorConfig {
+        SensorConfig {
+            route: self.route,
+            btf: self.btf.clone(),
+            canary_dir: self.canary_dir.clone(),
+        }
+    }
+
+    fn merge(args: RunArgs, file: FileConfig) -> Result<Self, ConfigError> {
+        let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let audit_logs = if args.audit_log.is_empty() { file.audit_log } else { args.audit_log };
+        let seconds =
+            |value: Option<u32>, default| Duration::from_secs(value.unwrap_or(default).into());
+        let config = Self {
+            audit_logs,
+            alert_log: args
+                .alert_log
+                .or(file.alert_log)
+                .unwrap_or_else(|| "/var/log/tokentrail/alerts.ndjson".into()),
+            alert_log_max_bytes: file.alert_log_max_mib.unwrap_or(100).saturating_mul(1 << 20),
+            alert_log_keep: file.alert_log_keep.unwrap_or(5),
+            state_dir: args
+                .state_dir
+                .or(file.state_dir)
+                .unwrap_or_else(|| "/var/lib/tokentrail".into()),
+            admin_listen: args
+                .admin_listen
+                .or(file.admin_listen)
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9464))),
+            node_name: args.node_name.or(file.node_name).unwrap_or_else(host_name),
+            cluster_name: args.cluster_name.or(file.cluster_name),
+            kubeconfig: args.kubeconfig.or(file.kubeconfig),
+            no_kube: args.no_kube || file.no_kube,
+            kubelet_root: args
+                .kubelet_root
+                .or(file.kubelet_root)
+                .unwrap_or_else(|| "/var/lib/kubelet".into()),
+            kubelet_cgroup: args.kubelet_cgroup.or(file.kubelet_cgroup),
+            route: args.route.or(file.route).unwrap_or_default(),
+            record: args.record.or(file.record),
+            no_sensor: args.no_sensor || file.no_sensor,
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            log_level: args.log_level.or(file.log_level).unwrap_or_default(),
+            audit_lateness: seconds(file.audit_lateness_seconds, 75),
+            self_test_every: seconds(file.self_test_seconds, 300),
+            canary_dir: file.canary_dir,
+            btf: file.btf,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let bad = |key, value: &dyn ToString, must| {
+            Err(ConfigError::Value { key, value: value.to_string(), must })
+        };
+        if self.node_name.is_empty() {
+            return bad("node-name", &"", "it must name this node as Kubernetes does");
+        }
+        if self.cluster_name.as_deref() == Some("") {
+            return bad("cluster-name", &"", "it must not be empty");
+        }
+        if self.alert_log_max_bytes == 0 {
+            return bad("alert-log-max-mib", &0, "it must be at least 1");
+        }
+        if self.alert_log_keep == 0 {
+            return bad(
+                "alert-log-keep",
+                &0,
+                "it must be at least 1, or rotation would lose alerts",
+            );
+        }
+        if self.self_test_every.is_zero() {
+            return bad("self-test-seconds", &0, "it must be at least 1");
+        }
+        if let Some(cgroup) = &self.kubelet_cgroup
+            && !cgroup.starts_with('/')
+        {
+            return bad("kubelet-cgroup", cgroup, "it must begin with a slash, as /kubelet");
+        }
+        if !self.kubelet_root.is_absolute() {
+            let root = self.kubelet_root.display();
+            return bad("kubelet-root", &root, "it must be an absolute path");
+        }
+        if self.no_sensor && self.audit_logs.is_empty() {
+            return bad("no-sensor", &true, "without an audit log there is nothing left to do");
+        }
+        if self.no_sensor && self.record.is_some() {
+            return bad("record", &"set", "without the sensor there are no opens to record");
+        }
+        let mut named: Vec<(&Path, &'static str)> = Vec::new();
+        let uses = self.audit_logs.iter().map(|path| (path.as_path(), "audit-log")).chain(
+            [(Some(&self.alert_log), "alert-log"), (self.record.as_ref(), "record")]
+                .into_iter()
+                .filter_map(|(path, key)| path.map(|path| (path.as_path(), key))),
+        );
+        for (path, second) in uses {
+            if let Some((_, first)) = named.iter().find(|(other, _)| *other == path) {
+                return Err(ConfigError::SameFile { path: path.to_owned(), first, second });
+            }
+            named.push((path, second));
+        }
+        Ok(())
+    }
+}
+
+fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    if text.trim().is_empty() {
+        return Ok(FileConfig::default());
+    }
+    serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(yaml: &str) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        Config::resolve(RunArgs { config: Some(path), ..RunArgs::default() })
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        std::fs::write(&path, "node-name: from-file\nstate-dir: /from-file\n").unwrap();
+        let config = Config::resolve(RunArgs {
+            config: Some(path),
+            node_name: Some("from-flag".into()),
+            ..RunArgs::default()
+        })
+        .unwrap();
+        assert_eq!(config.node_name, "from-flag");
+        assert_eq!(config.state_dir, Path::new("/from-file"));
+        assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9464");
+    }
+
+    #[test]
+    fn an_empty_file_is_all_defaults() {
+        assert_eq!(parse("").unwrap().alert_log, Path::new("/var/log/tokentrail/alerts.ndjson"));
+        assert_eq!(parse("# nothing\n").unwrap().audit_lateness, Duration::from_secs(75));
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_error_that_names_the_key() {
+        for (yaml, named) in [
+            ("audit-lgo: [/a]", "audit-lgo"),
+            ("route: uprobe", "route"),
+            ("admin-listen: everywhere", "admin-listen"),
+            ("alert-log-keep: 0", "alert-log-keep"),
+            ("alert-log-max-mib: 0", "alert-log-max-mib"),
+            ("node-name: ''", "node-name"),
+            ("kubelet-cgroup: kubelet", "kubelet-cgroup"),
+            ("kubelet-root: here", "kubelet-root"),
+            ("no-sensor: true", "no-sensor"),
+            ("{audit-log: [/a, /a]}", "audit-log"),
+            ("{audit-log: [/a], alert-log: /a}", "alert-log"),
+            ("- a list", "not valid"),
+        ] {
+            let error = parse(yaml).unwrap_err().to_string();
+            assert!(error.contains(named), "{yaml}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let args = RunArgs { config: Some("/no/such".into()), ..RunArgs::default() };
+        assert!(Config::resolve(args).unwrap_err().to_string().contains("/no/such"));
+    }
+}

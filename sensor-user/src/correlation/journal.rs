@@ -1,0 +1,178 @@
+//! What must survive the death of the process: qualifying opens and joined requests, one JSON line
+//! each, one write each.
+//!
+//! The journal is not synced: it is there for `kill -9`, not for a power loss, after which the
+//! alert log is the truth.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Open, Request};
+use crate::time::Micros;
+
+/// One thing to remember.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// A qualifying open.
+    Open(Open),
+    /// A request that belongs to an incident.
+    Request(Request),
+}
+
+impl Entry {
+    fn time(&self) -> Micros {
+        match self {
+            Self::Open(open) => open.open.time,
+            Self::Request(request) => request.time,
+        }
+    }
+}
+
+/// Where a correlator remembers.
+pub trait Journal {
+    /// Adds an entry.
+    fn append(&mut self, entry: &Entry) -> Result<(), JournalError>;
+    /// Drops entries older than `horizon`, if that is worth it.
+    fn compact(&mut self, horizon: Micros) -> Result<(), JournalError>;
+}
+
+/// Remembers nothing: for replays and tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoJournal;
+
+impl Journal for NoJournal {
+    fn append(&mut self, _: &Entry) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    fn compact(&mut self, _: Micros) -> Result<(), JournalError> {
+        Ok(())
+    }
+}
+
+/// The journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file system refused.
+    #[error("cannot {action} the journal {}: {source}; check that the state directory is writable and has space", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An entry has no JSON form.
+    #[error("an entry cannot be written as JSON: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// Size from which dead entries are worth dropping, bytes.
+const COMPACT_FROM: u64 = 1 << 20;
+
+/// The journal file `correlation.journal` in the state directory.
+#[derive(Debug)]
+pub struct FileJournal {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    compact_from: u64,
+}
+
+impl FileJournal {
+    /// Opens or makes the journal and reads back what it holds, with the number of lines that
+    /// were no entries (a write that a crash cut off, a version that is no more).
+    pub fn open(state_dir: &Path) -> Result<(Self, Vec<Entry>, u64), JournalError> {
+        let path = state_dir.join("correlation.journal");
+        let error = |action| {
+            let path = path.clone();
+            move |source| JournalError::Io { action, path, source }
+        };
+        let mut file = options().open(&path).map_err(error("open"))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(error("read"))?;
+        let mut damaged = 0;
+        let mut entries = Vec::new();
+        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice(line) {
+                Ok(entry) => entries.push(entry),
+                Err(_) => damaged += 1,
+            }
+        }
+        if bytes.last().is_some_and(|byte| *byte != b'\n') {
+            // The next entry must not continue a torn one.
+            file.write_all(b"\n").map_err(error("write"))?;
+        }
+        let length = file.metadata().map_err(error("read"))?.len();
+        Ok((Self { path, file, length, compact_from: COMPACT_FROM }, entries, damaged))
+    }
+
+    fn rewrite(&mut self, horizon: Micros) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(0))?;
+        let new_path = self.path.with_extension("journal.new");
+        match std::fs::remove_file(&new_path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let mut new = options().open(&new_path)?;
+        let mut length = 0;
+        for line in BufReader::new(&self.file).split(b'\n') {
+            let mut line = line?;
+            let alive =
+                serde_json::from_slice::<Entry>(&line).is_ok_and(|entry| entry.time() >= horizon);
+            if alive {
+                line.push(b'\n');
+                new.write_all(&line)?;
+                length += line.len() as u64;
+            }
+        }
+        std::fs::rename(&new_path, &self.path)?;
+        self.file = new;
+        self.length = length;
+        Ok(())
+    }
+}
+
+/// Append mode: what one write adds is added at the end, whatever was read before.
+fn options() -> OpenOptions {
+    let mut options = File::options();
+    options.read(true).append(true).create(true).mode(0o600);
+    options
+}
+
+impl Journal for FileJournal {
+    fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        let path = &self.path;
+        self.file.write_all(&line).map_err(|source| JournalError::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        })?;
+        self.length += line.len() as u64;
+        Ok(())
+    }
+
+    fn compact(&mut self, horizon: Micros) -> Result<(), JournalError> {
+        if self.length < self.compact_from {
+            return Ok(());
+        }
+        self.rewrite(horizon).map_err(|source| JournalError::Io {
+            action: "rewrite",
+            path: self.path.clone(),
+            source,
+        })?;
+        // Where everything is alive, wait until it has doubled.
+        self.compact_from = COMPACT_FROM.max(self.length * 2);
+        Ok(())
+    }
+}

@@ -1,0 +1,439 @@
+//! What the correlator promises, told as opens, requests and what comes of them. Times are seconds
+//! on one axis.
+
+use std::{cell::RefCell, rc::Rc};
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::{
+    journal::{FileJournal, NoJournal},
+    *,
+};
+use crate::attribution::{Grade, ProcessKey, RelatedProcess, TokenFile};
+
+const POD: &str = "5c711d3a-7a35-44c5-9f1a-3f3b3b1f2a10";
+
+fn at(seconds: f64) -> Micros {
+    #[expect(clippy::cast_possible_truncation, reason = "test times are small")]
+    Micros((seconds * 1e6).round() as i64)
+}
+
+fn open(seconds: f64) -> Open {
+    let key = ProcessKey { tgid: 100, start_boottime_ns: 1 };
+    let related = RelatedProcess { key, comm: "sh".into() };
+    Open {
+        boot_id: "boot".into(),
+        open: TokenOpen {
+            ktime_ns: u64::try_from(at(seconds).0).unwrap() * 1_000,
+            time: at(seconds),
+            wall: at(seconds),
+            grade: Grade::Interactive,
+            native: Some(false),
+            pod_uid: Some(POD.into()),
+            volume: None,
+            reader: None,
+            file: TokenFile::Token,
+            path: "/var/run/secrets/kubernetes.io/serviceaccount/token".into(),
+            raw_path: "/run/secrets/kubernetes.io/serviceaccount/..1/token".into(),
+            inode: 7,
+            process: key,
+            pid: 100,
+            ppid: 1,
+            comm: "cat".into(),
+            leader_comm: "cat".into(),
+            executable: "/bin/cat".into(),
+            executable_id: (1, 2),
+            args: vec!["cat".into()],
+            args_cut: false,
+            uid: 0,
+            euid: 0,
+            tty: Some((136, 0)),
+            entry: related.clone(),
+            pidns_entry: related,
+            cgroup: "/kubepods".into(),
+            route: "exit".into(),
+            degraded: Vec::new(),
+        },
+    }
+}
+
+fn request(seconds: f64, name: &str) -> Request {
+    staged(seconds, name, "ResponseComplete")
+}
+
+fn staged(seconds: f64, name: &str, stage: &str) -> Request {
+    let record = serde_json::from_value(json!({
+        "auditID": name, "stage": stage, "verb": "list",
+        "requestURI": "/api/v1/namespaces/shop/pods",
+        "user": {
+            "username": "system:serviceaccount:shop:cart",
+            "extra": {"authentication.kubernetes.io/pod-uid": [POD]},
+        },
+        "sourceIPs": ["10.88.0.4"], "userAgent": "curl/8",
+        "responseStatus": {"code": 200},
+        "requestReceivedTimestamp": at(seconds), "stageTimestamp": at(seconds),
+    }));
+    Request { time: at(seconds), record: record.unwrap() }
+}
+
+struct Scene<J> {
+    correlator: Correlator<J>,
+    findings: Vec<Finding>,
+    now: Micros,
+}
+
+fn scene() -> Scene<NoJournal> {
+    scene_with(Settings::new("c"), NoJournal)
+}
+
+fn scene_with<J: Journal>(settings: Settings, journal: J) -> Scene<J> {
+    Scene { correlator: Correlator::new(settings, journal), findings: Vec::new(), now: at(0.0) }
+}
+
+impl<J: Journal> Scene<J> {
+    fn open(&mut self, open: Open) -> &mut Self {
+        self.now = self.now.max(open.open.time);
+        self.correlator.open(open, self.now, &mut self.findings);
+        self
+    }
+
+    fn request(&mut self, request: Request) -> &mut Self {
+        self.now = self.now.max(request.time);
+        self.correlator.request(request, self.now, &mut self.findings);
+        self
+    }
+
+    fn until(&mut self, seconds: f64) -> &mut Self {
+        self.now = at(seconds);
+        self.correlator.advance(self.now, self.now, &mut self.findings);
+        self
+    }
+
+    fn alerts(&self) -> Vec<&Alert> {
+        let alerts = self.findings.iter().filter_map(|finding| match finding {
+            Finding::Alert(alert) => Some(&**alert),
+            Finding::Incident(_) => None,
+        });
+        alerts.collect()
+    }
+
+    fn summaries(&self) -> Vec<&Alert> {
+        let summaries = self.findings.iter().filter_map(|finding| match finding {
+            Finding::Incident(alert) => Some(&**alert),
+            Finding::Alert(_) => None,
+        });
+        summaries.collect()
+    }
+}
+
+#[test]
+fn the_window_is_sixty_seconds_inclusive() {
+    for (seconds, alerts) in [(60.000_000, 1), (60.000_001, 0), (0.0, 1), (0.000_001, 1)] {
+        let mut scene = scene();
+        scene.open(open(100.0)).request(request(100.0 + seconds, "r"));
+        assert_eq!(scene.alerts().len(), alerts, "{seconds} s after the open");
+    }
+}
+
+#[test]
+fn a_request_from_before_the_open_is_no_consequence_of_it_unless_clocks_may_differ() {
+    for (skew, alerts) in [(0.0, 0), (1.0, 1)] {
+        let settings = Settings { skew: at(skew), ..Settings::new("c") };
+        let mut scene = scene_with(settings, NoJournal);
+        scene.open(open(100.0)).request(request(99.5, "r"));
+        assert_eq!(scene.alerts().len(), alerts, "skew {skew} s");
+    }
+}
+
+#[test]
+fn one_incident_is_one_alert_and_one_summary_that_counts_everything() {
+    let mut scene = scene();
+    scene.open(open(100.0)).request(request(101.0, "a")).request(request(102.0, "b"));
+    scene.open(open(103.0)).request(request(104.0, "c"));
+    assert_eq!(scene.alerts().len(), 1);
+    scene.until(163.0);
+    assert_eq!(scene.summaries().len(), 0, "it can still be joined");
+    scene.until(164.5);
+    let summaries = scene.summaries();
+    assert_eq!((summaries[0].request_count, summaries[0].open_count), (3, 2));
+    assert_eq!(summaries[0].incident_id, scene.alerts()[0].incident_id);
+    assert_ne!(summaries[0].event_id, scene.alerts()[0].event_id);
+    assert_eq!((summaries[0].first, summaries[0].last), (at(100.0), at(104.0)));
+    assert_eq!(scene.correlator.held(), Held::default(), "nothing is left");
+}
+
+#[test]
+fn an_open_may_arrive_after_its_request() {
+    let mut scene = scene();
+    scene.request(request(100.5, "r"));
+    assert_eq!(scene.correlator.held().waiting, 1);
+    scene.open(open(100.0));
+    assert_eq!((scene.alerts().len(), scene.correlator.held().waiting), (1, 0));
+}
+
+#[test]
+fn a_request_waits_for_its_open_no_longer_than_patience_lasts() {
+    let mut scene = scene();
+    scene.request(request(100.0, "r")).until(110.5);
+    assert_eq!(scene.correlator.held(), Held::default());
+}
+
+#[test]
+fn the_workloads_own_open_starts_nothing() {
+    let mut scene = scene();
+    let mut own = open(100.0);
+    own.open.grade = Grade::Workload;
+    scene.open(own).request(request(101.0, "r"));
+    assert!(scene.alerts().is_empty());
+}
+
+#[test]
+fn every_other_grade_starts_an_exposure() {
+    for grade in [Grade::Outside, Grade::Interactive, Grade::Terminal, Grade::Exec] {
+        let mut scene = scene();
+        let mut open = open(100.0);
+        open.open.grade = grade;
+        scene.open(open).request(request(101.0, "r"));
+        assert_eq!(scene.alerts().len(), 1, "{grade:?}");
+    }
+}
+
+#[test]
+fn another_pods_request_is_not_joined_even_under_the_same_account() {
+    let mut scene = scene();
+    let mut other = request(101.0, "r");
+    let uids = vec!["another".to_owned()];
+    other.record.user.extra.insert(crate::audit::POD_UID.into(), uids);
+    scene.open(open(100.0)).request(other);
+    assert!(scene.alerts().is_empty());
+}
+
+#[test]
+fn an_impersonated_users_claims_count_for_nothing() {
+    let mut scene = scene();
+    let mut forged = request(101.0, "r");
+    forged.record.impersonated_user = Some(std::mem::take(&mut forged.record.user));
+    scene.open(open(100.0)).request(forged);
+    assert!(scene.alerts().is_empty());
+}
+
+#[test]
+fn the_stages_of_a_request_are_one_request() {
+    let mut scene = scene();
+    scene.open(open(100.0));
+    for stage in ["RequestReceived", "ResponseStarted", "ResponseComplete", "ResponseComplete"] {
+        scene.request(staged(101.0, "r", stage));
+    }
+    scene.until(200.0);
+    assert_eq!((scene.alerts().len(), scene.summaries()[0].request_count), (1, 1));
+}
+
+#[test]
+fn a_later_stage_brings_the_outcome_into_the_summary() {
+    let mut scene = scene();
+    let mut complete = staged(101.0, "r", "ResponseComplete");
+    complete.record.stage_timestamp = at(140.0);
+    complete.record.response_status = Some(crate::audit::ResponseStatus {
+        code: Some(403),
+        ..crate::audit::ResponseStatus::default()
+    });
+    scene.open(open(100.0)).request(staged(101.0, "r", "ResponseStarted")).request(complete);
+    scene.until(200.0);
+    let code = |alert: &Alert| alert.request.response_status.as_ref().and_then(|s| s.code);
+    assert_eq!(code(scene.alerts()[0]), Some(200));
+    assert_eq!(code(scene.summaries()[0]), Some(403));
+    assert_eq!(scene.alerts()[0].incident_id, scene.summaries()[0].incident_id);
+}
+
+#[test]
+fn a_receipt_alone_counts_once_no_answer_came_within_the_lateness() {
+    let mut scene = scene();
+    scene.open(open(100.0)).request(staged(101.0, "r", "RequestReceived"));
+    assert!(scene.alerts().is_empty());
+    scene.until(101.5);
+    assert_eq!(scene.alerts().len(), 1);
+}
+
+#[test]
+fn the_same_client_goes_on_after_the_window_but_not_for_ever() {
+    let mut scene = scene();
+    scene.open(open(100.0));
+    for step in 0..40 {
+        scene.request(request(101.0 + f64::from(step) * 50.0, &format!("r{step}")));
+    }
+    // The exposure ends at 160 s; 15 min later even a busy client joins no more.
+    scene.until(3_000.0);
+    assert_eq!((scene.alerts().len(), scene.summaries().len()), (1, 1));
+    let last = scene.summaries()[0].last;
+    assert!(at(960.0) < last && last <= at(1_060.0), "{last:?}");
+}
+
+#[test]
+fn another_client_does_not_join_after_the_window() {
+    let mut scene = scene();
+    let mut other = request(170.0, "other");
+    other.record.user_agent = Some("wget".into());
+    scene.open(open(100.0)).request(request(150.0, "a")).request(other).until(300.0);
+    assert_eq!(scene.summaries()[0].request_count, 1);
+}
+
+#[test]
+fn a_new_open_after_an_incidents_end_is_a_new_incident() {
+    let mut scene = scene();
+    scene.open(open(100.0)).request(request(101.0, "a"));
+    scene.open(open(500.0)).request(request(501.0, "b"));
+    let ids: Vec<_> = scene.alerts().iter().map(|alert| alert.incident_id.clone()).collect();
+    assert_eq!(ids.len(), 2);
+    assert_ne!(ids[0], ids[1]);
+    scene.until(1_000.0);
+    assert_eq!(scene.summaries().len(), 2);
+}
+
+#[test]
+fn a_request_is_joined_with_the_newest_open_not_after_it() {
+    let mut scene = scene();
+    scene.open(open(100.0)).open(open(120.0)).open(open(140.0)).request(request(130.0, "r"));
+    assert_eq!(scene.alerts()[0].open.time, at(120.0));
+}
+
+#[test]
+fn one_pods_flood_does_not_evict_another_pods_exposure() {
+    let settings = Settings { pods: 4, ..Settings::new("c") };
+    let mut scene = scene_with(settings, NoJournal);
+    scene.open(open(100.0));
+    for number in 0..200 {
+        let mut flood = open(101.0);
+        flood.open.pod_uid = Some("noisy".into());
+        flood.open.entry.key.tgid = number;
+        scene.open(flood);
+        let mut waiting = request(101.0, "w");
+        let uids = vec![format!("pod-{number}")];
+        waiting.record.user.extra.insert(crate::audit::POD_UID.into(), uids);
+        scene.request(waiting);
+    }
+    scene.request(request(102.0, "r"));
+    assert_eq!(scene.alerts().len(), 1);
+    let losses = scene.correlator.losses();
+    assert!(losses.exposures > 0 && losses.pods > 0, "{losses:?}");
+}
+
+/// A journal that a later correlator can read.
+#[derive(Clone, Default)]
+struct Memory(Rc<RefCell<Vec<Entry>>>);
+
+impl Journal for Memory {
+    fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
+        self.0.borrow_mut().push(entry.clone());
+        Ok(())
+    }
+
+    fn compact(&mut self, _: Micros) -> Result<(), JournalError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn death_between_open_and_request_loses_nothing() {
+    let journal = Memory::default();
+    let mut before = scene_with(Settings::new("c"), journal.clone());
+    before.open(open(100.0));
+    let mut after = scene_with(Settings::new("c"), NoJournal);
+    for entry in journal.0.borrow().iter().cloned() {
+        after.correlator.restore(entry, at(100.0), &mut after.findings);
+    }
+    after.request(request(101.0, "r"));
+    before.request(request(101.0, "r"));
+    assert_eq!(after.alerts()[0].event_id, before.alerts()[0].event_id);
+}
+
+#[test]
+fn death_within_an_incident_tells_the_same_alert_and_does_not_count_a_request_twice() {
+    let journal = Memory::default();
+    let mut before = scene_with(Settings::new("c"), journal.clone());
+    before.open(open(100.0)).request(request(101.0, "a")).request(request(102.0, "b"));
+    let mut after = scene_with(Settings::new("c"), NoJournal);
+    for entry in journal.0.borrow().iter().cloned() {
+        after.correlator.restore(entry, at(102.0), &mut after.findings);
+    }
+    // The checkpoint had not moved yet: the file yields one of them again.
+    after.request(request(102.0, "b")).request(request(103.0, "c")).until(200.0);
+    assert_eq!(after.alerts()[0].event_id, before.alerts()[0].event_id);
+    assert_eq!(after.summaries()[0].request_count, 3);
+}
+
+#[test]
+fn a_journal_file_gives_back_what_it_took_and_shrugs_off_a_torn_line() {
+    let directory = tempfile::tempdir().unwrap();
+    {
+        let (mut journal, entries, damaged) = FileJournal::open(directory.path()).unwrap();
+        assert_eq!((entries.len(), damaged), (0, 0));
+        journal.append(&Entry::Open(open(1.0))).unwrap();
+        journal.append(&Entry::Request(request(2.0, "r"))).unwrap();
+    }
+    let path = directory.path().join("correlation.journal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.extend_from_slice(b"{\"open\":{\"boot");
+    std::fs::write(&path, bytes).unwrap();
+    let (mut journal, entries, damaged) = FileJournal::open(directory.path()).unwrap();
+    assert_eq!((entries.len(), damaged), (2, 1));
+    journal.append(&Entry::Open(open(3.0))).unwrap();
+    let (_, entries, damaged) = FileJournal::open(directory.path()).unwrap();
+    assert_eq!((entries.len(), damaged), (3, 1), "the entry after the torn line stands alone");
+}
+
+#[test]
+fn a_journal_that_has_grown_drops_what_is_dead() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut journal, _, _) = FileJournal::open(directory.path()).unwrap();
+    for second in 0..2_000 {
+        journal.append(&Entry::Open(open(f64::from(second)))).unwrap();
+    }
+    journal.compact(at(1_990.0)).unwrap();
+    journal.append(&Entry::Open(open(2_000.0))).unwrap();
+    let (_, entries, damaged) = FileJournal::open(directory.path()).unwrap();
+    assert_eq!((entries.len(), damaged), (11, 0));
+}
+
+proptest! {
+    /// However opens and requests interleave on their way here, a request within the window of an
+    /// open ends up in one incident, once.
+    #[test]
+    fn the_order_of_arrival_does_not_change_what_is_joined(
+        opens in proptest::collection::vec(0_u32..200, 1..6),
+        requests in proptest::collection::vec(0_u32..200, 0..12),
+        order in proptest::collection::vec(any::<u16>(), 18),
+    ) {
+        let mut inputs: Vec<(u32, Option<String>)> = opens.iter().map(|time| (*time, None)).collect();
+        inputs.extend(requests.iter().enumerate().map(|(n, time)| (*time, Some(format!("r{n}")))));
+        let exposed = |time: u32| opens.iter().any(|open| (*open..=open + 60).contains(&time));
+        let mut expected: Vec<String> = inputs
+            .iter()
+            .filter_map(|(time, name)| name.clone().filter(|_| exposed(*time)))
+            .collect();
+        expected.sort();
+        let mut shuffled: Vec<_> = inputs.into_iter().zip(order).collect();
+        shuffled.sort_by_key(|(_, key)| *key);
+        let settings = Settings { patience: at(10_000.0), ..Settings::new("c") };
+        let mut scene = scene_with(settings, NoJournal);
+        for ((time, name), _) in shuffled {
+            match name {
+                None => scene.open(open(f64::from(time))),
+                Some(name) => {
+                    // A client of its own each, so that none goes on after the window.
+                    let mut request = request(f64::from(time), &name);
+                    request.record.user_agent = Some(name);
+                    scene.request(request)
+                }
+            };
+        }
+        scene.until(100_000.0);
+        let mut joined: Vec<String> = scene
+            .summaries()
+            .iter()
+            .flat_map(|summary| summary.requests.iter().map(|r| r.audit_id.clone()))
+            .collect();
+        joined.sort();
+        prop_assert_eq!(joined, expected);
+    }
+}

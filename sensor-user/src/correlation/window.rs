@@ -1,0 +1,109 @@
+//! Exposures: for how long after an open a pod's requests are suspicious. All bounds are
+//! inclusive, all times are on the steady axis.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{Open, Settings};
+use crate::{
+    attribution::{ProcessKey, TokenOpen},
+    time::Micros,
+};
+
+/// Opens kept of an exposure beside its first: evidence, and anchors for requests to come.
+const KEPT_OPENS: usize = 3;
+
+/// The opens of one entry process (one `kubectl exec` session) in one pod, none further than the
+/// window from the next.
+#[derive(Clone, Debug)]
+pub struct Exposure {
+    /// Boot that the kernel times belong to.
+    pub boot_id: String,
+    /// The process by which the session entered the container.
+    pub entry: ProcessKey,
+    /// The first open.
+    pub first: Arc<TokenOpen>,
+    /// The newest ones, oldest first.
+    newest: VecDeque<Arc<TokenOpen>>,
+    /// All opens.
+    pub count: u64,
+}
+
+impl Exposure {
+    /// An exposure that starts with this open.
+    pub fn new(open: Open) -> Self {
+        Self {
+            boot_id: open.boot_id,
+            entry: open.open.entry.key,
+            first: Arc::new(open.open),
+            newest: VecDeque::new(),
+            count: 1,
+        }
+    }
+
+    /// Takes an open of the same session in; `false` if it is not one.
+    pub fn extend(&mut self, open: &Open, settings: &Settings) -> bool {
+        let time = open.open.time;
+        let near = time <= self.last_open() + settings.window
+            && time + settings.window >= self.first_open();
+        if !near || self.entry != open.open.entry.key || self.boot_id != open.boot_id {
+            return false;
+        }
+        self.count += 1;
+        let open = Arc::new(open.open.clone());
+        if time < self.first.time {
+            let later = std::mem::replace(&mut self.first, open);
+            self.newest.push_front(later);
+        } else {
+            let place = self.newest.partition_point(|kept| kept.time <= time);
+            self.newest.insert(place, open);
+        }
+        if self.newest.len() > KEPT_OPENS {
+            self.newest.pop_front();
+        }
+        true
+    }
+
+    /// Time of the first open.
+    pub fn first_open(&self) -> Micros {
+        self.first.time
+    }
+
+    /// Time of the last open.
+    pub fn last_open(&self) -> Micros {
+        self.newest.back().map_or(self.first.time, |open| open.time)
+    }
+
+    /// The earliest received time that belongs to it.
+    pub fn start(&self, settings: &Settings) -> Micros {
+        self.first_open() - settings.skew
+    }
+
+    /// The latest received time that belongs to it.
+    pub fn end(&self, settings: &Settings) -> Micros {
+        self.last_open() + settings.window
+    }
+
+    /// The opens that are kept, oldest first.
+    pub fn opens(&self) -> impl Iterator<Item = &Arc<TokenOpen>> {
+        std::iter::once(&self.first).chain(&self.newest)
+    }
+}
+
+/// The exposure and open that a request at `time` is joined with: the newest open not after it,
+/// else the earliest after it (within the skew).
+pub fn anchor<'a>(
+    exposures: &'a [Exposure],
+    time: Micros,
+    settings: &Settings,
+) -> Option<(&'a Exposure, Arc<TokenOpen>)> {
+    let holding = exposures
+        .iter()
+        .filter(|exposure| exposure.start(settings) <= time && time <= exposure.end(settings));
+    let opens = holding.flat_map(|exposure| exposure.opens().map(move |open| (exposure, open)));
+    let best = opens.min_by_key(|(_, open)| {
+        let after = open.time > time;
+        let distance = (open.time.0 - time.0).abs();
+        (after, distance, open.ktime_ns, open.process)
+    });
+    best.map(|(exposure, open)| (exposure, Arc::clone(open)))
+}

@@ -1,0 +1,244 @@
+//! The ways into the kernel: one table of routes, and loading and attaching one of them.
+//!
+//! Nothing is decided by kernel version: a route is what loads, attaches and then reports the
+//! canary. This file does the first two and says why not; `kernel` goes through the table.
+
+use std::{error::Error, path::Path};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
+    programs::{
+        FExit, KProbe, Program, ProgramError, TracePoint, fexit::FExitLink, kprobe::KProbeLink,
+        trace_point::TracePointLink,
+    },
+};
+use rustix::mount::{MountFlags, mount};
+use tokentrail_ebpf::{Offsets, Route, names};
+use zerocopy::IntoBytes as _;
+
+use super::btf::KERNEL_BTF;
+
+/// One way to see opens.
+pub(super) struct Plan {
+    pub(super) route: Route,
+    /// Program in the object.
+    program: &'static str,
+    /// Its yardstick on the same hook.
+    #[cfg(feature = "bench")]
+    empty: &'static str,
+    hook: Hook,
+}
+
+enum Hook {
+    /// BTF trampoline at the return of a function.
+    Fexit(&'static str),
+    /// Breakpoint or ftrace call at the entry of a function.
+    Kprobe(&'static str),
+    /// Tracepoints of the category `syscalls`: name, and what is not seen where it is missing.
+    Exits(&'static [(&'static str, Option<&'static str>)]),
+}
+
+/// In the order of preference: cheapest and most complete first.
+pub(super) const ROUTES: [Plan; 3] = [
+    // Sees every open that succeeds, io_uring's and execve's as well, with its path. Kernel 5.5,
+    // arm64 6.4 (older ones load it and refuse to attach, error 524).
+    // <https://github.com/torvalds/linux/commit/fec56f5890d93fc2ed74166c397dc186b1c25951>
+    Plan {
+        route: Route::Fexit,
+        program: "open_fexit",
+        #[cfg(feature = "bench")]
+        empty: "empty_fexit",
+        hook: Hook::Fexit("security_file_open"),
+    },
+    // The same function where there are no trampolines; not under lockdown=confidentiality.
+    // Through perf_event_open, kernel 4.17.
+    // <https://github.com/torvalds/linux/commit/e12f03d7031a977356e3d7b75a68c2185ff8d155>
+    Plan {
+        route: Route::Kprobe,
+        program: "open_kprobe",
+        #[cfg(feature = "bench")]
+        empty: "empty_kprobe",
+        hook: Hook::Kprobe("security_file_open"),
+    },
+    // Needs neither; blind to io_uring, execve and compat calls. Kernel 4.7 for BPF on
+    // tracepoints, CONFIG_FTRACE_SYSCALLS for these.
+    // <https://github.com/torvalds/linux/commit/98b5c2c65c2951772a8fc661f50d675e450e8bce>
+    Plan {
+        route: Route::Exit,
+        program: "open_exit",
+        #[cfg(feature = "bench")]
+        empty: "empty_exit",
+        hook: Hook::Exits(&[
+            ("sys_exit_openat", Some("opens by openat")),
+            // Kernel 5.6.
+            ("sys_exit_openat2", Some("opens by openat2")),
+            ("sys_exit_open_by_handle_at", Some("opens by file handle")),
+            // Architectures younger than openat, arm64 among them, have no such call.
+            (
+                "sys_exit_open",
+                if cfg!(target_arch = "x86_64") { Some("opens by open") } else { None },
+            ),
+        ]),
+    },
+];
+
+/// What keeps a program attached: dropping it detaches.
+#[expect(dead_code, reason = "held for their drop")]
+pub(super) enum Link {
+    Fexit(FExitLink),
+    Kprobe(KProbeLink),
+    Tracepoint(TracePointLink),
+}
+
+/// An attached route.
+pub(super) struct Attached {
+    pub(super) links: Vec<Link>,
+    /// What this route does not see here although it could.
+    pub(super) blind: Vec<String>,
+}
+
+/// Parses the object, creates its maps and relocates its programs; loads none of them.
+pub(super) fn load(object: &[u8], offsets: &Offsets) -> Result<Ebpf, EbpfError> {
+    EbpfLoader::new()
+        // The object has no relocations against kernel types, and parsing them costs memory.
+        .btf(None)
+        .override_global(names::OFFSETS, offsets.as_bytes(), true)
+        .load(object)
+}
+
+impl Plan {
+    /// Loads and attaches the route's program; `Err` says what refused.
+    pub(super) fn attach(&self, ebpf: &mut Ebpf, btf: Option<&Path>) -> Result<Attached, String> {
+        self.attach_program(ebpf, self.program, btf)
+    }
+
+    /// The same for the program that does nothing.
+    #[cfg(feature = "bench")]
+    pub(super) fn attach_empty(&self, ebpf: &mut Ebpf) -> Result<Attached, String> {
+        self.attach_program(ebpf, self.empty, None)
+    }
+
+    fn attach_program(
+        &self,
+        ebpf: &mut Ebpf,
+        program: &'static str,
+        btf: Option<&Path>,
+    ) -> Result<Attached, String> {
+        let program = ebpf
+            .program_mut(program)
+            .ok_or_else(|| format!("the object has no program {program}"))?;
+        match &self.hook {
+            Hook::Fexit(function) => fexit(program, function, btf),
+            Hook::Kprobe(function) => kprobe(program, function),
+            Hook::Exits(tracepoints) => exits(program, tracepoints),
+        }
+    }
+}
+
+fn fexit(program: &mut Program, function: &str, btf: Option<&Path>) -> Result<Attached, String> {
+    let btf = Btf::parse_file(btf.unwrap_or(Path::new(KERNEL_BTF)), Endianness::default())
+        .map_err(|error| reason("reading BTF", &error))?;
+    let program: &mut FExit = program.try_into().map_err(|error| refusal("load", &error))?;
+    program.load(function, &btf).map_err(|error| refusal("load", &error))?;
+    let link = program.attach().map_err(|error| refusal("attach", &error))?;
+    let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
+    Ok(Attached { links: vec![Link::Fexit(link)], blind: Vec::new() })
+}
+
+fn kprobe(program: &mut Program, function: &str) -> Result<Attached, String> {
+    let program: &mut KProbe = program.try_into().map_err(|error| refusal("load", &error))?;
+    program.load().map_err(|error| refusal("load", &error))?;
+    let link = program.attach(function, 0).map_err(|error| refusal("attach", &error))?;
+    let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
+    Ok(Attached { links: vec![Link::Kprobe(link)], blind: Vec::new() })
+}
+
+fn exits(program: &mut Program, tracepoints: &[(&str, Option<&str>)]) -> Result<Attached, String> {
+    ensure_tracefs()?;
+    let program: &mut TracePoint = program.try_into().map_err(|error| refusal("load", &error))?;
+    program.load().map_err(|error| refusal("load", &error))?;
+    let mut attached = Attached { links: Vec::new(), blind: Vec::new() };
+    for (name, missed) in tracepoints {
+        let link = program.attach("syscalls", name).and_then(|link| program.take_link(link));
+        match (link, missed) {
+            (Ok(link), _) => attached.links.push(Link::Tracepoint(link)),
+            (Err(error), Some(missed)) => {
+                attached
+                    .blind
+                    .push(format!("{missed} are not seen: {}", refusal("attach", &error)));
+            }
+            (Err(_), None) => {}
+        }
+    }
+    if attached.links.is_empty() {
+        return Err(attached.blind.join("; "));
+    }
+    Ok(attached)
+}
+
+/// Where tracefs may be, in the order in which aya looks.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// The mounted tracefs.
+pub(super) fn tracefs() -> Option<&'static str> {
+    TRACEFS.into_iter().find(|mount| Path::new(mount).join("events/syscalls").is_dir())
+}
+
+/// Tracepoint ids are read from tracefs, which minimal systems do not mount. Left mounted: it is
+/// where every other tool expects it.
+fn ensure_tracefs() -> Result<(), String> {
+    if tracefs().is_some() {
+        return Ok(());
+    }
+    let [target, _] = TRACEFS;
+    mount("tracefs", target, "tracefs", MountFlags::empty(), None).map_err(|error| {
+        format!(
+            "tracefs is not mounted and mounting it failed: {error}; run `mount -t tracefs tracefs {target}`"
+        )
+    })?;
+    match tracefs() {
+        Some(_) => Ok(()),
+        None => Err("this kernel has no system-call tracepoints (CONFIG_FTRACE_SYSCALLS)".into()),
+    }
+}
+
+/// Why loading or attaching failed, with the end of the verifier's log.
+fn refusal(step: &str, error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        // The last lines are statistics; the verdict is just above them.
+        let tail = lines.get(lines.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
+        let log = if tail.is_empty() { "no verifier log".into() } else { tail.join(" | ") };
+        return format!("{step}: {io_error}; {log}");
+    }
+    reason(step, error)
+}
+
+/// How many lines of the verifier's log an error keeps.
+const VERIFIER_LINES: usize = 8;
+
+/// An error with its causes on one line.
+pub(super) fn reason(step: &str, error: &dyn Error) -> String {
+    let mut text = format!("{step}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = match cause.downcast_ref::<std::io::Error>() {
+            // Internal to the kernel, so the C library has no name for it.
+            Some(io) if io.raw_os_error() == Some(ENOTSUPP) => {
+                "the kernel does not support this attachment (error 524)".into()
+            }
+            _ => cause.to_string(),
+        };
+        // Transparent wrappers repeat themselves.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// `ENOTSUPP` of `include/linux/errno.h`: arm64 kernels without direct calls answer it.
+const ENOTSUPP: i32 = 524;

@@ -1,0 +1,26 @@
+//! For benchmarks alone: the yardstick that does nothing on the same hooks.
+
+use tokentrail_ebpf::Route;
+
+use super::{OBJECT, SensorConfig, SensorError, attach, btf};
+
+/// An attached empty program; dropping it detaches.
+pub struct Empty {
+    _links: Vec<attach::Link>,
+}
+
+/// Attaches the program that does nothing to a route's hooks.
+pub fn attach_empty(route: Route) -> Result<Empty, SensorError> {
+    if OBJECT.is_empty() {
+        return Err(SensorError::NoObject);
+    }
+    let layout = btf::layout(SensorConfig::default().btf())?;
+    let mut ebpf = attach::load(OBJECT, &layout.offsets)
+        .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
+    let plan = attach::ROUTES.iter().find(|plan| plan.route == route);
+    let attached = plan
+        .ok_or_else(|| "not in the table".to_owned())
+        .and_then(|plan| plan.attach_empty(&mut ebpf))
+        .map_err(|why| SensorError::NoRoute { tried: vec![(route, why)] })?;
+    Ok(Empty { _links: attached.links })
+}

@@ -1,0 +1,108 @@
+//! What the kernel stage counts.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::clock::{Sampler as _, System};
+
+/// Why an open that matched did not become a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Loss {
+    /// The ring was full: the agent did not read for too long.
+    RingFull,
+    /// The file was closed again before it could be described.
+    Unreadable,
+    /// More opens than are kept while the sensor starts.
+    Starting,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LossLabels {
+    reason: Loss,
+}
+
+/// Metrics of the kernel stage. Clones share their values.
+#[derive(Clone, Debug, Default)]
+pub struct KernelMetrics {
+    records: Counter,
+    lost: Family<LossLabels, Counter>,
+    undecodable: Counter,
+    lag: Gauge<f64, AtomicU64>,
+    canary: Gauge,
+}
+
+impl KernelMetrics {
+    /// Adds these metrics to a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "tokentrail_kernel_records",
+            "Opens of token-like files that the kernel side reported",
+            self.records.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_lost",
+            "Opens that matched and were lost before user space had them, by reason",
+            self.lost.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_undecodable",
+            "Ring entries that were no record of this version",
+            self.undecodable.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_lag_seconds",
+            "Time from the last open in the kernel to its record in user space",
+            self.lag.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_canary_ok",
+            "1 if the last self-test saw its own open, 0 if not",
+            self.canary.clone(),
+        );
+    }
+
+    /// Opens that were lost for a reason, since start.
+    pub fn lost_total(&self, reason: Loss) -> u64 {
+        self.lost.get_or_create(&LossLabels { reason }).get()
+    }
+
+    /// Whether the last self-test passed.
+    pub fn canary_ok(&self) -> bool {
+        self.canary.get() == 1
+    }
+
+    /// Records so far.
+    pub fn records_total(&self) -> u64 {
+        self.records.get()
+    }
+
+    pub(super) fn seen(&self, ktime_ns: u64) {
+        self.records.inc();
+        let (now, _) = System.sample();
+        #[expect(clippy::cast_precision_loss, reason = "a lag is far below 2^53 ns")]
+        self.lag.set(now.saturating_sub(ktime_ns) as f64 / 1e9);
+    }
+
+    /// Counts one and returns how many there are now.
+    pub(super) fn undecodable(&self) -> u64 {
+        self.undecodable.inc() + 1
+    }
+
+    pub(super) fn lost(&self, reason: Loss, count: u64) {
+        self.lost.get_or_create(&LossLabels { reason }).inc_by(count);
+    }
+
+    /// Sets a counter that the kernel keeps.
+    pub(super) fn lost_in_kernel(&self, reason: Loss, total: u64) {
+        self.lost(reason, total.saturating_sub(self.lost_total(reason)));
+    }
+
+    pub(super) fn canary(&self, ok: bool) {
+        self.canary.set(i64::from(ok));
+    }
+}

@@ -1,0 +1,288 @@
+//! The kernel side against the running kernel: the route that this machine offers loads, attaches
+//! and reports the opens it should, and only those. Needs root and the BPF object:
+//! `cargo test --features system-tests --test kernel`.
+//!
+//! `TOKENTRAIL_TEST_ROUTE` forces a route, as the virtual-machine tests do.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::ValueEnum as _;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tokentrail::kernel::{KernelMetrics, Loss, RouteChoice, Sensor, SensorConfig, SensorError};
+use tokentrail_ebpf::{MatchedBy, OpenRecord, Route, until_nul};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(until_nul(bytes)).into_owned()
+}
+
+fn config() -> SensorConfig {
+    let route = std::env::var("TOKENTRAIL_TEST_ROUTE")
+        .map_or(RouteChoice::Auto, |name| RouteChoice::from_str(&name, true).unwrap());
+    SensorConfig { route, ..SensorConfig::default() }
+}
+
+/// A volume as the kubelet mounts and writes it.
+struct Volume {
+    root: PathBuf,
+    _outer: tempfile::TempDir,
+}
+
+impl Volume {
+    fn new() -> Self {
+        let outer = tempfile::tempdir().unwrap();
+        let root = outer.path().join("kube-api-access-test1");
+        fs::create_dir(&root).unwrap();
+        mount("tmpfs", &root, "tmpfs", MountFlags::empty(), None).unwrap();
+        let data = root.join("..2026_11_21_10_00_00.1");
+        fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink("..2026_11_21_10_00_00.1", root.join("..data")).unwrap();
+        for file in ["token", "ca.crt", "namespace"] {
+            fs::write(data.join(file), "content").unwrap();
+            std::os::unix::fs::symlink(Path::new("..data").join(file), root.join(file)).unwrap();
+        }
+        Self { root, _outer: outer }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn device(&self) -> u32 {
+        let dev = fs::metadata(&self.root).unwrap().dev();
+        rustix::fs::major(dev) << 20 | rustix::fs::minor(dev)
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        unmount(&self.root, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+/// A started sensor whose records are picked by inode, since other tests open files meanwhile.
+struct Bench {
+    sensor: Sensor,
+    metrics: KernelMetrics,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let metrics = KernelMetrics::default();
+        let sensor = Sensor::start(&config(), metrics.clone()).await.unwrap();
+        Self { sensor, metrics }
+    }
+
+    /// All records of a file that are there now; the ring has them before an open returns.
+    fn records_of(&mut self, path: &Path) -> Vec<OpenRecord> {
+        let wanted = fs::metadata(path).unwrap().ino();
+        let mut found = Vec::new();
+        while self.sensor.drain(|record| {
+            if record.file_ino == wanted {
+                found.push(*record);
+            }
+        }) > 0
+        {}
+        found
+    }
+}
+
+#[tokio::test]
+async fn an_open_of_a_token_comes_with_every_fact_about_its_opener() {
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    let child = std::process::Command::new("cat").arg(&token).output().unwrap();
+    assert!(child.status.success());
+
+    let records = bench.records_of(&token);
+    assert_eq!(records.len(), 1, "{records:?}");
+    let record = records[0];
+    assert_eq!(record.route, bench.sensor.route() as u32);
+    assert_eq!(record.matched_by, MatchedBy::Name as u32);
+    assert_eq!(record.missing, 0, "{record:?}");
+    assert_eq!(text(&record.file_name), "token");
+    assert_eq!(text(&record.parent_name), "..2026_11_21_10_00_00.1");
+    assert_eq!(record.s_dev, volume.device());
+    assert_eq!(text(&record.mount_names[0]), "kube-api-access-test1");
+    assert_eq!(text(&record.comm), "cat");
+    assert_eq!(text(&record.leader_comm), "cat");
+    assert_eq!(record.tgid, record.pid);
+    let executable = fs::canonicalize("/usr/bin/cat").unwrap();
+    assert_eq!(text(&record.exe_names[0]), executable.file_name().unwrap().to_str().unwrap());
+    assert_eq!(record.exe_ino, fs::metadata(&executable).unwrap().ino());
+    let argv: Vec<&[u8]> =
+        record.argv[..record.argv_len as usize].split(|byte| *byte == 0).collect();
+    assert_eq!(argv, [b"cat", token.to_str().unwrap().as_bytes(), b""]);
+    assert_eq!((record.uid, record.euid), (0, 0));
+    assert_eq!(u64::from(record.mntns_ino), fs::metadata("/proc/self/ns/mnt").unwrap().ino());
+    assert_eq!(u64::from(record.pidns_ino), fs::metadata("/proc/self/ns/pid").unwrap().ino());
+    // Standard output is the pipe of `output()`.
+    assert_eq!(record.fds[1].mode & 0o170_000, 0o010_000);
+    assert!(record.start_boottime_ns < record.ktime_ns);
+    assert_ne!(record.cgroup_id, 0);
+    assert_ne!(record.entry_cgroup.tgid, 0);
+    assert_ne!(record.entry_pidns.tgid, 0);
+    if bench.sensor.route() == Route::Fexit {
+        assert_eq!(text(&record.path), fs::canonicalize(&token).unwrap().to_str().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn only_token_like_files_are_reported_unless_their_device_is_watched() {
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let cases = [("token", true), ("ca.crt", true), ("namespace", false)];
+    for (name, reported) in cases {
+        fs::read(volume.path(name)).unwrap();
+        let records = bench.records_of(&volume.path(name));
+        assert_eq!(records.len(), usize::from(reported), "{name}");
+    }
+    // The right name outside of a directory that starts with `..`, and on another file system.
+    let plain = volume.root.join("plain");
+    fs::create_dir(&plain).unwrap();
+    fs::write(plain.join("token"), "").unwrap();
+    assert!(bench.records_of(&plain.join("token")).is_empty());
+    let disk = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let dotted = disk.path().join("..2026");
+    fs::create_dir(&dotted).unwrap();
+    fs::write(dotted.join("token"), "").unwrap();
+    assert!(bench.records_of(&dotted.join("token")).is_empty());
+
+    bench.sensor.watch_devices(&BTreeSet::from([volume.device()])).unwrap();
+    for (name, matched) in [
+        ("token", MatchedBy::Name),
+        ("namespace", MatchedBy::Device),
+        ("plain/token", MatchedBy::Device),
+    ] {
+        fs::read(volume.path(name)).unwrap();
+        let records = bench.records_of(&volume.path(name));
+        assert_eq!(records.len(), 1, "{name}");
+        assert_eq!(records[0].matched_by, matched as u32, "{name}");
+    }
+    // A directory on a watched device is no file.
+    fs::File::open(&plain).unwrap();
+    assert!(bench.records_of(&plain).is_empty());
+
+    bench.sensor.watch_devices(&BTreeSet::new()).unwrap();
+    fs::read(volume.path("namespace")).unwrap();
+    assert!(bench.records_of(&volume.path("namespace")).is_empty());
+}
+
+#[tokio::test]
+async fn every_way_to_open_by_path_descriptor_or_handle_is_seen() {
+    use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat, openat2};
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    let directory = open(&volume.root, OFlags::DIRECTORY, Mode::empty()).unwrap();
+
+    let link = volume.path("innocent");
+    std::os::unix::fs::symlink(&token, &link).unwrap();
+    fs::read(&link).unwrap();
+    assert_eq!(bench.records_of(&token).len(), 1, "through a symbolic link");
+
+    openat(&directory, "..data/token", OFlags::RDONLY, Mode::empty()).unwrap();
+    assert_eq!(bench.records_of(&token).len(), 1, "relative to a directory");
+
+    openat2(&directory, "token", OFlags::RDONLY, Mode::empty(), ResolveFlags::empty()).unwrap();
+    assert_eq!(bench.records_of(&token).len(), 1, "by openat2");
+
+    fs::read(format!("/proc/self/root{}", token.display())).unwrap();
+    assert_eq!(bench.records_of(&token).len(), 1, "through /proc/PID/root");
+
+    let path_only = open(&token, OFlags::PATH, Mode::empty()).unwrap();
+    assert_eq!(bench.records_of(&token).len(), 0, "O_PATH reads nothing");
+    use std::os::fd::AsRawFd as _;
+    fs::read(format!("/proc/self/fd/{}", path_only.as_raw_fd())).unwrap();
+    assert_eq!(bench.records_of(&token).len(), 1, "reopening an O_PATH descriptor");
+
+    assert!(fs::read(volume.path("absent")).is_err());
+    assert_eq!(bench.records_of(&token).len(), 0, "a failed open of something else");
+}
+
+#[tokio::test]
+async fn the_self_test_can_be_repeated_and_its_opens_reach_nobody() {
+    let mut bench = Bench::start().await;
+    assert!(bench.metrics.canary_ok());
+    let own = std::process::id();
+    let mut canaries = 0;
+    for _ in 0..3 {
+        bench
+            .sensor
+            .self_test(|record| {
+                canaries +=
+                    u32::from(record.nspid == own && text(&record.parent_name) == "..canary");
+            })
+            .await
+            .unwrap();
+    }
+    assert_eq!(canaries, 0);
+    assert!(bench.metrics.canary_ok());
+}
+
+#[tokio::test]
+async fn waiting_ends_when_a_token_is_opened() {
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    while bench.sensor.drain(|_| {}) > 0 {}
+    let opener = {
+        let token = token.clone();
+        std::thread::spawn(move || fs::read(token).unwrap())
+    };
+    let wanted = fs::metadata(&token).unwrap().ino();
+    let mut found = false;
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while !found {
+            bench.sensor.ready().await.unwrap();
+            bench.sensor.drain(|record| found |= record.file_ino == wanted);
+        }
+    })
+    .await
+    .unwrap();
+    opener.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_full_ring_loses_records_and_says_how_many() {
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    let opens = 2_000;
+    for _ in 0..opens {
+        fs::File::open(&token).unwrap();
+    }
+    let kept = bench.records_of(&token).len() as u64;
+    let lost = bench.metrics.lost_total(Loss::RingFull);
+    assert!(lost > 0, "{opens} records fit");
+    assert!(kept + lost >= opens, "{kept} kept and {lost} lost of {opens}");
+}
+
+#[tokio::test]
+async fn a_route_that_the_kernel_refuses_is_named_with_its_reason() {
+    let config =
+        SensorConfig { btf: Some(PathBuf::from("/nonexistent/btf")), ..SensorConfig::default() };
+    let error = Sensor::start(&config, KernelMetrics::default()).await.err().unwrap();
+    assert!(matches!(error, SensorError::Btf(_)), "{error}");
+    assert!(error.to_string().contains("/nonexistent/btf"), "{error}");
+
+    for choice in [RouteChoice::Fexit, RouteChoice::Kprobe, RouteChoice::Exit] {
+        let config = SensorConfig { route: choice, ..SensorConfig::default() };
+        match Sensor::start(&config, KernelMetrics::default()).await {
+            Ok(sensor) => println!("{choice:?} works: {:?}", sensor.degraded()),
+            Err(SensorError::NoRoute { tried }) => {
+                assert_eq!(tried.len(), 1);
+                assert!(!tried[0].1.is_empty());
+                println!("{choice:?} is refused: {}", tried[0].1);
+            }
+            Err(other) => panic!("{choice:?}: {other}"),
+        }
+    }
+}
