@@ -34,7 +34,10 @@ impl Finished {
 }
 
 /// Runs a program whose input is empty and whose output goes through pipes.
-pub(crate) fn run_with_pipes(command: &mut Command) -> Result<Finished> {
+///
+/// # Errors
+/// If it cannot be started or does not end in time; not if it fails.
+pub fn run_with_pipes(command: &mut Command) -> Result<Finished> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = start(command)?;
     let output = child.stdout.take().map(read_to_end);

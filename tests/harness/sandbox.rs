@@ -5,6 +5,7 @@
 //! their full path.
 
 use std::{
+    ffi::CStr,
     fs,
     io::{ErrorKind, Write as _},
     os::fd::OwnedFd,
@@ -19,7 +20,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    mount::{UnmountFlags, unmount},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use signal_hook::{
@@ -65,6 +66,19 @@ impl Sandbox {
     /// The directory that the kubelet would call `--root-dir`.
     pub fn kubelet_root(&self) -> PathBuf {
         self.folder.join("kubelet")
+    }
+
+    /// Mounts a tmpfs of its own in a new folder of this name and returns the folder.
+    ///
+    /// # Errors
+    /// If it cannot be mounted (needs root).
+    pub fn tmpfs(&self, name: &str, flags: MountFlags, options: &CStr) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("could not create {folder:?}"))?;
+        mount("tmpfs", &folder, "tmpfs", flags, options)
+            .with_context(|| format!("could not mount a tmpfs at {folder:?}"))?;
+        self.on_close(Undo::Mount(folder.clone()));
+        Ok(folder)
     }
 
     /// Undoes everything now and tells what could not be undone.
