@@ -28,5 +28,5 @@ pub(crate) fn check(document: &Value) -> Result<()> {
     if breaches.is_empty() {
         return Ok(());
     }
-    bail!("the document {document} is not as the schema says: {}", breaches.join("; "))
+    bail!("not as the schema says: {}; the document is {document:#}", breaches.join("; "))
 }
