@@ -275,7 +275,7 @@ impl Engine {
             }
             // Of an earlier boot only the wall clock tells.
             Entry::Open(open) => open.open.time = self.clock.wall_to_steady(open.open.wall),
-            Entry::Request(request) => {
+            Entry::Request(request) | Entry::Session(request) => {
                 let received = request.record.request_received_timestamp;
                 request.time = self.clock.wall_to_steady(received);
             }
@@ -394,7 +394,7 @@ impl Engine {
         self.correlator.advance(watermark, now, &mut self.findings);
         self.tell(None);
         self.alert_log.maintain();
-        let journal = self.correlator.compact_journal();
+        let journal = self.correlator.compact_journal(now);
         let checkpoint = self.checkpoint();
         if let Some(attributor) = &mut self.attributor
             && let Err(error) = attributor.keep_up()

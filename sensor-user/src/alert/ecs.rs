@@ -82,6 +82,9 @@ pub struct Document {
     pub file: File,
     /// The audit user.
     pub user: UserName,
+    /// Who opened the session that the token was read in, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<Client>,
     /// Where the request came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -376,6 +379,13 @@ pub struct UserName {
     pub name: String,
 }
 
+/// `client`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Client {
+    /// The best candidate of `tokentrail.evidence.initiator`.
+    pub user: UserName,
+}
+
 /// `source`
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Source {
@@ -565,13 +575,20 @@ pub fn document(
             inode: open.inode.to_string(),
         },
         user: UserName { name: request.user.username.clone() },
+        client: alert
+            .initiators
+            .first()
+            .map(|session| Client { user: UserName { name: session.user.username.clone() } }),
         source: request.source_ip().map(|ip| Source { ip: ip.into() }),
         user_agent: request
             .user_agent
             .as_deref()
             .map(|agent| UserAgent { original: redact(agent).into_owned() }),
         related: Related {
-            user: vec![request.user.username.clone()],
+            user: std::iter::once(request)
+                .chain(alert.initiators.iter().map(|session| &**session))
+                .map(|record| record.user.username.clone())
+                .collect(),
             ip: ips,
             hosts: vec![origin.node_name.clone()],
         },
