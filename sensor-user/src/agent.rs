@@ -412,6 +412,8 @@ impl Engine {
             let newest = source.newest_stage.map(|wall| self.clock.wall_to_steady(wall));
             // A source that has been read to its end is as complete as the clock says.
             let idle = (queue_is_empty && source.status.borrow().caught_up).then_some(now);
+            // A server whose clock runs ahead must not end what is still going on here.
+            let newest = newest.map(|time| time.min(now));
             newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
         };
         // Without any source no request can come, and exposures need not wait for one.
@@ -529,7 +531,7 @@ async fn start_sensor(
     if !attribution.kubelet_roots.contains(&config.kubelet_root) {
         attribution.kubelet_roots.push(config.kubelet_root.clone());
     }
-    let attributor = Attributor::new(attribution, attribution_metrics)?;
     let sensor = Sensor::start(&config.sensor(), kernel_metrics).await?;
+    let attributor = Attributor::new(attribution, attribution_metrics)?;
     Ok((sensor, attributor))
 }

@@ -220,7 +220,7 @@ impl<J: Journal> Correlator<J> {
             return;
         }
         self.journal(&Entry::Request(request.clone()));
-        self.attach(id, &request, now, findings);
+        self.attach(id, &request, findings);
     }
 
     /// Passes time: tells incidents that ended before `watermark`, forgets what can no longer
@@ -247,7 +247,7 @@ impl<J: Journal> Correlator<J> {
                 .is_some_and(|pod| pod.explains(&request, &self.settings));
             if explained {
                 self.journal(&Entry::Request(request.clone()));
-                self.attach(id, &request, now, findings);
+                self.attach(id, &request, findings);
             }
         }
         let mut ended: Vec<Alert> = Vec::new();
@@ -282,7 +282,7 @@ impl<J: Journal> Correlator<J> {
                     .and_then(|pod_uid| self.pods.get_mut(pod_uid))
                     .is_none_or(|pod| pod.update_known(id, &request));
                 if !known {
-                    self.attach(id, &request, now, findings);
+                    self.attach(id, &request, findings);
                 }
             }
         }
@@ -325,18 +325,12 @@ impl<J: Journal> Correlator<J> {
         pod.expose(open, &self.settings, &mut self.losses);
         for (id, request) in pod.take_explained(&self.settings) {
             self.journal(&Entry::Request(request.clone()));
-            self.attach(id, &request, now, findings);
+            self.attach(id, &request, findings);
         }
     }
 
     /// Attaches a request that an exposure or the incident explains.
-    fn attach(
-        &mut self,
-        id: RequestId,
-        request: &Request,
-        now: Micros,
-        findings: &mut Vec<Finding>,
-    ) {
+    fn attach(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
         let Some(pod_uid) = request.record.pod_uid() else { return };
         let Some(pod) = self.pods.get_mut(pod_uid) else { return };
         let attached = Attached::new(id, request);
@@ -374,7 +368,7 @@ impl<J: Journal> Correlator<J> {
         // The incident now lasts longer, so requests of the same client may belong to it as well.
         for (id, request) in pod.take_explained(&self.settings) {
             self.journal(&Entry::Request(request.clone()));
-            self.attach(id, &request, now, findings);
+            self.attach(id, &request, findings);
         }
     }
 

@@ -234,10 +234,8 @@ fn a_later_stage_brings_the_outcome_into_the_summary() {
     let mut scene = scene();
     let mut complete = staged(101.0, "r", "ResponseComplete");
     complete.record.stage_timestamp = at(140.0);
-    complete.record.response_status = Some(audit::ResponseStatus {
-        code: Some(403),
-        ..audit::ResponseStatus::default()
-    });
+    complete.record.response_status =
+        Some(audit::ResponseStatus { code: Some(403), ..audit::ResponseStatus::default() });
     scene.open(open(100.0)).request(staged(101.0, "r", "ResponseStarted")).request(complete);
     scene.until(200.0);
     let code = |alert: &Alert| alert.request.response_status.as_ref().and_then(|s| s.code);

@@ -62,7 +62,7 @@ fn of_real_lines_exactly_those_with_a_pod_uid_or_a_way_into_a_pod_are_records() 
                 ways_in += usize::from(way_in);
             }
             Scan::Skip if uid.is_none() && !way_in => {}
-            other => panic!("{other:?} for {line}"),
+            other @ (Scan::Record(_) | Scan::Skip | Scan::Bad(_)) => panic!("{other:?} for {line}"),
         }
         let stage = value["stageTimestamp"].as_str().and_then(Micros::parse);
         assert!(stage.is_some());
