@@ -257,6 +257,13 @@ pub fn reasons(open: &TokenOpen, request: &AuditRecord, node_name: &str) -> Vec<
     reasons
 }
 
+/// Denies all traffic of pods that are marked; JSON, so that it fits into one line.
+const QUARANTINE: &str = concat!(
+    r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","#,
+    r#""metadata":{"name":"tokentrail-quarantine"},"spec":{"podSelector":{"matchLabels":"#,
+    r#"{"tokentrail.io/quarantine":"true"}},"policyTypes":["Ingress","Egress"]}}"#
+);
+
 /// Commands that contain the incident, those that keep evidence first.
 pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<ContainmentStep> {
     let (Some(namespace), Some(pod_name)) = (namespace, pod_name) else { return Vec::new() };
@@ -275,14 +282,7 @@ pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<Conta
         step(
             "cut the marked pod's traffic where the cluster's network plugin enforces policies; \
              existing connections may live on",
-            format!(
-                "kubectl -n {namespace} apply -f - <<'EOF'\n\
-                 apiVersion: networking.k8s.io/v1\n\
-                 kind: NetworkPolicy\n\
-                 metadata: {{name: tokentrail-quarantine}}\n\
-                 spec: {{podSelector: {{matchLabels: {{tokentrail.io/quarantine: \"true\"}}}}, \
-                 policyTypes: [Ingress, Egress]}}\nEOF"
-            ),
+            format!("kubectl -n {namespace} apply -f - <<<'{QUARANTINE}'"),
         ),
         step(
             "delete the pod: its bound tokens stop working within about a minute; evidence in it is \

@@ -81,7 +81,7 @@ pub fn render(document: &Value) -> String {
     row(
         "incident",
         format_args!(
-            "{} ({} opens, {} requests)",
+            "{} (opens: {}, requests: {})",
             text("/tokentrail/incident/id"),
             text("/tokentrail/incident/opens"),
             text("/tokentrail/incident/requests"),

@@ -38,6 +38,13 @@ pub struct Horizons {
 }
 
 impl Entry {
+    fn is_of_incident(&self) -> bool {
+        match self {
+            Self::Open(_) | Self::Request(_) => true,
+            Self::Session(_) => false,
+        }
+    }
+
     fn is_needed(&self, horizons: Horizons) -> bool {
         match self {
             Self::Open(open) => open.open.time >= horizons.incidents,
@@ -97,6 +104,8 @@ pub struct FileJournal {
     file: File,
     length: u64,
     compact_from: u64,
+    /// Whether it holds opens or requests, needed or not.
+    has_incidents: bool,
 }
 
 impl FileJournal {
@@ -124,7 +133,9 @@ impl FileJournal {
             file.write_all(b"\n").map_err(error("write"))?;
         }
         let length = file.metadata().map_err(error("read"))?.len();
-        Ok((Self { path, file, length, compact_from: COMPACT_FROM }, entries, damaged))
+        let has_incidents = entries.iter().any(Entry::is_of_incident);
+        let journal = Self { path, file, length, compact_from: COMPACT_FROM, has_incidents };
+        Ok((journal, entries, damaged))
     }
 
     fn rewrite(&mut self, horizons: Horizons) -> io::Result<()> {
@@ -149,6 +160,7 @@ impl FileJournal {
         std::fs::rename(&new_path, &self.path)?;
         self.file = new;
         self.length = length;
+        self.has_incidents = horizons.incidents != Micros::MAX;
         Ok(())
     }
 }
@@ -171,11 +183,14 @@ impl Journal for FileJournal {
             source,
         })?;
         self.length += line.len() as u64;
+        self.has_incidents |= entry.is_of_incident();
         Ok(())
     }
 
     fn compact(&mut self, horizons: Horizons) -> Result<(), JournalError> {
-        if self.length < self.compact_from {
+        // Once nothing is held any more, nothing of it may come back after a restart either.
+        let over = self.has_incidents && horizons.incidents == Micros::MAX;
+        if self.length < self.compact_from && !over {
             return Ok(());
         }
         self.rewrite(horizons).map_err(|source| JournalError::Io {

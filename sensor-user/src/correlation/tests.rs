@@ -440,8 +440,13 @@ fn a_journal_that_has_grown_drops_what_is_dead() {
     let horizons = Horizons { incidents: at(1_990.0), sessions: at(0.0) };
     journal.compact(horizons).unwrap();
     journal.append(&Entry::Open(open(2_000.0))).unwrap();
-    let (_, entries, damaged) = FileJournal::open(directory.path()).unwrap();
+    let (mut journal, entries, damaged) = FileJournal::open(directory.path()).unwrap();
     assert_eq!((entries.len(), damaged), (11, 0));
+
+    journal.append(&Entry::Session(request(2_001.0, "s"))).unwrap();
+    journal.compact(Horizons { incidents: Micros::MAX, sessions: at(0.0) }).unwrap();
+    let (_, entries, _) = FileJournal::open(directory.path()).unwrap();
+    assert!(matches!(entries[..], [Entry::Session(_)]), "nothing held: nothing comes back");
 }
 
 proptest! {
