@@ -397,7 +397,7 @@ impl Engine {
         let journal = self.correlator.compact_journal();
         let checkpoint = self.checkpoint();
         if let Some(attributor) = &mut self.attributor
-            && let Err(error) = attributor.refresh_volumes()
+            && let Err(error) = attributor.keep_up()
         {
             tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
         }

@@ -4,6 +4,10 @@
 //!
 //! Reads and judges lines, keeps no state on disk (the engine checkpoints the positions it is
 //! given) and never ends by itself. Spawned by the agent, one task a file.
+//!
+//! What it cannot see: a file that is truncated and has grown past the position before the next
+//! look, with the same byte in front of it; and lines that were only in a file which was compressed
+//! or deleted while the agent was down (counted as a lost position).
 
 use std::{
     path::PathBuf,
@@ -111,7 +115,6 @@ impl Tail {
     ) -> Self {
         Self {
             sieve: Sieve::new(config.path.clone(), metrics.clone()),
-            reported: config.start,
             config,
             sender,
             status,
@@ -119,6 +122,7 @@ impl Tail {
             open: None,
             looked: false,
             buffer: vec![0; CHUNK].into_boxed_slice(),
+            reported: None,
             reported_at: Instant::now(),
             lag: 0,
         }
@@ -249,6 +253,8 @@ impl Tail {
                     if let Some(open) = &mut self.open {
                         open.rewind();
                     }
+                    // At once: the old position must not be taken for one in the new content.
+                    self.send(Vec::new()).await.map_err(|Closed| Stop::Closed)?;
                 }
             }
         }
@@ -264,7 +270,8 @@ impl Tail {
 
     async fn report(&mut self) -> Result<(), Closed> {
         let moved = self.open.as_ref().is_some_and(|open| Some(open.position()) != self.reported);
-        // The very first position is reported at once, so that a restart begins where this did.
+        // The first position is reported at once: a restart must begin where this one did, and an old
+        // checkpoint that did not hold must not be tried again.
         if moved && (self.reported.is_none() || self.reported_at.elapsed() >= REPORT) {
             return self.send(Vec::new()).await;
         }
