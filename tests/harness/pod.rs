@@ -51,9 +51,11 @@ impl Pod {
             .join("volumes/kubernetes.io~projected")
             .join(format!("kube-api-access-{suffix}"));
         fs::create_dir_all(&volume).with_context(|| format!("could not create {volume:?}"))?;
-        mount("tmpfs", &volume, "tmpfs", MountFlags::empty(), c"size=64k,mode=1777")
-            .with_context(|| format!("could not mount a tmpfs at {volume:?}"))?;
-        sandbox.on_close(Undo::Mount(volume.clone()));
+        sandbox.ledger().change(|undo| {
+            undo.push(Undo::Mount(volume.clone()));
+            mount("tmpfs", &volume, "tmpfs", MountFlags::empty(), c"size=64k,mode=1777")
+                .with_context(|| format!("could not mount a tmpfs at {volume:?}"))
+        })?;
         let mut pod = Self {
             name: format!("cart-{suffix}"),
             namespace: "shop".to_owned(),
