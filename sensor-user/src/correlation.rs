@@ -178,6 +178,7 @@ pub struct Correlator<J> {
     pods: HashMap<String, PodState>,
     sessions: Sessions,
     journal: J,
+    journal_failure: Option<String>,
     losses: Losses,
 }
 
@@ -189,6 +190,7 @@ impl<J: Journal> Correlator<J> {
             pods: HashMap::new(),
             sessions: Sessions::default(),
             journal,
+            journal_failure: None,
             losses: Losses::default(),
         }
     }
@@ -300,6 +302,11 @@ impl<J: Journal> Correlator<J> {
         self.journal.compact(Horizons { incidents, sessions })
     }
 
+    /// Why the last entry is missing from the journal; `None` while entries arrive there.
+    pub fn journal_failure(&self) -> Option<&str> {
+        self.journal_failure.as_deref()
+    }
+
     /// What was dropped so far.
     pub fn losses(&self) -> Losses {
         self.losses
@@ -373,11 +380,13 @@ impl<J: Journal> Correlator<J> {
     }
 
     fn journal(&mut self, entry: &Entry) {
-        if let Err(error) = self.journal.append(entry) {
+        let result = self.journal.append(entry);
+        if let Err(error) = &result {
             // The event goes on: only a crash within the window would now lose it.
             self.losses.journal += 1;
             tracing::error!(%error, "an entry is missing from the journal");
         }
+        self.journal_failure = result.err().map(|error| error.to_string());
     }
 
     /// Keeps the number of pods within its bound: one idle pod gives way to a new one.

@@ -322,7 +322,11 @@ impl Engine {
             tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
         }
         self.watch_volumes();
-        self.publish(journal.map_err(|error| error.to_string()), checkpoint);
+        let journal = match (self.correlator.journal_failure(), journal) {
+            (Some(why), _) => Err(why.to_owned()),
+            (None, result) => result.map_err(|error| error.to_string()),
+        };
+        self.publish(journal, checkpoint);
         Ok(())
     }
 
