@@ -1,5 +1,6 @@
 //! From an open in a real container to a line in the alert log: what alerts, once, and what the
 //! alert says.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 use std::{env, fs};
 
@@ -142,17 +143,6 @@ fn a_session_without_a_terminal_alerts_as_exec() {
 }
 
 #[test]
-fn a_session_that_forked_twice_and_lost_its_parents_is_still_known_as_exec() {
-    let alert = alert_of_read(|workload| {
-        let command = format!("(cat {TOKEN_PATH} > /tmp/copy; mv /tmp/copy /tmp/done) & exit 0");
-        assert!(workload.container.exec(&["setsid", "sh", "-c", &command]).unwrap().success());
-        let wait = "until [ -e /tmp/done ]; do usleep 1000; done; cat /tmp/done";
-        assert_eq!(workload.container.workload(wait).unwrap().output, workload.pod.token);
-    });
-    assert_eq!(alert["tokentrail"]["grade"], "exec");
-}
-
-#[test]
 fn reading_the_ca_certificate_by_hand_alerts_too() {
     let path = format!("{SERVICE_ACCOUNT_FOLDER}/ca.crt");
     let alert = alert_of_read(|workload| {
@@ -273,7 +263,7 @@ fn a_request_at_the_end_of_the_window_alerts() {
 }
 
 #[test]
-fn further_requests_and_later_stages_join_silently_and_are_in_the_summary() {
+fn further_requests_and_later_stages_join_silently() {
     let sandbox = Sandbox::create().unwrap();
     let node = Node::new(&sandbox).unwrap();
     let _agent = node.agent.start().unwrap();
@@ -301,28 +291,6 @@ fn further_requests_and_later_stages_join_silently_and_are_in_the_summary() {
     let alert = only_alert(&node, &victim.pod);
     assert_eq!(alert["kubernetes"]["audit"]["stage"], "ResponseStarted", "the first answer");
     assert_eq!(alert["tokentrail"]["incident"]["requests"], 1);
-
-    // An incident ends when the log is known to be complete up to its end. Another pod's line of
-    // ten minutes later says so without anybody waiting for them.
-    let later = Timestamp::now() + SignedDuration::from_mins(10);
-    let other = Pod::create(&sandbox).unwrap();
-    let witness = AuditLine::recorded(Request::GetVersion, Stage::ResponseComplete, &other);
-    node.audit.append(&witness.unwrap().at(later, later)).unwrap();
-    let summary = node.wait_for("incident", &victim.pod).unwrap();
-    assert_eq!(summary["event"]["kind"], "event");
-    assert_eq!(summary["tokentrail"]["incident"]["id"], alert["tokentrail"]["incident"]["id"]);
-    assert_eq!(summary["tokentrail"]["incident"]["state"], "ended");
-    assert_eq!(summary["tokentrail"]["incident"]["opens"], 1);
-    // The two reads of the secret are two requests: they do not share an id.
-    let requests = summary["tokentrail"]["evidence"]["requests"].as_array().unwrap();
-    let told: Vec<_> = requests.iter().map(|it| (&it["verb"], &it["resource"])).collect();
-    assert_eq!(
-        told.iter().map(|(verb, what)| format!("{verb} {what}")).collect::<Vec<_>>(),
-        [r#""watch" "pods""#, r#""get" "secrets""#, r#""list" "nodes""#]
-    );
-    assert_eq!(requests[0]["code"], 200, "the last stage's answer: {summary:#}");
-    assert_eq!(summary["tokentrail"]["incident"]["requests"], 3);
-    assert_eq!(node.alerts_about(&victim.pod).unwrap().len(), 1);
 }
 
 #[test]

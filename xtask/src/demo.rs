@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tokentrail_tests::{
     Agent, AgentSetup, AuditLine, AuditLog, Container, Pod, Request, Sandbox, Stage, TOKEN_PATH,
-    clean_up_on_signals, machine::obstacle_to_containers,
+    machine::obstacle_to_containers,
 };
 
 use crate::{
@@ -34,7 +34,6 @@ pub(crate) fn run() -> Result<()> {
     if let Some(obstacle) = obstacle_to_containers() {
         bail!("the demo starts real containers and a sensor in the kernel: {obstacle}");
     }
-    clean_up_on_signals()?;
     let start = Instant::now();
     let sandbox = Sandbox::create()?;
     let log = AuditLog::create(sandbox.folder().join("audit.log"))?;

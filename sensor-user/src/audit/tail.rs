@@ -84,6 +84,12 @@ enum Stop {
     Closed,
 }
 
+impl From<Closed> for Stop {
+    fn from(Closed: Closed) -> Self {
+        Self::Closed
+    }
+}
+
 impl From<OpenError> for Stop {
     fn from(error: OpenError) -> Self {
         Self::Waiting(error)
@@ -161,7 +167,7 @@ impl Tail {
         if self.open.is_none() {
             let first_look = !std::mem::replace(&mut self.looked, true);
             self.open = Some(self.first_file(first_look)?);
-            self.report().await.map_err(|Closed| Stop::Closed)?;
+            self.report().await?;
         }
         loop {
             self.drain().await?;
@@ -192,7 +198,7 @@ impl Tail {
         let checkpointed = FileId { device: start.device, inode: start.inode };
         let is_live = live.as_ref().is_ok_and(|(_, id)| *id == checkpointed);
         // Listed after the live file was tried: one rotated in between is in the list.
-        let rotated = if is_live { None } else { rotation::find(path, checkpointed) };
+        let rotated = if is_live { None } else { rotation::find(path, checkpointed)? };
         let (file, id) = rotated.map_or(live, |file| Ok((file, checkpointed)))?;
         if id != checkpointed {
             self.metrics.lost_positions.inc();
@@ -214,8 +220,8 @@ impl Tail {
         let live = rotation::open(&self.config.path)?;
         // Listed after the live file was opened: a file rotated before is in the list, one rotated
         // later is no older than the live file just opened.
-        let (file, id) =
-            rotation::next(&self.config.path, open.id(), open.modified()).unwrap_or(live);
+        let rotated = rotation::next(&self.config.path, open.id(), open.modified())?;
+        let (file, id) = rotated.unwrap_or(live);
         self.finish_lines().await?;
         self.metrics.rotations.inc();
         info!(path = %self.config.path.display(), inode = id.inode, "the audit log was rotated");
@@ -238,9 +244,9 @@ impl Tail {
                         self.set_caught_up(false);
                     }
                     if records.is_empty() {
-                        self.report().await.map_err(|Closed| Stop::Closed)?;
+                        self.report().await?;
                     } else {
-                        self.send(records).await.map_err(|Closed| Stop::Closed)?;
+                        self.send(records).await?;
                     }
                     if !more {
                         break;
@@ -254,7 +260,7 @@ impl Tail {
                         open.rewind();
                     }
                     // At once: the old position must not be taken for one in the new content.
-                    self.send(Vec::new()).await.map_err(|Closed| Stop::Closed)?;
+                    self.send(Vec::new()).await?;
                 }
             }
         }
@@ -265,7 +271,7 @@ impl Tail {
     async fn finish_lines(&mut self) -> Result<(), Stop> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let Some(record) = self.sieve.finish(open.lines()) else { return Ok(()) };
-        self.send(vec![record]).await.map_err(|Closed| Stop::Closed)
+        Ok(self.send(vec![record]).await?)
     }
 
     async fn report(&mut self) -> Result<(), Closed> {

@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use proptest::prelude::*;
@@ -78,7 +77,7 @@ fn other_mounts_are_no_volumes() {
         ),
         &format!("1 2 0:9 / /var/lib/kubelet/pods/{POD}/volume-subpaths/x/c/0 rw - tmpfs tmpfs rw"),
         &format!(
-            "1 2 0:9 / /home/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw - tmpfs tmpfs rw"
+            "1 2 0:9 / /srv/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw - tmpfs tmpfs rw"
         ),
         &format!(
             "1 2 0:9 / /var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~projected/x rw tmpfs tmpfs rw"

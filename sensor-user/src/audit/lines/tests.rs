@@ -163,6 +163,17 @@ fn a_cut_string_ends_in_no_half_escape() {
     }
 }
 
+#[test]
+fn so_many_bodies_that_their_nulls_fill_the_room_are_too_long_and_no_more_is_kept() {
+    for shift in 0..30 {
+        let pad = " ".repeat(shift);
+        let line = format!("{{{pad}{}\n", "\"requestObject\":[],".repeat(5000));
+        let (found, _) = lines(line.as_bytes(), 4096);
+        assert_eq!(found[0].1, Fit::TooLong);
+        assert!(found[0].0.len() <= MAX_LINE);
+    }
+}
+
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -209,7 +220,7 @@ proptest! {
         let mut object: serde_json::Map<_, _> =
             members.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
         object.insert("responseObject".into(), body);
-        object.insert("zz".into(), "z".repeat(MAX_LINE).into());
+        object.insert("the pad".into(), "z".repeat(MAX_LINE).into());
         let line = format!("{}\n", Value::Object(object));
         let (found, _) = lines(line.as_bytes(), chunk);
         prop_assert_eq!(found.len(), 1);
@@ -219,9 +230,9 @@ proptest! {
         let kept: Value = serde_json::from_str(&String::from_utf8_lossy(kept)).unwrap();
         prop_assert_eq!(&kept["responseObject"], &Value::Null);
         for (key, value) in short {
-            prop_assert_eq!(&kept[key], value);
+            prop_assert!(&kept[key] == value, "{}", key);
         }
-        prop_assert_eq!(&lines(line.as_bytes(), line.len()).0, &found);
+        prop_assert!(lines(line.as_bytes(), line.len()).0 == found, "it depends on the chunks");
     }
 
     #[test]
