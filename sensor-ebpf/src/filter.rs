@@ -124,9 +124,6 @@ fn judge(route: Route, file: Probed) {
 /// The filter. Reads are ordered by what they cost and how many opens they dismiss.
 #[inline(always)]
 fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
-    let mut buffer = Buffer::new();
-    let span = Span { start: off!(file_glance), length: off!(file_glance_len) };
-    let file = file.glance(span, &mut buffer)?;
     let operations: u64 = file.get(off!(file_op))?;
     let tmpfs = maps::tmpfs_file_ops();
     if tmpfs != 0 && operations != tmpfs {
@@ -136,14 +133,14 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
     let span = Span { start: off!(dentry_glance), length: off!(dentry_glance_len) };
     let dentry = file.follow(off!(file_dentry))?.glance(span, &mut buffer)?;
     let superblock = dentry.follow(off!(dentry_sb))?;
-    let matched =
-        if named_like_a_token(dentry)? && superblock.get(off!(sb_magic)) == Some(TMPFS_MAGIC) {
-            MatchedBy::Name
-        } else if maps::is_volume(superblock.get(off!(sb_dev))?) {
-            MatchedBy::Device
-        } else {
-            return None;
-        };
+    let named = named_like_a_token(dentry)?;
+    let matched = if named && superblock.get(off!(sb_magic)) == Some(TMPFS_MAGIC) {
+        MatchedBy::Name
+    } else if on_a_volume(superblock)? {
+        MatchedBy::Device
+    } else {
+        return None;
+    };
     let mode: u16 = file.follow(off!(file_inode))?.get(off!(inode_mode))?;
     if mode & FILE_TYPE != REGULAR || file.get::<u32>(off!(file_mode))? & FMODE_PATH != 0 {
         return None;
@@ -152,6 +149,21 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
         maps::learn_tmpfs_file_ops(operations);
     }
     Some(matched)
+}
+
+/// Whether a superblock's device is watched. The last one that is not is remembered: opens come
+/// in runs.
+#[inline(always)]
+fn on_a_volume<R: Read>(superblock: R) -> Option<bool> {
+    let unwatched = maps::Unwatched::now(superblock.address())?;
+    if unwatched.is_known() {
+        return Some(false);
+    }
+    let watched = maps::is_volume(superblock.get(off!(sb_dev))?);
+    if !watched {
+        unwatched.remember();
+    }
+    Some(watched)
 }
 
 /// Whether a dentry has one of the names and lies in a directory named `..<something>`. Names

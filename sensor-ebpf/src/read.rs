@@ -16,6 +16,9 @@ pub(crate) trait Read: Copy {
     /// This structure with some members at hand.
     type Glance<'a>: Read<Next = Self::Next>;
 
+    /// Where the structure is.
+    fn address(self) -> u64;
+
     /// The member at `offset`; `None` if this kernel has none or the address is bad.
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T>;
 
@@ -117,6 +120,11 @@ impl Read for Probed {
     type Glance<'a> = Glance<'a>;
 
     #[inline(always)]
+    fn address(self) -> u64 {
+        self.0 as u64
+    }
+
+    #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
         let member = self.member(offset)?;
         let mut value = MaybeUninit::<T>::uninit();
@@ -150,6 +158,11 @@ pub(crate) struct Glance<'a> {
 impl Read for Glance<'_> {
     type Next = Probed;
     type Glance<'a> = Self;
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.base.address()
+    }
 
     #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
@@ -199,6 +212,11 @@ impl Typed {
 impl Read for Typed {
     type Next = Self;
     type Glance<'a> = Self;
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0 as u64
+    }
 
     #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
