@@ -31,7 +31,7 @@ static VOLUME_CHANGES: Array<u64> = Array::with_max_entries(1, 0);
 
 /// A superblock that was looked up and is not watched, as of a number of changes. Writer and
 /// reader: [`Unwatched`].
-static UNWATCHED: Word = Word::ZERO;
+static UNWATCHED: Word = Word::zero();
 
 /// Layout of this kernel's structures. Writer: user space, before load. Reader: all programs,
 /// field by field through [`off`], so that each is a constant to the verifier.
@@ -40,7 +40,7 @@ pub(crate) static OFFSETS: Offsets = Offsets::NONE;
 
 /// Address of the file operations that all regular files on tmpfs share; 0 until the first
 /// token-like file was seen, which is the self-test's. Writer and reader: the filter.
-static TMPFS_FILE_OPS: Word = Word::ZERO;
+static TMPFS_FILE_OPS: Word = Word::zero();
 
 /// A word that several CPUs load and store, each time whole: what a relaxed atomic is, which LLVM
 /// does not lower for BPF.
@@ -50,7 +50,9 @@ struct Word(UnsafeCell<u64>);
 unsafe impl Sync for Word {}
 
 impl Word {
-    const ZERO: Self = Self(UnsafeCell::new(0));
+    const fn zero() -> Self {
+        Self(UnsafeCell::new(0))
+    }
 
     #[inline(always)]
     fn load(&self) -> u64 {
