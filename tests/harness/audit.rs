@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{NODE_NAME, machine::random_uuid, pod::Pod};
+use crate::{NODE_NAME, alerts::text_at, machine::random_uuid, pod::Pod};
 
 /// Lines that a kube-apiserver wrote about requests of pod `cart-0`.
 const RECORDED: &str = include_str!("../fixtures/audit/pod-requests.ndjson");
@@ -173,12 +173,17 @@ pub struct AuditLog {
 }
 
 impl AuditLog {
+    /// A log that the API server has not begun yet: the first line makes the file.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), rotations: 0 }
+    }
+
     /// An empty log.
     ///
     /// # Errors
     /// If it cannot be created.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
-        let log = Self { path: path.into(), rotations: 0 };
+        let log = Self::at(path);
         File::create(&log.path).with_context(|| format!("could not create {:?}", log.path))?;
         Ok(log)
     }
@@ -239,10 +244,6 @@ impl AuditLog {
         OpenOptions::new().write(true).open(&self.path)?.set_len(0)?;
         Ok(copy)
     }
-}
-
-fn text_at<'event>(event: &'event Value, pointer: &str) -> &'event str {
-    event.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// RFC 3339 with six decimals, as `metav1.MicroTime` is written.
