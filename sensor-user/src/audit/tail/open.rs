@@ -1,6 +1,6 @@
 //! One open log file and how far it is read.
 //!
-//! Reads one byte back each time: if that byte is gone or is another one, the file was truncated or
+//! Reads a few bytes back each time: if they are gone or are others, the file was truncated or
 //! rewritten in place (and may have grown past the old place since). That costs no system call.
 
 use std::{fs::File, io, os::unix::fs::FileExt, time::SystemTime};
@@ -10,14 +10,18 @@ use memchr::memrchr;
 use super::rotation::FileId;
 use crate::audit::{checkpoint::Position, lines::Lines};
 
+/// How many bytes back are compared. Lines may be of one length and of one ending, but their times
+/// stand within this, and no two lines have the same ones.
+const REMEMBERED: usize = 512;
+
 /// A file being read.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     file: File,
     id: FileId,
     lines: Lines,
-    /// The byte before the next one to read, as it was when it was read.
-    last: Option<u8>,
+    /// The bytes before the next one to read, as they were when they were read.
+    last: Vec<u8>,
 }
 
 /// What a read found.
@@ -32,7 +36,7 @@ pub(super) enum Found<'a> {
 impl OpenFile {
     /// The file from an offset on.
     pub(super) fn at(file: File, id: FileId, offset: u64) -> Self {
-        let last = byte_before(&file, offset);
+        let last = bytes_before(&file, offset).unwrap_or_default();
         Self { file, id, lines: Lines::new(offset), last }
     }
 
@@ -82,7 +86,7 @@ impl OpenFile {
     /// file was truncated, or is another one that got the inode number of a deleted one.
     pub(super) fn continues(&self) -> bool {
         let offset = self.lines.offset();
-        match self.last {
+        match self.last.last() {
             None => offset == 0,
             // At the very end an unterminated line may have been given up as torn.
             Some(last) => matches!(last, b'\n' | 0) || self.behind() == 0,
@@ -96,13 +100,16 @@ impl OpenFile {
     /// Starts over.
     pub(super) fn rewind(&mut self) {
         self.lines = Lines::new(0);
-        self.last = None;
+        self.last.clear();
     }
 
     /// Reads what is new into the buffer.
     pub(super) fn read<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<Found<'a>> {
         let offset = self.lines.offset();
-        let known = usize::from(offset > 0);
+        if offset > 0 && self.last.is_empty() {
+            return Ok(Found::Truncated);
+        }
+        let known = self.last.len().min(buffer.len() / 2);
         let read = loop {
             match self.file.read_at(buffer, offset - known as u64) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -112,16 +119,18 @@ impl OpenFile {
         let more = read == buffer.len();
         let bytes = buffer.get(..read).unwrap_or_default();
         let Some((known, new)) = bytes.split_at_checked(known) else { return Ok(Found::Truncated) };
-        if known.first().is_some_and(|byte| self.last.is_some_and(|last| last != *byte)) {
+        if !self.last.ends_with(known) {
             return Ok(Found::Truncated);
         }
-        self.last = bytes.last().copied().or(self.last);
+        let remembered = bytes.len().saturating_sub(REMEMBERED);
+        self.last = bytes.get(remembered..).unwrap_or_default().to_vec();
         Ok(Found::Bytes(new, more))
     }
 }
 
-fn byte_before(file: &File, offset: u64) -> Option<u8> {
-    let mut byte = [0];
-    let read = file.read_at(&mut byte, offset.checked_sub(1)?).ok()?;
-    byte.first().copied().filter(|_| read == 1)
+fn bytes_before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
+    let start = offset.saturating_sub(REMEMBERED as u64);
+    let mut bytes = vec![0; REMEMBERED.min(usize::try_from(offset).unwrap_or(REMEMBERED))];
+    file.read_exact_at(&mut bytes, start)?;
+    Ok(bytes)
 }

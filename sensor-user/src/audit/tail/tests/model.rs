@@ -2,7 +2,7 @@
 //! every record exactly once, in order.
 //!
 //! Left out is what no reader of positions can see: a file that was truncated and has grown past
-//! the old position with the same byte before it.
+//! the old position with the same bytes before it.
 
 use std::{
     fs::{self, File, OpenOptions},

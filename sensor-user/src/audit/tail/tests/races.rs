@@ -71,6 +71,21 @@ async fn a_file_that_was_truncated_and_has_outgrown_its_old_length_is_read_from_
 }
 
 #[tokio::test]
+async fn a_file_that_was_truncated_and_has_its_old_length_again_is_read_from_its_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    append(&path, "");
+    let (mut tail, mut receiver) = tail(&path, 10);
+    tail.check().await.unwrap();
+    append(&path, &line("a"));
+    tail.read().await.unwrap();
+    fs::write(&path, line("b")).unwrap();
+    tail.read().await.unwrap();
+    assert_eq!(ids(&mut receiver), ["a", "b"]);
+    assert_eq!(tail.metrics.truncations.get(), 1);
+}
+
+#[tokio::test]
 async fn an_unterminated_line_comes_when_its_file_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.log");
