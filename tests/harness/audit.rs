@@ -12,7 +12,13 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{NODE_NAME, alerts::text_at, machine::random_uuid, pod::Pod};
+use crate::{
+    NODE_NAME,
+    alerts::text_at,
+    machine::random_uuid,
+    pod::Pod,
+    wait::{PATIENCE, wait_until},
+};
 
 /// Lines that a kube-apiserver wrote about requests of pod `cart-0`.
 const RECORDED: &str = include_str!("../fixtures/audit/pod-requests.ndjson");
@@ -255,9 +261,13 @@ impl AuditLog {
     /// # Errors
     /// If the folder cannot be written.
     pub fn rotate_by_rename(&mut self) -> Result<PathBuf> {
-        let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%3f");
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let old = self.path.with_file_name(format!("{stem}-{time}.log"));
+        // Names tell milliseconds: kube-apiserver never rotates twice in one, tests may.
+        let old = wait_until(PATIENCE, "a name for the old file is free", || {
+            let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%3f");
+            let old = self.path.with_file_name(format!("{stem}-{time}.log"));
+            Ok((!old.exists()).then_some(old))
+        })?;
         fs::rename(&self.path, &old)?;
         File::create(&self.path)?;
         Ok(old)
