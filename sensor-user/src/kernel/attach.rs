@@ -98,11 +98,12 @@ pub(super) struct Attached {
 }
 
 /// Parses the object, creates its maps and relocates its programs; loads none of them.
-pub(super) fn load(object: &[u8], offsets: &Offsets) -> Result<Ebpf, EbpfError> {
+pub(super) fn load(object: &[u8], offsets: &Offsets, log_level: u8) -> Result<Ebpf, EbpfError> {
     EbpfLoader::new()
         // The object has no relocations against kernel types, and parsing them costs memory.
         .btf(None)
         .override_global(names::OFFSETS, offsets.as_bytes(), true)
+        .override_global(aya_log::LEVEL, &log_level, true)
         .load(object)
 }
 
