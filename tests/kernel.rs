@@ -7,15 +7,18 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use clap::ValueEnum as _;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tokentrail::kernel::{KernelMetrics, Loss, RouteChoice, Sensor, SensorConfig, SensorError};
+use tokentrail::kernel::{
+    KernelMetrics, Loss, RouteChoice, Sensor, SensorConfig, SensorError, route_name,
+};
 use tokentrail_ebpf::{MatchedBy, OpenRecord, Route, until_nul};
 
 fn text(bytes: &[u8]) -> String {
@@ -287,4 +290,31 @@ async fn a_route_that_the_kernel_refuses_is_named_with_its_reason() {
             Err(other) => panic!("{choice:?}: {other}"),
         }
     }
+}
+
+#[tokio::test]
+async fn at_debug_level_the_programs_say_what_they_matched() {
+    /// Collects what a subscriber writes.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let bench = Bench::start().await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let expected = format!("{}: a token-like open, matched by 1", route_name(bench.sensor.route()));
+    assert!(text.contains(&expected), "{text}");
 }

@@ -10,6 +10,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_d_path, bpf_get_current_task, bpf_get_current_task_btf},
     programs::{FExitContext, ProbeContext, TracePointContext},
 };
+use aya_log_ebpf::debug;
 use tokentrail_ebpf::{MatchedBy, Route, TEXT_LEN};
 
 use crate::{
@@ -55,6 +56,7 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
     if let Some(matched) = token_like(file)
         && let Some(probed) = file.probed()
     {
+        debug!(ctx, "fexit: a token-like open, matched by {}", matched as u32);
         emit::open(Route::Fexit, probed, matched, |path: &mut [u8; TEXT_LEN]| {
             let from = address.wrapping_add(off!(file_path) as usize).cast_mut();
             // SAFETY: `path` is writable for its length; `from` is the file's `f_path`, which the
@@ -75,8 +77,11 @@ pub(crate) fn on_kprobe(ctx: &ProbeContext) -> u32 {
     // SAFETY: as above; word 0 is `x0` on arm64.
     let x0 = unsafe { core::ptr::read_volatile(registers) };
     let address = if off!(arch) == 1 { rdi } else { x0 };
-    if let Some(file) = Probed::at(address) {
-        judge(Route::Kprobe, file);
+    if let Some(file) = Probed::at(address)
+        && let Some(matched) = token_like(file)
+    {
+        debug!(ctx, "kprobe: a token-like open, matched by {}", matched as u32);
+        emit::open(Route::Kprobe, file, matched, |path| path[0] = 0);
     }
     0
 }
@@ -89,8 +94,10 @@ pub(crate) fn on_exit(ctx: &TracePointContext) -> u32 {
     if let Ok(descriptor) = u32::try_from(returned)
         && let Some(table) = descriptors()
         && let Some(file) = table.element(descriptor)
+        && let Some(matched) = token_like(file)
     {
-        judge(Route::Exit, file);
+        debug!(ctx, "exit: a token-like open, matched by {}", matched as u32);
+        emit::open(Route::Exit, file, matched, |path| path[0] = 0);
     }
     0
 }
@@ -110,13 +117,6 @@ fn descriptors() -> Option<Probed> {
         // SAFETY: helper without arguments.
         let task = Probed::at(unsafe { bpf_get_current_task() })?;
         task.follow(off!(task_files))?.follow(off!(files_fdt))?.follow(off!(fdt_fd))
-    }
-}
-
-#[inline(always)]
-fn judge(route: Route, file: Probed) {
-    if let Some(matched) = token_like(file) {
-        emit::open(route, file, matched, |path| path[0] = 0);
     }
 }
 

@@ -25,7 +25,7 @@ use tokentrail_ebpf::{Counter, OpenRecord, Route, VolumeBit, names};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
-use self::{attach::Link, canary::Canary, ring::Reader};
+use self::{attach::Link, canary::Canary, log::KernelLog, ring::Reader};
 
 mod attach;
 #[cfg(feature = "bench")]
@@ -33,6 +33,7 @@ pub mod bench;
 pub mod btf;
 mod canary;
 pub mod clock;
+mod log;
 mod metrics;
 mod preflight;
 mod ring;
@@ -157,6 +158,7 @@ pub enum SensorError {
 
 /// An attached route and the reader of its records.
 pub struct Sensor {
+    log: Option<KernelLog>,
     reader: Reader,
     volumes: Array<MapData, u64>,
     /// What `volumes` holds: its words that are not zero.
@@ -186,10 +188,11 @@ impl Sensor {
         preflight::ring_buffer().map_err(SensorError::NoRingBuffer)?;
         let canary =
             Canary::new(config.canary_dir.as_deref()).map_err(SensorError::CanaryDirectory)?;
-        let mut ebpf = attach::load(OBJECT, &layout.offsets)
+        let mut ebpf = attach::load(OBJECT, &layout.offsets, log::level())
             .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
         let maps = |error| SensorError::Load(attach::reason("maps", &error));
         let mut sensor = Self {
+            log: KernelLog::new(&mut ebpf),
             reader: Reader::new(&mut ebpf).map_err(maps)?,
             volumes: ring::take(&mut ebpf, names::VOLUME_DEVICES)
                 .and_then(Array::try_from)
@@ -274,6 +277,9 @@ impl Sensor {
             }
         });
         self.read_losses();
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
         count
     }
 
