@@ -15,7 +15,7 @@ use tokentrail_ebpf::{MatchedBy, Route, TEXT_LEN};
 use crate::{
     emit,
     maps::{self, off},
-    read::{Probed, Read, Typed},
+    read::{Buffer, Probed, Read, Span, Typed},
 };
 
 /// File names of a service-account volume: length, then the bytes as a little-endian number.
@@ -40,7 +40,8 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `S_IFMT` and `S_IFREG` of `include/uapi/linux/stat.h`.
 const FILE_TYPE: u16 = 0o170_000;
 const REGULAR: u16 = 0o100_000;
-/// `FMODE_PATH` of `include/linux/fs.h`: an `O_PATH` descriptor, which opens nothing.
+/// `FMODE_PATH` of `include/linux/fs.h`: an `O_PATH` descriptor, which reads nothing and has other
+/// file operations.
 const FMODE_PATH: u32 = 0x4000;
 /// Where `struct trace_event_raw_sys_exit` has `ret`, in words.
 const EXIT_RET: usize = 2;
@@ -123,12 +124,17 @@ fn judge(route: Route, file: Probed) {
 /// The filter. Reads are ordered by what they cost and how many opens they dismiss.
 #[inline(always)]
 fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
+    let mut buffer = Buffer::new();
+    let span = Span { start: off!(file_glance), length: off!(file_glance_len) };
+    let file = file.glance(span, &mut buffer)?;
     let operations: u64 = file.get(off!(file_op))?;
     let tmpfs = maps::tmpfs_file_ops();
     if tmpfs != 0 && operations != tmpfs {
         return None;
     }
-    let dentry = file.follow(off!(file_dentry))?;
+    let mut buffer = Buffer::new();
+    let span = Span { start: off!(dentry_glance), length: off!(dentry_glance_len) };
+    let dentry = file.follow(off!(file_dentry))?.glance(span, &mut buffer)?;
     let superblock = dentry.follow(off!(dentry_sb))?;
     let matched =
         if named_like_a_token(dentry)? && superblock.get(off!(sb_magic)) == Some(TMPFS_MAGIC) {
@@ -139,8 +145,7 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
             return None;
         };
     let mode: u16 = file.follow(off!(file_inode))?.get(off!(inode_mode))?;
-    let file_mode: u32 = file.get(off!(file_mode))?;
-    if mode & FILE_TYPE != REGULAR || file_mode & FMODE_PATH != 0 {
+    if mode & FILE_TYPE != REGULAR || file.get::<u32>(off!(file_mode))? & FMODE_PATH != 0 {
         return None;
     }
     if tmpfs == 0 && matched == MatchedBy::Name {
@@ -167,6 +172,6 @@ fn named_like_a_token<R: Read>(dentry: R) -> Option<bool> {
     }
     let parent = dentry.follow(off!(dentry_parent))?;
     let parent_length: u32 = parent.get(off!(dentry_name_len))?;
-    let dots: u32 = parent.get(off!(dentry_inline_name))?;
-    Some(parent_length > 2 && dots as u16 == DOTS)
+    let dots: u16 = parent.get(off!(dentry_inline_name))?;
+    Some(parent_length > 2 && dots == DOTS)
 }

@@ -18,7 +18,8 @@ pub mod names {
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU counters, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
-    /// Hash set of kernel-encoded `s_dev` numbers of service-account volumes.
+    /// Bitmap of the devices of service-account volumes, in words of
+    /// [`VolumeBit`](super::VolumeBit).
     pub const VOLUME_DEVICES: &str = "VOLUME_DEVICES";
     /// Read-only [`Offsets`](super::Offsets), written before load.
     pub const OFFSETS: &str = "OFFSETS";
@@ -254,6 +255,32 @@ impl Counter {
     pub const COUNT: u32 = 3;
 }
 
+/// Words of the bitmap of watched devices.
+pub const VOLUME_WORDS: u32 = (1 << MINOR_BITS) / u64::BITS;
+/// `MINORBITS` of `include/linux/kdev_t.h`.
+const MINOR_BITS: u32 = 20;
+
+/// Where the bitmap of watched devices has a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeBit {
+    /// Index of the word, below [`VOLUME_WORDS`].
+    pub word: u32,
+    /// Its one bit in that word.
+    pub mask: u64,
+}
+
+impl VolumeBit {
+    /// `None` for a device with a major number, which no tmpfs has.
+    #[inline(always)]
+    pub const fn of(s_dev: u32) -> Option<Self> {
+        if s_dev >> MINOR_BITS == 0 {
+            Some(Self { word: s_dev / u64::BITS, mask: 1 << (s_dev % u64::BITS) })
+        } else {
+            None
+        }
+    }
+}
+
 /// Offset of a member that this kernel does not have: the feature that needs it is left out.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -320,6 +347,10 @@ pub struct Offsets {
     pub file_inode: u32,
     /// `file.f_op`
     pub file_op: u32,
+    /// First byte of what the filter reads of a file …
+    pub file_glance: u32,
+    /// … and how many bytes that spans.
+    pub file_glance_len: u32,
     /// `file.f_flags`
     pub file_flags: u32,
     /// `file.f_mode`
@@ -334,6 +365,10 @@ pub struct Offsets {
     pub dentry_parent: u32,
     /// `dentry.d_sb`
     pub dentry_sb: u32,
+    /// First byte of what the filter reads of a dentry …
+    pub dentry_glance: u32,
+    /// … and how many bytes that spans.
+    pub dentry_glance_len: u32,
     /// `inode.i_ino`
     pub inode_ino: u32,
     /// `inode.i_mode`

@@ -3,11 +3,10 @@
 use core::cell::UnsafeCell;
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, PerCpuArray, RingBuf},
 };
-use tokentrail_ebpf::{Counter, Offsets};
+use tokentrail_ebpf::{Counter, Offsets, VOLUME_WORDS, VolumeBit};
 
 /// Value: one `OpenRecord` an entry. Writer: `emit`. Reader: user space, which alone consumes.
 /// 1 MiB holds some 500 records: a burst far above what the filter lets through, while the
@@ -19,11 +18,11 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
-/// Key: `s_dev` in kernel encoding. Value: unused. Writer: user space. Reader: the filter.
-/// Room for 512 pods (twice the kubelet's largest common setting) with eight volumes each;
-/// memory is taken only for entries that exist.
+/// Key: minor number / 64 of a device with major number 0, which all tmpfs have. Value: one bit a
+/// minor number. Writer: user space. Reader: the filter, which gets an array's value without a
+/// call. 2^20 minor numbers are all that the kernel gives out (`get_anon_bdev`): 128 KiB.
 #[map]
-static VOLUME_DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static VOLUME_DEVICES: Array<u64> = Array::with_max_entries(VOLUME_WORDS, 0);
 
 /// Layout of this kernel's structures. Writer: user space, before load. Reader: all programs,
 /// field by field through [`off`], so that each is a constant to the verifier.
@@ -64,7 +63,10 @@ pub(crate) fn count(counter: Counter) {
 /// Whether user space named this device as a service-account volume's.
 #[inline(always)]
 pub(crate) fn is_volume(s_dev: u32) -> bool {
-    VOLUME_DEVICES.get_ptr(s_dev).is_some()
+    match VolumeBit::of(s_dev) {
+        Some(bit) => VOLUME_DEVICES.get(bit.word).is_some_and(|word| word & bit.mask != 0),
+        None => false,
+    }
 }
 
 /// The learned file operations of tmpfs, 0 if none were learned yet.

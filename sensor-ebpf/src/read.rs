@@ -1,7 +1,9 @@
-//! Reading kernel memory: the two ways there are, behind one trait. Nothing here knows a structure.
+//! Reading kernel memory: the ways there are, behind one trait. Nothing here knows a structure.
 //!
 //! An absent offset reads as `None`; since offsets are verifier constants, such a read costs
 //! nothing and is never even verified.
+
+use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated;
 use tokentrail_ebpf::ABSENT;
@@ -9,24 +11,50 @@ use zerocopy::FromBytes;
 
 /// Reads members of the kernel structure at an address.
 pub(crate) trait Read: Copy {
+    /// What a pointer in this structure leads to.
+    type Next: Read<Next = Self::Next>;
+    /// This structure with some members at hand.
+    type Glance<'a>: Read<Next = Self::Next>;
+
     /// The member at `offset`; `None` if this kernel has none or the address is bad.
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T>;
 
     /// The structure that the pointer at `offset` leads to; `None` for a null pointer as well.
-    fn follow(self, offset: u32) -> Option<Self>;
+    fn follow(self, offset: u32) -> Option<Self::Next>;
 
-    /// The same address, read with the helper from here on.
-    fn probed(self) -> Probed;
+    /// Fetches `span` at once into `buffer`: members there then cost nothing further. Where the
+    /// span is too wide, they are read one by one.
+    fn glance<'a>(self, span: Span, buffer: &'a mut Buffer) -> Option<Self::Glance<'a>>;
+}
+
+/// Some bytes of a structure; `start` is a multiple of eight.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) start: u32,
+    pub(crate) length: u32,
+}
+
+/// Stack memory for one glance.
+pub(crate) struct Buffer(MaybeUninit<[u64; 16]>);
+
+impl Buffer {
+    /// Not zeroed: that would cost more than it saves.
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+}
+
+impl Span {
+    #[inline(always)]
+    fn fits(self) -> bool {
+        self.length as usize <= size_of::<Buffer>()
+    }
 }
 
 /// Any address, read with `bpf_probe_read_kernel`: bad ones fail, each read costs a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Probed(*const u8);
-
-/// An address whose type the verifier knows from BTF: loads are plain instructions. Other
-/// addresses make the verifier refuse the program.
-#[derive(Clone, Copy)]
-pub(crate) struct Typed(*const u8);
 
 impl Probed {
     /// The structure at `address`; `None` for null.
@@ -70,32 +98,31 @@ impl Probed {
     #[inline(always)]
     pub(crate) fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) -> Option<()> {
         into[0] = 0;
-        let from = self.member(offset)?;
-        // SAFETY: `into` is writable for its N bytes; the helper checks the source.
-        let result = unsafe {
-            generated::bpf_probe_read_kernel(into.as_mut_ptr().cast(), N as u32, from.0.cast())
-        };
+        self.member(offset)?.copy(into.as_mut_ptr(), N as u32)
+    }
+
+    /// Copies what is here. `into` must be writable for `length` bytes, which the verifier checks.
+    #[inline(always)]
+    fn copy(self, into: *mut u8, length: u32) -> Option<()> {
+        // SAFETY: the verifier refuses a program that does not own the target; the helper checks
+        // the source.
+        let result =
+            unsafe { generated::bpf_probe_read_kernel(into.cast(), length, self.0.cast()) };
         if result == 0 { Some(()) } else { None }
     }
 }
 
 impl Read for Probed {
+    type Next = Self;
+    type Glance<'a> = Glance<'a>;
+
     #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
-        if offset == ABSENT {
-            return None;
-        }
-        let mut value = T::new_zeroed();
-        // SAFETY: `value` is writable for its size and any bytes make a `T`; the helper checks
-        // the source.
-        let result = unsafe {
-            generated::bpf_probe_read_kernel(
-                (&raw mut value).cast(),
-                size_of::<T>() as u32,
-                self.0.wrapping_add(offset as usize).cast(),
-            )
-        };
-        if result == 0 { Some(value) } else { None }
+        let member = self.member(offset)?;
+        let mut value = MaybeUninit::<T>::uninit();
+        member.copy(value.as_mut_ptr().cast(), size_of::<T>() as u32)?;
+        // SAFETY: written just now, and any bytes make a `T`.
+        Some(unsafe { value.assume_init() })
     }
 
     #[inline(always)]
@@ -104,10 +131,54 @@ impl Read for Probed {
     }
 
     #[inline(always)]
-    fn probed(self) -> Probed {
-        self
+    fn glance<'a>(self, span: Span, buffer: &'a mut Buffer) -> Option<Glance<'a>> {
+        if span.fits() {
+            self.member(span.start)?.copy(buffer.0.as_mut_ptr().cast(), span.length)?;
+        }
+        Some(Glance { base: self, span, buffer })
     }
 }
+
+/// A probed structure with a copy of some of its bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Glance<'a> {
+    base: Probed,
+    span: Span,
+    buffer: &'a Buffer,
+}
+
+impl Read for Glance<'_> {
+    type Next = Probed;
+    type Glance<'a> = Self;
+
+    #[inline(always)]
+    fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
+        if !self.span.fits() {
+            return self.base.get(offset);
+        }
+        let at = offset.wrapping_sub(self.span.start) as usize;
+        let member = self.buffer.0.as_ptr().cast::<u8>().wrapping_add(at).cast::<T>();
+        // SAFETY: any bytes make a `T`. That the member lies in what was copied is the business of
+        // user space, which computes both; the verifier refuses anything else. Volatile, since to
+        // the compiler an offset may be any.
+        Some(unsafe { core::ptr::read_volatile(member) })
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Option<Probed> {
+        Probed::at(self.get(offset)?)
+    }
+
+    #[inline(always)]
+    fn glance(self, _: Span, _: &mut Buffer) -> Option<Self> {
+        Some(self)
+    }
+}
+
+/// An address whose type the verifier knows from BTF: loads are plain instructions. Other
+/// addresses make the verifier refuse the program.
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(*const u8);
 
 impl Typed {
     /// # Safety
@@ -117,9 +188,18 @@ impl Typed {
     pub(crate) unsafe fn new(address: *const u8) -> Self {
         Self(address)
     }
+
+    /// The same structure, read with the helper from here on.
+    #[inline(always)]
+    pub(crate) fn probed(self) -> Probed {
+        Probed(self.0)
+    }
 }
 
 impl Read for Typed {
+    type Next = Self;
+    type Glance<'a> = Self;
+
     #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
         if offset == ABSENT {
@@ -143,7 +223,7 @@ impl Read for Typed {
     }
 
     #[inline(always)]
-    fn probed(self) -> Probed {
-        Probed(self.0)
+    fn glance(self, _: Span, _: &mut Buffer) -> Option<Self> {
+        Some(self)
     }
 }

@@ -13,7 +13,7 @@ use self::{
     kubelet::Kubelet,
     processes::Processes,
     reader::Reader,
-    volumes::{MountWatch, Volume, VolumeMap, VolumesError},
+    volumes::{Volume, VolumeMap, VolumesError},
 };
 pub use self::{
     metrics::AttributionMetrics,
@@ -77,6 +77,8 @@ pub struct OpenTimes {
 pub enum Ignored {
     /// Another file of a token volume, as `namespace`.
     OtherFile,
+    /// Opened for writing alone, as the kubelet does when it fills a volume: nothing was read.
+    WriteOnly,
     /// A file of that name, but neither in a known token volume nor mounted like one.
     NotServiceAccountVolume,
     /// In a pod of another node that shares this kernel.
@@ -89,8 +91,9 @@ pub enum Ignored {
 
 impl Ignored {
     /// All reasons.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::OtherFile,
+        Self::WriteOnly,
         Self::NotServiceAccountVolume,
         Self::OutOfScope,
         Self::Kubelet,
@@ -101,6 +104,7 @@ impl Ignored {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::OtherFile => "other_file",
+            Self::WriteOnly => "write_only",
             Self::NotServiceAccountVolume => "not_service_account_volume",
             Self::OutOfScope => "out_of_scope",
             Self::Kubelet => "kubelet",
@@ -160,14 +164,9 @@ impl Attributor {
         result
     }
 
-    /// Reads the mounts again; to be called when [`MountWatch::changed`] returns.
-    pub fn refresh_volumes(&mut self) -> Result<(), VolumesError> {
-        self.volumes.refresh()
-    }
-
-    /// A watch on the node's mounts; changes from now on wake it.
-    pub fn watch_mounts(&self) -> Result<MountWatch, VolumesError> {
-        self.volumes.watch()
+    /// Notices new and gone volumes without an open; to be called about once a second.
+    pub fn keep_up(&mut self) -> Result<(), VolumesError> {
+        self.volumes.keep_up()
     }
 
     /// The kernel-encoded `s_dev` of each service-account volume, if the set changed since this was
@@ -185,6 +184,9 @@ impl Attributor {
             return Err(Ignored::NotServiceAccountVolume);
         }
         let file = facts::token_file(record).ok_or(Ignored::OtherFile)?;
+        if facts::is_write_only(record) {
+            return Err(Ignored::WriteOnly);
+        }
         let root: Option<Vec<&str>> =
             self.kubelet_cgroup.as_ref().map(|root| root.iter().map(String::as_str).collect());
         let reader = Reader::of(record, &self.processes, root.as_deref());

@@ -85,6 +85,17 @@ pub struct ObjectRef {
     pub api_version: Option<String>,
 }
 
+impl ObjectRef {
+    /// Whether it is a way into a running pod.
+    pub fn is_way_into_pod(&self) -> bool {
+        self.resource.as_deref() == Some("pods")
+            && matches!(
+                self.subresource.as_deref(),
+                Some("exec" | "attach" | "ephemeralcontainers")
+            )
+    }
+}
+
 /// `metav1.Status`, as far as alerts show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attribution::TokenOpen,
-    audit::AuditRecord,
+    audit::{self, AuditRecord},
     rules::{Band, token_access},
     time::Micros,
 };
@@ -24,11 +24,13 @@ use crate::{
 pub mod ids;
 pub mod incident;
 pub mod journal;
+pub mod sessions;
 pub mod window;
 
 use ids::RequestId;
-use incident::{Attached, Incident};
-use journal::{Entry, Journal, JournalError};
+use incident::{Attached, Cause, Incident};
+use journal::{Entry, Horizons, Journal, JournalError};
+use sessions::Sessions;
 use window::Exposure;
 
 /// An open, with the boot in which its kernel times and process ids mean something.
@@ -62,6 +64,8 @@ pub struct Settings {
     pub patience: Micros,
     /// How long after an exposure's end requests of the same client can prolong an incident.
     pub longest_tail: Micros,
+    /// How long after its begin an `exec` session can explain an open.
+    pub session_memory: Micros,
     /// Exposures of one pod.
     pub exposures_per_pod: usize,
     /// Requests of one pod that wait for an open.
@@ -79,6 +83,7 @@ impl Settings {
             skew: Micros(0),
             patience: Micros::from_secs(10),
             longest_tail: Micros::from_secs(15 * 60),
+            session_memory: Micros::from_secs(12 * 3_600),
             exposures_per_pod: 16,
             waiting_per_pod: 64,
             pods: 1_024,
@@ -108,6 +113,8 @@ pub struct Alert {
     pub open: Arc<TokenOpen>,
     /// The request that began the incident, with its latest stage's outcome.
     pub request: Arc<AuditRecord>,
+    /// Sessions that may have brought the opener into the pod, best first.
+    pub initiators: Vec<Arc<AuditRecord>>,
     /// Requests in the order of time, as far as they were kept.
     pub requests: Vec<Arc<AuditRecord>>,
     /// All requests, kept or not.
@@ -169,14 +176,23 @@ struct PodState {
 pub struct Correlator<J> {
     settings: Settings,
     pods: HashMap<String, PodState>,
+    sessions: Sessions,
     journal: J,
+    journal_failure: Option<String>,
     losses: Losses,
 }
 
 impl<J: Journal> Correlator<J> {
     /// An empty correlator.
     pub fn new(settings: Settings, journal: J) -> Self {
-        Self { settings, pods: HashMap::new(), journal, losses: Losses::default() }
+        Self {
+            settings,
+            pods: HashMap::new(),
+            sessions: Sessions::default(),
+            journal,
+            journal_failure: None,
+            losses: Losses::default(),
+        }
     }
 
     /// Takes an open. `now` is the clock of the steady axis. What does not qualify is ignored.
@@ -190,6 +206,9 @@ impl<J: Journal> Correlator<J> {
 
     /// Takes one stage of a request. `now` is the clock of the steady axis.
     pub fn request(&mut self, request: Request, now: Micros, findings: &mut Vec<Finding>) {
+        if self.sessions.note(&request.record, request.time) {
+            self.journal(&Entry::Session(request.clone()));
+        }
         let Some(pod_uid) = request.record.pod_uid().map(str::to_owned) else { return };
         let id = RequestId::of(&request.record);
         self.make_room(&pod_uid);
@@ -203,7 +222,7 @@ impl<J: Journal> Correlator<J> {
             return;
         }
         self.journal(&Entry::Request(request.clone()));
-        self.attach(id, &request, now, findings);
+        self.attach(id, &request, findings);
     }
 
     /// Passes time: tells incidents that ended before `watermark`, forgets what can no longer
@@ -230,7 +249,7 @@ impl<J: Journal> Correlator<J> {
                 .is_some_and(|pod| pod.explains(&request, &self.settings));
             if explained {
                 self.journal(&Entry::Request(request.clone()));
-                self.attach(id, &request, now, findings);
+                self.attach(id, &request, findings);
             }
         }
         let mut ended: Vec<Alert> = Vec::new();
@@ -254,6 +273,9 @@ impl<J: Journal> Correlator<J> {
     pub fn restore(&mut self, entry: Entry, now: Micros, findings: &mut Vec<Finding>) {
         match entry {
             Entry::Open(open) => self.apply_open(open, now, findings),
+            Entry::Session(request) => {
+                self.sessions.note(&request.record, request.time);
+            }
             Entry::Request(request) => {
                 let id = RequestId::of(&request.record);
                 let known = request
@@ -262,20 +284,27 @@ impl<J: Journal> Correlator<J> {
                     .and_then(|pod_uid| self.pods.get_mut(pod_uid))
                     .is_none_or(|pod| pod.update_known(id, &request));
                 if !known {
-                    self.attach(id, &request, now, findings);
+                    self.attach(id, &request, findings);
                 }
             }
         }
     }
 
     /// Drops from the journal what is older than anything still held.
-    pub fn compact_journal(&mut self) -> Result<(), JournalError> {
+    pub fn compact_journal(&mut self, now: Micros) -> Result<(), JournalError> {
+        let sessions = now - self.settings.session_memory;
+        self.sessions.forget(sessions);
         let held = self.pods.values().flat_map(|pod| {
             let exposures = pod.exposures.iter().map(Exposure::first_open);
             exposures.chain(pod.incidents.iter().map(Incident::first_time))
         });
-        let horizon = held.min().unwrap_or(Micros::MAX);
-        self.journal.compact(horizon)
+        let incidents = held.min().unwrap_or(Micros::MAX);
+        self.journal.compact(Horizons { incidents, sessions })
+    }
+
+    /// Why the last entry is missing from the journal; `None` while entries arrive there.
+    pub fn journal_failure(&self) -> Option<&str> {
+        self.journal_failure.as_deref()
     }
 
     /// What was dropped so far.
@@ -303,18 +332,12 @@ impl<J: Journal> Correlator<J> {
         pod.expose(open, &self.settings, &mut self.losses);
         for (id, request) in pod.take_explained(&self.settings) {
             self.journal(&Entry::Request(request.clone()));
-            self.attach(id, &request, now, findings);
+            self.attach(id, &request, findings);
         }
     }
 
     /// Attaches a request that an exposure or the incident explains.
-    fn attach(
-        &mut self,
-        id: RequestId,
-        request: &Request,
-        now: Micros,
-        findings: &mut Vec<Finding>,
-    ) {
+    fn attach(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
         let Some(pod_uid) = request.record.pod_uid() else { return };
         let Some(pod) = self.pods.get_mut(pod_uid) else { return };
         let attached = Attached::new(id, request);
@@ -327,8 +350,21 @@ impl<J: Journal> Correlator<J> {
         if let Some(incident) = joined {
             incident.join(attached, &pod.exposures, &self.settings);
         } else if let Some((exposure, open)) = anchor {
-            let incident =
-                Incident::begin(&self.settings, pod_uid, exposure, open, attached, &pod.exposures);
+            let initiators = request
+                .record
+                .service_account()
+                .zip(request.record.extra(audit::POD_NAME))
+                .map(|((namespace, _), pod)| {
+                    self.sessions.candidates(&open, namespace, pod, &self.settings)
+                })
+                .unwrap_or_default();
+            let incident = Incident::begin(
+                &self.settings,
+                pod_uid,
+                Cause { exposure, open, initiators },
+                attached,
+                &pod.exposures,
+            );
             findings.push(Finding::Alert(Box::new(incident.alert())));
             if pod.incidents.len() >= self.settings.exposures_per_pod {
                 let oldest = pod.incidents.remove(0);
@@ -339,16 +375,18 @@ impl<J: Journal> Correlator<J> {
         // The incident now lasts longer, so requests of the same client may belong to it as well.
         for (id, request) in pod.take_explained(&self.settings) {
             self.journal(&Entry::Request(request.clone()));
-            self.attach(id, &request, now, findings);
+            self.attach(id, &request, findings);
         }
     }
 
     fn journal(&mut self, entry: &Entry) {
-        if let Err(error) = self.journal.append(entry) {
+        let result = self.journal.append(entry);
+        if let Err(error) = &result {
             // The event goes on: only a crash within the window would now lose it.
             self.losses.journal += 1;
             tracing::error!(%error, "an entry is missing from the journal");
         }
+        self.journal_failure = result.err().map(|error| error.to_string());
     }
 
     /// Keeps the number of pods within its bound: one idle pod gives way to a new one.

@@ -12,16 +12,16 @@
 //!    [`self_test`](Sensor::self_test) every few minutes.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, MapData};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokentrail_ebpf::{Counter, OpenRecord, Route, names};
+use tokentrail_ebpf::{Counter, OpenRecord, Route, VolumeBit, names};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
@@ -158,8 +158,9 @@ pub enum SensorError {
 /// An attached route and the reader of its records.
 pub struct Sensor {
     reader: Reader,
-    volumes: HashMap<MapData, u32, u32>,
-    watched: BTreeSet<u32>,
+    volumes: Array<MapData, u64>,
+    /// What `volumes` holds: its words that are not zero.
+    watched: BTreeMap<u32, u64>,
     /// Detaches on drop.
     _links: Vec<Link>,
     route: Route,
@@ -189,9 +190,9 @@ impl Sensor {
         let mut sensor = Self {
             reader: Reader::new(&mut ebpf).map_err(maps)?,
             volumes: ring::take(&mut ebpf, names::VOLUME_DEVICES)
-                .and_then(HashMap::try_from)
+                .and_then(Array::try_from)
                 .map_err(maps)?,
-            watched: BTreeSet::new(),
+            watched: BTreeMap::new(),
             _links: Vec::new(),
             route: Route::Exit,
             degraded: layout
@@ -271,22 +272,22 @@ impl Sensor {
     }
 
     /// Makes the kernel side report every open of a regular file on these devices, whatever its
-    /// name: `s_dev` in kernel encoding. Only devices of tmpfs file systems have an effect.
+    /// name: `s_dev` in kernel encoding. Only tmpfs can be watched, which is what the kubelet
+    /// mounts for service-account volumes; other devices are ignored.
     pub fn watch_devices(&mut self, devices: &BTreeSet<u32>) -> Result<(), SensorError> {
-        let failed = |action| {
-            move |error: aya::maps::MapError| SensorError::Map {
-                action,
-                reason: attach::reason("map", &error),
+        let words = bitmap(devices);
+        for word in self.watched.keys().chain(words.keys()).collect::<BTreeSet<_>>() {
+            let (old, new) = (self.watched.get(word), words.get(word));
+            if old != new {
+                self.volumes.set(*word, new.copied().unwrap_or_default(), 0).map_err(|error| {
+                    SensorError::Map {
+                        action: "watch a volume",
+                        reason: attach::reason("map", &error),
+                    }
+                })?;
             }
-        };
-        for gone in self.watched.difference(devices).copied().collect::<Vec<_>>() {
-            self.volumes.remove(&gone).map_err(failed("stop watching a volume"))?;
-            self.watched.remove(&gone);
         }
-        for new in devices.difference(&self.watched).copied().collect::<Vec<_>>() {
-            self.volumes.insert(new, 1, 0).map_err(failed("watch a volume"))?;
-            self.watched.insert(new);
-        }
+        self.watched = words;
         Ok(())
     }
 
@@ -348,6 +349,15 @@ impl Sensor {
             }
         }
     }
+}
+
+/// Devices as words of the kernel side's bitmap.
+fn bitmap(devices: &BTreeSet<u32>) -> BTreeMap<u32, u64> {
+    let mut words = BTreeMap::new();
+    for bit in devices.iter().filter_map(|device| VolumeBit::of(*device)) {
+        *words.entry(bit.word).or_default() |= bit.mask;
+    }
+    words
 }
 
 /// Gives back what parsing type information took: megabytes in small pieces, which the C library

@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     NODE_NAME,
     alerts::Alerts,
-    sandbox::{Sandbox, Undo},
+    sandbox::{Process, Sandbox},
     wait::{PATIENCE, wait_until},
 };
 
@@ -93,7 +93,8 @@ impl<'sandbox> AgentSetup<'sandbox> {
             .into_temp_path()
             .keep()?;
         let stderr = File::create(&log)?;
-        let child = Command::new(&program)
+        let mut command = Command::new(&program);
+        command
             .arg("run")
             .arg("--audit-log")
             .arg(&self.audit_log)
@@ -109,19 +110,19 @@ impl<'sandbox> AgentSetup<'sandbox> {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(stderr.try_clone()?)
-            .stderr(stderr)
-            .spawn()
-            .with_context(|| {
-                format!("could not start {program:?}; `cargo xtask build` makes it")
-            })?;
-        self.sandbox.on_close(Undo::process(&child)?);
-        Ok(Agent { child, admin, log })
+            .stderr(stderr);
+        let process = self
+            .sandbox
+            .ledger()
+            .spawn(&mut command)
+            .context("there is no agent to run; `cargo xtask build` makes it")?;
+        Ok(Agent { process, admin, log })
     }
 }
 
 /// A running agent. Dropping it kills it.
 pub struct Agent {
-    child: Child,
+    process: Process,
     admin: SocketAddr,
     log: PathBuf,
 }
@@ -142,7 +143,7 @@ impl Agent {
     /// If the agent ends or does not get ready in time.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         wait_until(PATIENCE, "the agent is ready", || {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.process.child.try_wait()? {
                 bail!("the agent ended ({status})");
             }
             // Until it listens, there is no answer at all.
@@ -189,7 +190,7 @@ impl Agent {
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.child.id()
     }
 
     /// What it wrote to stderr (and stdout, where nothing is expected) so far.
@@ -203,8 +204,8 @@ impl Agent {
     /// # Errors
     /// If it cannot be killed.
     pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
+        self.process.child.kill()?;
+        self.process.child.wait()?;
         Ok(())
     }
 
@@ -213,7 +214,7 @@ impl Agent {
     /// # Errors
     /// If it does not end in time.
     pub fn terminate(mut self) -> Result<ExitStatus> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        kill_process(Pid::from_child(&self.process.child), Signal::TERM)?;
         self.exit_status()
     }
 
@@ -227,15 +228,8 @@ impl Agent {
     }
 
     fn exit_status(&mut self) -> Result<ExitStatus> {
-        wait_until(PATIENCE, "the agent ends", || Ok(self.child.try_wait()?))
+        wait_until(PATIENCE, "the agent ends", || Ok(self.process.child.try_wait()?))
             .with_context(|| format!("the agent wrote:\n{}", self.log()))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

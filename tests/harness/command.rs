@@ -3,7 +3,8 @@
 use std::{
     fs::File,
     io::Read,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
@@ -13,7 +14,10 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
 };
 
-use crate::wait::{PATIENCE, wait_until};
+use crate::{
+    sandbox::{Ledger, Process},
+    wait::{PATIENCE, wait_until},
+};
 
 /// What a program left behind.
 #[derive(Clone, Debug)]
@@ -34,17 +38,17 @@ impl Finished {
 }
 
 /// Runs a program whose input is empty and whose output goes through pipes.
-pub(crate) fn run_with_pipes(command: &mut Command) -> Result<Finished> {
+pub(crate) fn run_with_pipes(ledger: &Arc<Ledger>, command: &mut Command) -> Result<Finished> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = start(command)?;
-    let output = child.stdout.take().map(read_to_end);
-    let errors = child.stderr.take().map(read_to_end);
-    let code = finish(&mut child, command)?;
+    let mut process = ledger.spawn(command)?;
+    let output = process.child.stdout.take().map(read_to_end);
+    let errors = process.child.stderr.take().map(read_to_end);
+    let code = finish(&mut process, command)?;
     Ok(Finished { code, output: collect(output), errors: collect(errors) })
 }
 
 /// Runs a program whose three standard descriptors are one new pseudo terminal.
-pub(crate) fn run_with_terminal(command: &mut Command) -> Result<Finished> {
+pub(crate) fn run_with_terminal(ledger: &Arc<Ledger>, command: &mut Command) -> Result<Finished> {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
         .context("could not open a pseudo terminal")?;
     grantpt(&ours)?;
@@ -53,25 +57,18 @@ pub(crate) fn run_with_terminal(command: &mut Command) -> Result<Finished> {
     let theirs = open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
         .context("could not open the other end of a pseudo terminal")?;
     command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
-    let mut child = start(command)?;
+    let mut process = ledger.spawn(command)?;
     // The command holds the terminal's other end; only without it does reading come to an end.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let shown = read_to_end(File::from(ours));
-    let code = finish(&mut child, command)?;
+    let code = finish(&mut process, command)?;
     Ok(Finished { code, output: collect(Some(shown)), errors: String::new() })
 }
 
-fn start(command: &mut Command) -> Result<Child> {
-    command.spawn().with_context(|| format!("could not start {:?}", command.get_program()))
-}
-
-fn finish(child: &mut Child, command: &Command) -> Result<Option<i32>> {
-    let ended = wait_until(PATIENCE, &format!("{command:?} ends"), || Ok(child.try_wait()?));
-    if ended.is_err() {
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-    Ok(ended?.code())
+fn finish(process: &mut Process, command: &Command) -> Result<Option<i32>> {
+    let what = format!("{command:?} ends");
+    let status = wait_until(PATIENCE, &what, || Ok(process.child.try_wait()?))?;
+    Ok(status.code())
 }
 
 /// Reads on a thread of its own, so that a full pipe never stops the program.

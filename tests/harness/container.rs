@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -21,7 +22,7 @@ use crate::{
     command::{Finished, run_with_pipes, run_with_terminal},
     machine::{find_program, random_container_id},
     pod::{Pod, SERVICE_ACCOUNT_FOLDER},
-    sandbox::{Sandbox, Undo},
+    sandbox::{Ledger, Sandbox, Undo},
     wait::{PATIENCE, wait_until},
 };
 
@@ -34,6 +35,7 @@ done"#;
 
 /// A running container of one pod. Lives as long as its sandbox.
 pub struct Container {
+    ledger: Arc<Ledger>,
     id: String,
     runc: PathBuf,
     runc_root: PathBuf,
@@ -59,34 +61,33 @@ impl Container {
         let config = config(&bundle, &cgroup, pod);
         fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
 
-        cgroups::about_to_make(&cgroup)?;
-        sandbox.on_close(Undo::Cgroup(pod_cgroup));
-        sandbox.on_close(Undo::Container {
-            runc: runc.clone(),
-            root: runc_root.clone(),
-            id: id.clone(),
-        });
         let log = bundle.join("log");
         let pid_file = bundle.join("pid");
-        // The container keeps runc's own descriptors: a pipe of ours would never see its end.
-        let status = Command::new(&runc)
-            .arg("--root")
+        let mut run = Command::new(&runc);
+        run.arg("--root")
             .arg(&runc_root)
             .args(["run", "--detach", "--pid-file"])
             .arg(&pid_file)
             .arg("--bundle")
             .arg(&bundle)
             .arg(&id)
+            // The container keeps these descriptors: a pipe of ours would never see its end.
             .stdin(Stdio::null())
             .stdout(File::create(&log)?)
-            .stderr(OpenOptions::new().append(true).open(&log)?)
-            .status()
-            .context("could not start runc")?;
+            .stderr(OpenOptions::new().append(true).open(&log)?);
+        let status = sandbox.ledger().change(|undo| {
+            cgroups::about_to_make(&cgroup)?;
+            undo.push(Undo::Cgroup(pod_cgroup));
+            let (runc, root, id) = (runc.clone(), runc_root.clone(), id.clone());
+            undo.push(Undo::Container { runc, root, id });
+            run.status().context("could not start runc")
+        })?;
         if !status.success() {
             bail!("runc could not start a container: {}", fs::read_to_string(&log)?.trim());
         }
         let main_pid = fs::read_to_string(&pid_file)?.trim().parse()?;
-        Ok(Self { id, runc, runc_root, bundle, cgroup, main_pid })
+        let ledger = Arc::clone(sandbox.ledger());
+        Ok(Self { ledger, id, runc, runc_root, bundle, cgroup, main_pid })
     }
 
     /// Its id, 64 hexadecimal digits.
@@ -109,7 +110,7 @@ impl Container {
     /// # Errors
     /// If runc cannot be started or the program does not end in time; not if the program fails.
     pub fn exec(&self, args: &[&str]) -> Result<Finished> {
-        run_with_pipes(self.runc_exec(false).arg(&self.id).args(args))
+        run_with_pipes(&self.ledger, self.runc_exec(false).arg(&self.id).args(args))
     }
 
     /// Runs a program in it as `kubectl exec -it` does: a terminal of the container's own, which
@@ -118,7 +119,7 @@ impl Container {
     /// # Errors
     /// As [`Container::exec`].
     pub fn exec_tty(&self, args: &[&str]) -> Result<Finished> {
-        run_with_terminal(self.runc_exec(true).arg(&self.id).args(args))
+        run_with_terminal(&self.ledger, self.runc_exec(true).arg(&self.id).args(args))
     }
 
     /// As [`Container::exec_tty`], with the program's standard error redirected to `/dev/null`.
@@ -207,8 +208,10 @@ fn write_root(root: &Path) -> Result<()> {
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
     let inside = root.join("bin/busybox");
     fs::copy(&busybox, &inside).with_context(|| format!("could not copy {busybox:?}"))?;
-    let applets = run_with_pipes(Command::new(&busybox).arg("--list"))?;
-    for applet in applets.output.lines().filter(|applet| *applet != "busybox") {
+    let applets = Command::new(&busybox).arg("--list").output()?;
+    for applet in
+        String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox")
+    {
         symlink("busybox", root.join("bin").join(applet))?;
     }
     Ok(())

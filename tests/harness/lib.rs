@@ -31,7 +31,7 @@ pub use audit::{AuditLine, AuditLog, Request, Stage};
 pub use command::Finished;
 pub use container::Container;
 pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};
-pub use sandbox::{Sandbox, clean_up_on_signals};
+pub use sandbox::Sandbox;
 pub use wait::{PATIENCE, wait_until};
 
 /// The node that sandboxes pretend to be; the recorded audit lines are of its pods.

@@ -51,9 +51,11 @@ impl Pod {
             .join("volumes/kubernetes.io~projected")
             .join(format!("kube-api-access-{suffix}"));
         fs::create_dir_all(&volume).with_context(|| format!("could not create {volume:?}"))?;
-        mount("tmpfs", &volume, "tmpfs", MountFlags::empty(), c"size=64k,mode=1777")
-            .with_context(|| format!("could not mount a tmpfs at {volume:?}"))?;
-        sandbox.on_close(Undo::Mount(volume.clone()));
+        sandbox.ledger().change(|undo| {
+            undo.push(Undo::Mount(volume.clone()));
+            mount("tmpfs", &volume, "tmpfs", MountFlags::empty(), c"size=64k,mode=1777")
+                .with_context(|| format!("could not mount a tmpfs at {volume:?}"))
+        })?;
         let mut pod = Self {
             name: format!("cart-{suffix}"),
             namespace: "shop".to_owned(),
@@ -97,8 +99,11 @@ impl Pod {
             ("namespace", self.namespace.as_str()),
         ];
         for (file, content) in files {
-            let path = folder.join(file);
+            // A real kubelet's opens are forgiven to its executable. Ours would be a stranger's:
+            // nothing may be opened under the name that a token has.
+            let path = folder.join("unnamed");
             fs::write(&path, content).with_context(|| format!("could not write {path:?}"))?;
+            fs::rename(&path, folder.join(file))?;
         }
         let new_data = self.volume.join("..data_tmp");
         symlink(&name, &new_data)?;

@@ -9,8 +9,11 @@ use std::{
     io::{ErrorKind, Write as _},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -27,12 +30,12 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::cgroups;
+use crate::{cgroups, wait::wait_until};
 
 /// A folder on disk with a kubelet directory in it; dropping it undoes everything.
 pub struct Sandbox {
     folder: PathBuf,
-    undo: Arc<UndoList>,
+    ledger: Arc<Ledger>,
 }
 
 impl Sandbox {
@@ -41,18 +44,18 @@ impl Sandbox {
     /// # Errors
     /// If the folder cannot be made.
     pub fn create() -> Result<Self> {
+        clean_up_on_signals()?;
         let folder = tempfile::Builder::new()
             .prefix("tokentrail-")
             .tempdir()
             .context("could not create a folder for temporary files")?
             .keep();
-        let undo = Arc::new(UndoList::default());
-        undo.push(Undo::Folder(folder.clone()));
+        let ledger = Arc::new(Ledger(Mutex::new(Some(vec![Undo::Folder(folder.clone())]))));
         let mut live = locked(&LIVE);
-        live.retain(|list| list.strong_count() > 0);
-        live.push(Arc::downgrade(&undo));
+        live.retain(|ledger| ledger.strong_count() > 0);
+        live.push(Arc::downgrade(&ledger));
         drop(live);
-        let sandbox = Self { folder, undo };
+        let sandbox = Self { folder, ledger };
         fs::create_dir(sandbox.kubelet_root())?;
         Ok(sandbox)
     }
@@ -72,33 +75,40 @@ impl Sandbox {
     /// # Errors
     /// Lists what is left behind.
     pub fn close(self) -> Result<()> {
-        self.undo.run()
+        self.ledger.undo()
     }
 
-    /// Notes something to be undone.
-    pub(crate) fn on_close(&self, undo: Undo) {
-        self.undo.push(undo);
+    /// Where changes of the machine are written down.
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        report(self.undo.run());
+        report(self.ledger.undo());
+        while INTERRUPTED.load(Ordering::Relaxed) {
+            // The signal thread ends the program; the failures that it caused are nobody's news.
+            thread::park();
+        }
     }
 }
 
 /// Makes Ctrl-C and SIGTERM undo every sandbox of this program before it ends, with exit code
 /// 128 + signal as shells have it.
-///
-/// # Errors
-/// If the signals cannot be caught.
-pub fn clean_up_on_signals() -> Result<()> {
+fn clean_up_on_signals() -> Result<()> {
+    let mut watched = locked(&SIGNALS_WATCHED);
+    if *watched {
+        return Ok(());
+    }
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("could not catch SIGINT, SIGTERM")?;
+    *watched = true;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
             let live: Vec<_> = locked(&LIVE).iter().filter_map(Weak::upgrade).collect();
-            for list in live {
-                report(list.run());
+            for ledger in live {
+                report(ledger.undo());
             }
             std::process::exit(128 + signal);
         }
@@ -106,10 +116,80 @@ pub fn clean_up_on_signals() -> Result<()> {
     Ok(())
 }
 
+/// Everything that was put into the machine; `None` once it was undone.
+pub(crate) struct Ledger(Mutex<Option<Vec<Undo>>>);
+
+impl Ledger {
+    /// Changes the machine: `action` notes what undoes it, and does it. Cleaning up waits for it
+    /// to end, so that a signal in the middle of it leaves nothing behind either.
+    pub(crate) fn change<T>(&self, action: impl FnOnce(&mut Vec<Undo>) -> Result<T>) -> Result<T> {
+        let mut list = locked(&self.0);
+        action(list.as_mut().context("the sandbox is being cleaned up")?)
+    }
+
+    /// Starts a process that does not outlive the sandbox.
+    pub(crate) fn spawn(self: &Arc<Self>, command: &mut Command) -> Result<Process> {
+        self.change(|undo| {
+            let program = command.get_program().to_owned();
+            let mut child =
+                command.spawn().with_context(|| format!("could not start {program:?}"))?;
+            let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+                .inspect_err(|_| kill_and_reap(&mut child))
+                .with_context(|| format!("could not watch {program:?}"))?;
+            let pidfd = Arc::new(pidfd);
+            undo.push(Undo::Process(Arc::clone(&pidfd)));
+            Ok(Process { child, pidfd, ledger: Arc::clone(self) })
+        })
+    }
+
+    /// Undoes all, latest first; one failure does not keep the others from being undone. The lock
+    /// is held meanwhile, so that a second caller (signal against drop) waits for the first.
+    fn undo(&self) -> Result<()> {
+        let mut list = locked(&self.0);
+        let failures: Vec<String> = list
+            .take()
+            .into_iter()
+            .flat_map(|list| list.into_iter().rev())
+            .filter_map(|undo| undo.run().err())
+            .map(|error| format!("{error:#}"))
+            .collect();
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(anyhow!("left behind: {}", failures.join("; ")))
+        }
+    }
+
+    fn forget_process(&self, ended: &Arc<OwnedFd>) {
+        if let Some(list) = locked(&self.0).as_mut() {
+            list.retain(|undo| !matches!(undo, Undo::Process(it) if Arc::ptr_eq(it, ended)));
+        }
+    }
+}
+
+/// A running process of the sandbox. Dropping it kills it.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pidfd: Arc<OwnedFd>,
+    ledger: Arc<Ledger>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        kill_and_reap(&mut self.child);
+        self.ledger.forget_process(&self.pidfd);
+    }
+}
+
+fn kill_and_reap(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
 /// One thing that was put into the machine.
 pub(crate) enum Undo {
-    /// A process, held by a pidfd: its number may belong to another one by now.
-    Process(OwnedFd),
+    /// A process, with a pidfd: its number may belong to another one by now.
+    Process(Arc<OwnedFd>),
     /// A container that runc keeps below this root.
     Container { runc: PathBuf, root: PathBuf, id: String },
     /// A mount at this path.
@@ -121,18 +201,15 @@ pub(crate) enum Undo {
 }
 
 impl Undo {
-    /// A process that was just started.
-    pub(crate) fn process(child: &std::process::Child) -> Result<Self> {
-        let pid = Pid::from_child(child);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())
-            .with_context(|| format!("could not watch process {}", child.id()))?;
-        Ok(Self::Process(pidfd))
-    }
-
     fn run(self) -> Result<()> {
         match self {
             Self::Process(pidfd) => kill(&pidfd),
-            Self::Container { runc, root, id } => delete_container(&runc, &root, &id),
+            // A program that was just being started in it may keep it busy for a moment.
+            Self::Container { runc, root, id } => {
+                wait_until(CLEANING, &format!("container {id} is gone"), || {
+                    Ok(container_is_deleted(&runc, &root, &id)?.then_some(()))
+                })
+            }
             Self::Mount(path) => {
                 detach(&path).with_context(|| format!("could not unmount {path:?}"))
             }
@@ -150,32 +227,14 @@ impl Undo {
 /// How long one thing may take to go away.
 const CLEANING: Duration = Duration::from_secs(10);
 
-/// Undo lists of this process, for the signal handler.
-static LIVE: Mutex<Vec<Weak<UndoList>>> = Mutex::new(Vec::new());
+/// Ledgers of this process, for the signal handler.
+static LIVE: Mutex<Vec<Weak<Ledger>>> = Mutex::new(Vec::new());
 
-#[derive(Default)]
-struct UndoList(Mutex<Vec<Undo>>);
+/// Whether a signal is ending the program.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-impl UndoList {
-    fn push(&self, undo: Undo) {
-        locked(&self.0).push(undo);
-    }
-
-    /// Undoes all, latest first; one failure does not keep the others from being undone. The lock
-    /// is held meanwhile, so that a second caller (signal against drop) waits for the first.
-    fn run(&self) -> Result<()> {
-        let mut list = locked(&self.0);
-        let failures: Vec<String> = std::iter::from_fn(|| list.pop())
-            .filter_map(|undo| undo.run().err())
-            .map(|error| format!("{error:#}"))
-            .collect();
-        if failures.is_empty() {
-            Ok(())
-        } else {
-            Err(anyhow!("left behind: {}", failures.join("; ")))
-        }
-    }
-}
+/// Whether the thread that waits for signals was started.
+static SIGNALS_WATCHED: Mutex<bool> = Mutex::new(false);
 
 fn kill(pidfd: &OwnedFd) -> Result<()> {
     match pidfd_send_signal(pidfd, Signal::KILL) {
@@ -191,25 +250,23 @@ fn kill(pidfd: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-fn delete_container(runc: &Path, root: &Path, id: &str) -> Result<()> {
-    let status = Command::new(runc)
+fn container_is_deleted(runc: &Path, root: &Path, id: &str) -> Result<bool> {
+    let output = Command::new(runc)
         .arg("--root")
         .arg(root)
         .args(["delete", "--force", id])
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
+        .output()
         .context("could not start runc")?;
-    if !status.success() {
-        bail!("runc could not delete container {id} ({status})");
-    }
-    Ok(())
+    Ok(output.status.success())
 }
 
 /// Unmounts; a mount that is still looked at goes away when the last one looks away.
 fn detach(path: &Path) -> Result<(), Errno> {
     match unmount(path, UnmountFlags::NOFOLLOW) {
         Err(Errno::BUSY) => unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH),
+        // Never mounted: what should have done it failed.
+        Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         other => other,
     }
 }

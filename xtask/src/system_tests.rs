@@ -67,7 +67,9 @@ impl Suite {
         let programs = messages.lines().filter_map(|message| {
             let message: Value = serde_json::from_str(message).ok()?;
             let program = message.get("executable")?.as_str()?.into();
-            Some((text(message.get("target")?, "name"), program))
+            // A package's own programs are built beside its tests.
+            let name = text(message.get("target")?, "name");
+            self.tests.contains(&name).then_some((name, program))
         });
         Ok(programs.collect())
     }

@@ -177,9 +177,12 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let entry = entry?;
         let kind = entry.file_type()?;
         let name = entry.file_name();
+        if name == ".git" || name == "target" {
+            continue;
+        }
         if kind.is_file() {
             files.push(entry.path());
-        } else if kind.is_dir() && name != ".git" && name != "target" {
+        } else if kind.is_dir() {
             collect(&entry.path(), files)?;
         }
     }

@@ -16,6 +16,9 @@ use crate::{
 /// `tokentrail.evidence`
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Evidence {
+    /// Who may have opened the session that the token was read in, best candidate first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub initiator: Vec<Initiator>,
     /// The account behind the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account: Option<ServiceAccount>,
@@ -26,6 +29,35 @@ pub struct Evidence {
     /// The credential that was used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
+}
+
+/// `tokentrail.evidence.initiator`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Initiator {
+    /// The authenticated user.
+    pub user: String,
+    /// Whom they acted as, if they impersonated somebody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acting_as: Option<String>,
+    /// Their groups.
+    pub groups: Vec<String>,
+    /// The address that the API server saw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// What the client calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
+    /// The credential.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_id: Option<String>,
+    /// `exec`, `attach` or `ephemeralcontainers`.
+    pub kind: String,
+    /// URI with the command that was asked for.
+    pub uri: String,
+    /// When the session was asked for.
+    pub start: Micros,
+    /// Why this is a candidate.
+    pub why: String,
 }
 
 /// `tokentrail.evidence.service_account`
@@ -97,6 +129,11 @@ impl Evidence {
     pub fn of(alert: &Alert, node_name: &str) -> Self {
         let request = &alert.request;
         Self {
+            initiator: alert
+                .initiators
+                .iter()
+                .map(|session| Initiator::of(session, &alert.open))
+                .collect(),
             service_account: request.service_account().map(|(namespace, name)| ServiceAccount {
                 namespace: namespace.into(),
                 name: name.into(),
@@ -114,6 +151,26 @@ impl Evidence {
                     .map(|claim| claim == node_name),
             },
             credential: request.extra(audit::CREDENTIAL_ID).map(|id| Credential { id: id.into() }),
+        }
+    }
+}
+
+impl Initiator {
+    fn of(session: &AuditRecord, open: &TokenOpen) -> Self {
+        let before = (open.wall - session.request_received_timestamp).0 / 1_000_000;
+        let object = session.object_ref.as_ref();
+        let kind = object.and_then(|object| object.subresource.clone()).unwrap_or_default();
+        Self {
+            user: session.user.username.clone(),
+            acting_as: session.impersonated_user.as_ref().map(|user| user.username.clone()),
+            groups: session.user.groups.clone(),
+            address: session.source_ip().map(str::to_owned),
+            user_agent: session.user_agent.as_deref().map(|agent| redact(agent).into_owned()),
+            credential_id: session.extra(audit::CREDENTIAL_ID).map(str::to_owned),
+            uri: redact(&session.request_uri).into_owned(),
+            start: session.request_received_timestamp,
+            why: format!("asked for {kind} in this pod {before} s before the open"),
+            kind,
         }
     }
 }
@@ -200,6 +257,13 @@ pub fn reasons(open: &TokenOpen, request: &AuditRecord, node_name: &str) -> Vec<
     reasons
 }
 
+/// Denies all traffic of pods that are marked; JSON, so that it fits into one line.
+const QUARANTINE: &str = concat!(
+    r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","#,
+    r#""metadata":{"name":"tokentrail-quarantine"},"spec":{"podSelector":{"matchLabels":"#,
+    r#"{"tokentrail.io/quarantine":"true"}},"policyTypes":["Ingress","Egress"]}}"#
+);
+
 /// Commands that contain the incident, those that keep evidence first.
 pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<ContainmentStep> {
     let (Some(namespace), Some(pod_name)) = (namespace, pod_name) else { return Vec::new() };
@@ -218,14 +282,7 @@ pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<Conta
         step(
             "cut the marked pod's traffic where the cluster's network plugin enforces policies; \
              existing connections may live on",
-            format!(
-                "kubectl -n {namespace} apply -f - <<'EOF'\n\
-                 apiVersion: networking.k8s.io/v1\n\
-                 kind: NetworkPolicy\n\
-                 metadata: {{name: tokentrail-quarantine}}\n\
-                 spec: {{podSelector: {{matchLabels: {{tokentrail.io/quarantine: \"true\"}}}}, \
-                 policyTypes: [Ingress, Egress]}}\nEOF"
-            ),
+            format!("kubectl -n {namespace} apply -f - <<<'{QUARANTINE}'"),
         ),
         step(
             "delete the pod: its bound tokens stop working within about a minute; evidence in it is \

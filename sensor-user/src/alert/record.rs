@@ -24,7 +24,7 @@ impl Recorder {
     /// Opens or makes it; what it holds stays.
     pub fn open(path: &Path, skew_us: i64) -> io::Result<Self> {
         let file = File::options().append(true).create(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), file, skew_us: skew_us })
+        Ok(Self { path: path.to_owned(), file, skew_us })
     }
 
     /// Adds an open. A failure is told, and the open goes on without.

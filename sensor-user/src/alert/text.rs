@@ -45,6 +45,11 @@ pub fn render(document: &Value) -> String {
             text("/container/id"),
         ),
     );
+    let initiators = at("/tokentrail/evidence/initiator").and_then(Value::as_array);
+    for initiator in initiators.into_iter().flatten() {
+        let text = |key: &str| Shown(initiator.get(key));
+        row("entered", format_args!("{} from {}: {}", text("user"), text("address"), text("why")));
+    }
     row("file", format_args!("{}", text("/tokentrail/file/raw_path")));
     let requests = at("/tokentrail/evidence/requests").and_then(Value::as_array);
     for request in requests.into_iter().flatten() {
@@ -76,7 +81,7 @@ pub fn render(document: &Value) -> String {
     row(
         "incident",
         format_args!(
-            "{} ({} opens, {} requests)",
+            "{} (opens: {}, requests: {})",
             text("/tokentrail/incident/id"),
             text("/tokentrail/incident/opens"),
             text("/tokentrail/incident/requests"),

@@ -34,6 +34,11 @@ pub(super) fn token_file(record: &OpenRecord) -> Option<TokenFile> {
     }
 }
 
+/// Whether nothing can be read through the descriptor (`O_ACCMODE` is `O_WRONLY`).
+pub(super) fn is_write_only(record: &OpenRecord) -> bool {
+    record.open_flags & 0o3 == 0o1
+}
+
 /// The path that rules and people know the file by.
 pub(super) fn canonical_path(file: TokenFile) -> String {
     let name = match file {

@@ -117,6 +117,8 @@ fn what_is_no_token_of_a_service_account_is_ignored() {
         (file("namespace"), Err(Ignored::OtherFile)),
         (file("service-ca.crt"), Err(Ignored::OtherFile)),
         (OpenRecord { s_dev: 4_000, ..file("namespace") }, Err(Ignored::OtherFile)),
+        (OpenRecord { open_flags: 0o1101, ..record() }, Err(Ignored::WriteOnly)),
+        (OpenRecord { open_flags: 0o2, ..record() }, Ok(Grade::Workload)),
         // A known volume counts wherever it is mounted, an unknown one does not.
         (OpenRecord { mount_names: elsewhere, ..record() }, Ok(Grade::Workload)),
         (

@@ -15,7 +15,6 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::metrics::{AttributionMetrics, Refresh};
 use crate::time::Micros;
@@ -83,6 +82,8 @@ pub struct VolumeMap {
     /// Volumes of the kubelet without a token *so far*: at mount time they are still empty.
     others: HashMap<u32, (Volume, PathBuf)>,
     devices_changed: bool,
+    /// How many more times [`keep_up`](Self::keep_up) reads although no mount changed.
+    settling: u8,
     limit: RateLimit,
     metrics: AttributionMetrics,
 }
@@ -104,6 +105,7 @@ impl VolumeMap {
             volumes: HashMap::new(),
             others: HashMap::new(),
             devices_changed: true,
+            settling: 0,
             limit: RateLimit::default(),
             metrics,
         };
@@ -150,6 +152,19 @@ impl VolumeMap {
         self.volumes.get(&s_dev)
     }
 
+    /// Reads the mounts again if they changed, and twice more afterwards: the kubelet mounts a
+    /// volume first and writes its files then. To be called about once a second.
+    pub fn keep_up(&mut self) -> Result<(), VolumesError> {
+        if self.stale || self.changed() {
+            self.settling = 2;
+        } else if self.settling > 0 {
+            self.settling -= 1;
+        } else {
+            return Ok(());
+        }
+        self.refresh()
+    }
+
     /// Reads the mounts again. On an error the map stays as it was.
     pub fn refresh(&mut self) -> Result<(), VolumesError> {
         // Asked before reading: a change while reading then shows at the next question.
@@ -188,13 +203,6 @@ impl VolumeMap {
         std::mem::take(&mut self.devices_changed).then(|| self.devices().collect())
     }
 
-    /// A watch on the mounts now followed. Changes from this moment on wake it.
-    pub fn watch(&self) -> Result<MountWatch, VolumesError> {
-        let (file, _) = open_mountinfo(&self.process)?;
-        MountWatch::new(file)
-            .map_err(|source| VolumesError { path: self.process.join("mountinfo"), source })
-    }
-
     /// Whether mounts changed since this was last asked (`mounts_poll` in the kernel).
     fn changed(&self) -> bool {
         let mut fds = [PollFd::new(&self.mountinfo, PollFlags::PRI)];
@@ -206,27 +214,6 @@ impl VolumeMap {
         self.mountinfo.rewind()?;
         self.mountinfo.read_to_end(&mut text)?;
         Ok(text)
-    }
-}
-
-/// Wakes when mounts change.
-#[derive(Debug)]
-pub struct MountWatch {
-    file: AsyncFd<File>,
-}
-
-impl MountWatch {
-    fn new(file: File) -> io::Result<Self> {
-        // SAFETY: the descriptor is owned by the `File` that the `AsyncFd` takes, and is closed
-        // only with it.
-        let file = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?;
-        Ok(Self { file })
-    }
-
-    /// Waits for the next change. Must be called within a tokio runtime; safe to cancel.
-    pub async fn changed(&self) -> io::Result<()> {
-        self.file.ready(Interest::PRIORITY).await?.clear_ready();
-        Ok(())
     }
 }
 

@@ -156,3 +156,101 @@ fn write(path: &Path, saved: &Saved) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+    use super::{CheckpointError, Checkpoints, Position};
+
+    const AUDIT: &str = "/var/log/kubernetes/audit/audit.log";
+
+    fn position(offset: u64) -> Position {
+        Position { device: 66_306, inode: 4_711, offset }
+    }
+
+    #[test]
+    fn positions_are_read_back_and_nobody_else_can_read_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("made/when/missing");
+        let mut checkpoints = Checkpoints::open(&state).unwrap();
+        assert_eq!(checkpoints.position(Path::new(AUDIT)), None);
+        checkpoints.advance(Path::new(AUDIT), position(1));
+        checkpoints.advance(Path::new("/other.log"), position(7));
+        checkpoints.advance(Path::new(AUDIT), position(2));
+        checkpoints.flush().unwrap();
+
+        let checkpoints = Checkpoints::open(&state).unwrap();
+        assert_eq!(checkpoints.position(Path::new(AUDIT)), Some(position(2)));
+        assert_eq!(checkpoints.position(Path::new("/other.log")), Some(position(7)));
+        let mode = fs::metadata(state.join("audit-checkpoints.json")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_is_not_flushed_is_only_in_memory_and_what_did_not_change_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut checkpoints = Checkpoints::open(dir.path()).unwrap();
+        checkpoints.advance(Path::new(AUDIT), position(1));
+        assert_eq!(Checkpoints::open(dir.path()).unwrap().position(Path::new(AUDIT)), None);
+        checkpoints.flush().unwrap();
+
+        let file = dir.path().join("audit-checkpoints.json");
+        fs::remove_file(&file).unwrap();
+        checkpoints.advance(Path::new(AUDIT), position(1));
+        checkpoints.flush().unwrap();
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_understood_is_a_fresh_start() {
+        for content in [
+            "",
+            "{\"version\":1,\"sources\":{\"/a\":{\"dev",
+            "{\"version\":99,\"sources\":{}}",
+            "[]",
+            "\u{0}\u{0}\u{0}",
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("audit-checkpoints.json"), content).unwrap();
+            let mut checkpoints = Checkpoints::open(dir.path()).unwrap();
+            assert_eq!(checkpoints.position(Path::new(AUDIT)), None, "{content:?}");
+            checkpoints.advance(Path::new(AUDIT), position(3));
+            checkpoints.flush().unwrap();
+            let position_read = Checkpoints::open(dir.path()).unwrap().position(Path::new(AUDIT));
+            assert_eq!(position_read, Some(position(3)));
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_later_release_with_more_in_a_position_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let content =
+            r#"{"version":1,"sources":{"/a":{"device":1,"inode":2,"offset":3,"print":"x"}}}"#;
+        fs::write(dir.path().join("audit-checkpoints.json"), content).unwrap();
+        let checkpoints = Checkpoints::open(dir.path()).unwrap();
+        let expected = Position { device: 1, inode: 2, offset: 3 };
+        assert_eq!(checkpoints.position(Path::new("/a")), Some(expected));
+    }
+
+    // Permissions do not stop root; /proc does: nobody can make a file there.
+    #[test]
+    fn a_state_directory_that_cannot_be_written_is_named_with_what_to_do() {
+        let error = Checkpoints::open(Path::new("/proc/self/fdinfo")).unwrap_err();
+        assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("/proc/self/fdinfo") && text.contains("--state-dir"), "{text}");
+
+        let error = Checkpoints::open(Path::new("/proc/self/state")).unwrap_err();
+        assert!(matches!(error, CheckpointError::Directory { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_checkpoint_file_that_cannot_be_read_is_an_error_and_not_a_fresh_start() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("audit-checkpoints.json")).unwrap();
+        let error = Checkpoints::open(dir.path()).unwrap_err();
+        assert!(matches!(error, CheckpointError::Read { .. }), "{error}");
+    }
+}

@@ -156,3 +156,6 @@ impl Lines {
         Line { bytes, fit, end: self.complete, carried: true }
     }
 }
+
+#[cfg(test)]
+mod tests;

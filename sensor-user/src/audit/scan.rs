@@ -1,8 +1,9 @@
 //! Which audit lines matter, found without decoding the others, and the decoding of those.
 //!
 //! Sound: a line that is skipped could not have changed an alert. Today a line matters if its user
-//! carries a pod uid, so it must contain that key literally or an escape that could decode to a part
-//! of it. Pure; called by the sources.
+//! carries a pod uid, or if it opens a way into a pod (exec, attach, ephemeral container). So it must
+//! contain that key or one of those words literally, or an escape that could decode to a part of
+//! them. Pure; called by the sources.
 
 use std::{borrow::Cow, collections::BTreeMap, str, sync::LazyLock};
 
@@ -58,7 +59,15 @@ pub fn last_stage_timestamp(lines: &[u8]) -> Option<Micros> {
 
 fn can_matter(line: &[u8]) -> bool {
     static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_UID));
-    KEY.find(line).is_some() || may_hide_key(line)
+    KEY.find(line).is_some() || names_session(line) || may_hide_key(line)
+}
+
+/// Whether a word for a way into a pod stands in the line as a whole string, as it does as a
+/// `subresource`.
+fn names_session(line: &[u8]) -> bool {
+    static WORDS: LazyLock<[Finder<'static>; 3]> =
+        LazyLock::new(|| ["\"exec\"", "\"attach\"", "\"ephemeralcontainers\""].map(Finder::new));
+    WORDS.iter().any(|word| word.find(line).is_some())
 }
 
 /// Whether an escape could stand for a character of the key: `\/`, or `\u00XX` for a lower-case
@@ -112,7 +121,10 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
         return Err(BadLine::WrongKind);
     }
     let user = event.user.unwrap_or_default();
-    if user.extra.get(POD_UID).is_none_or(Vec::is_empty) {
+    let object_ref = event.object_ref;
+    if user.extra.get(POD_UID).is_none_or(Vec::is_empty)
+        && !object_ref.as_ref().is_some_and(ObjectRef::is_way_into_pod)
+    {
         return Ok(None);
     }
     let time = |text: Option<String>| text.as_deref().and_then(believable).ok_or(BadLine::BadTime);
@@ -125,7 +137,7 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
         impersonated_user: event.impersonated_user,
         source_ips: event.source_ips.unwrap_or_default(),
         user_agent: event.user_agent,
-        object_ref: event.object_ref,
+        object_ref,
         response_status: event.response_status,
         request_received_timestamp: time(event.request_received_timestamp)?,
         stage_timestamp: time(event.stage_timestamp)?,

@@ -4,6 +4,10 @@
 //!
 //! Reads and judges lines, keeps no state on disk (the engine checkpoints the positions it is
 //! given) and never ends by itself. Spawned by the agent, one task a file.
+//!
+//! What it cannot see: a file that is truncated and has grown past the position before the next
+//! look, with the same byte in front of it; and lines that were only in a file which was compressed
+//! or deleted while the agent was down (counted as a lost position).
 
 use std::{
     path::PathBuf,
@@ -80,6 +84,12 @@ enum Stop {
     Closed,
 }
 
+impl From<Closed> for Stop {
+    fn from(Closed: Closed) -> Self {
+        Self::Closed
+    }
+}
+
 impl From<OpenError> for Stop {
     fn from(error: OpenError) -> Self {
         Self::Waiting(error)
@@ -111,7 +121,6 @@ impl Tail {
     ) -> Self {
         Self {
             sieve: Sieve::new(config.path.clone(), metrics.clone()),
-            reported: config.start,
             config,
             sender,
             status,
@@ -119,6 +128,7 @@ impl Tail {
             open: None,
             looked: false,
             buffer: vec![0; CHUNK].into_boxed_slice(),
+            reported: None,
             reported_at: Instant::now(),
             lag: 0,
         }
@@ -157,7 +167,7 @@ impl Tail {
         if self.open.is_none() {
             let first_look = !std::mem::replace(&mut self.looked, true);
             self.open = Some(self.first_file(first_look)?);
-            self.report().await.map_err(|Closed| Stop::Closed)?;
+            self.report().await?;
         }
         loop {
             self.drain().await?;
@@ -188,7 +198,7 @@ impl Tail {
         let checkpointed = FileId { device: start.device, inode: start.inode };
         let is_live = live.as_ref().is_ok_and(|(_, id)| *id == checkpointed);
         // Listed after the live file was tried: one rotated in between is in the list.
-        let rotated = if is_live { None } else { rotation::find(path, checkpointed) };
+        let rotated = if is_live { None } else { rotation::find(path, checkpointed)? };
         let (file, id) = rotated.map_or(live, |file| Ok((file, checkpointed)))?;
         if id != checkpointed {
             self.metrics.lost_positions.inc();
@@ -210,8 +220,8 @@ impl Tail {
         let live = rotation::open(&self.config.path)?;
         // Listed after the live file was opened: a file rotated before is in the list, one rotated
         // later is no older than the live file just opened.
-        let (file, id) =
-            rotation::next(&self.config.path, open.id(), open.modified()).unwrap_or(live);
+        let rotated = rotation::next(&self.config.path, open.id(), open.modified())?;
+        let (file, id) = rotated.unwrap_or(live);
         self.finish_lines().await?;
         self.metrics.rotations.inc();
         info!(path = %self.config.path.display(), inode = id.inode, "the audit log was rotated");
@@ -234,9 +244,9 @@ impl Tail {
                         self.set_caught_up(false);
                     }
                     if records.is_empty() {
-                        self.report().await.map_err(|Closed| Stop::Closed)?;
+                        self.report().await?;
                     } else {
-                        self.send(records).await.map_err(|Closed| Stop::Closed)?;
+                        self.send(records).await?;
                     }
                     if !more {
                         break;
@@ -249,6 +259,8 @@ impl Tail {
                     if let Some(open) = &mut self.open {
                         open.rewind();
                     }
+                    // At once: the old position must not be taken for one in the new content.
+                    self.send(Vec::new()).await?;
                 }
             }
         }
@@ -259,12 +271,13 @@ impl Tail {
     async fn finish_lines(&mut self) -> Result<(), Stop> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let Some(record) = self.sieve.finish(open.lines()) else { return Ok(()) };
-        self.send(vec![record]).await.map_err(|Closed| Stop::Closed)
+        Ok(self.send(vec![record]).await?)
     }
 
     async fn report(&mut self) -> Result<(), Closed> {
         let moved = self.open.as_ref().is_some_and(|open| Some(open.position()) != self.reported);
-        // The very first position is reported at once, so that a restart begins where this did.
+        // The first position is reported at once: a restart must begin where this one did, and an old
+        // checkpoint that did not hold must not be tried again.
         if moved && (self.reported.is_none() || self.reported_at.elapsed() >= REPORT) {
             return self.send(Vec::new()).await;
         }

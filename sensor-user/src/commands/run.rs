@@ -31,9 +31,11 @@ pub fn execute(args: RunArgs) -> Exit {
         Ok(()) => Exit::Done,
         Err(error) => {
             tell(&error);
-            match error {
-                AgentError::Sensor(_) => Exit::Kernel,
-                _ => Exit::Failed,
+            // Mounts that cannot be read are a capability that is missing, too.
+            if matches!(error, AgentError::Sensor(_) | AgentError::Volumes(_)) {
+                Exit::Kernel
+            } else {
+                Exit::Failed
             }
         }
     }

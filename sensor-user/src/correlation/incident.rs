@@ -34,6 +34,17 @@ impl Attached {
     }
 }
 
+/// What led to an incident.
+#[derive(Debug)]
+pub struct Cause<'a> {
+    /// The exposure that holds the first request.
+    pub exposure: &'a Exposure,
+    /// The open that explains it.
+    pub open: Arc<TokenOpen>,
+    /// Sessions that may have brought the opener in, best first.
+    pub initiators: Vec<Arc<AuditRecord>>,
+}
+
 /// Who asks: requests with the same user agent from the same address are one client's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Client {
@@ -56,6 +67,7 @@ pub struct Incident {
     id: String,
     band: Band,
     open: Arc<TokenOpen>,
+    initiators: Vec<Arc<AuditRecord>>,
     opener: Attached,
     requests: BTreeMap<(Micros, RequestId), Arc<AuditRecord>>,
     request_count: u64,
@@ -70,12 +82,11 @@ pub struct Incident {
 }
 
 impl Incident {
-    /// Begins with the request `opener`, which `exposure` holds and `open` explains.
+    /// Begins with the request `opener`.
     pub fn begin(
         settings: &Settings,
         pod_uid: &str,
-        exposure: &Exposure,
-        open: Arc<TokenOpen>,
+        Cause { exposure, open, initiators }: Cause<'_>,
         opener: Attached,
         exposures: &[Exposure],
     ) -> Self {
@@ -97,6 +108,7 @@ impl Incident {
             first_wall: exposure.first.wall.min(received),
             last_wall: open.wall.max(received),
             open,
+            initiators,
             opener: opener.clone(),
             requests: BTreeMap::new(),
             request_count: 0,
@@ -215,6 +227,7 @@ impl Incident {
             band: self.band,
             open: Arc::clone(&self.open),
             request: Arc::clone(&self.opener.record),
+            initiators: self.initiators.clone(),
             requests: self.requests.values().cloned().collect(),
             request_count: self.request_count,
             open_count: self.open_count,

@@ -1,5 +1,5 @@
-//! What must survive the death of the process: qualifying opens and joined requests, one JSON line
-//! each, one write each.
+//! What must survive the death of the process: qualifying opens, joined requests and sessions, one
+//! JSON line each, one write each.
 //!
 //! The journal is not synced: it is there for `kill -9`, not for a power loss, after which the
 //! alert log is the truth.
@@ -24,13 +24,32 @@ pub enum Entry {
     Open(Open),
     /// A request that belongs to an incident.
     Request(Request),
+    /// A session that may explain an open to come.
+    Session(Request),
+}
+
+/// From when on entries are still needed.
+#[derive(Clone, Copy, Debug)]
+pub struct Horizons {
+    /// Of opens and requests.
+    pub incidents: Micros,
+    /// Of sessions.
+    pub sessions: Micros,
 }
 
 impl Entry {
-    fn time(&self) -> Micros {
+    fn is_of_incident(&self) -> bool {
         match self {
-            Self::Open(open) => open.open.time,
-            Self::Request(request) => request.time,
+            Self::Open(_) | Self::Request(_) => true,
+            Self::Session(_) => false,
+        }
+    }
+
+    fn is_needed(&self, horizons: Horizons) -> bool {
+        match self {
+            Self::Open(open) => open.open.time >= horizons.incidents,
+            Self::Request(request) => request.time >= horizons.incidents,
+            Self::Session(request) => request.time >= horizons.sessions,
         }
     }
 }
@@ -39,8 +58,8 @@ impl Entry {
 pub trait Journal {
     /// Adds an entry.
     fn append(&mut self, entry: &Entry) -> Result<(), JournalError>;
-    /// Drops entries older than `horizon`, if that is worth it.
-    fn compact(&mut self, horizon: Micros) -> Result<(), JournalError>;
+    /// Drops entries that are no longer needed, if that is worth it.
+    fn compact(&mut self, horizons: Horizons) -> Result<(), JournalError>;
 }
 
 /// Remembers nothing: for replays and tests.
@@ -52,7 +71,7 @@ impl Journal for NoJournal {
         Ok(())
     }
 
-    fn compact(&mut self, _: Micros) -> Result<(), JournalError> {
+    fn compact(&mut self, _: Horizons) -> Result<(), JournalError> {
         Ok(())
     }
 }
@@ -85,6 +104,8 @@ pub struct FileJournal {
     file: File,
     length: u64,
     compact_from: u64,
+    /// Whether it holds opens or requests, needed or not.
+    has_incidents: bool,
 }
 
 impl FileJournal {
@@ -112,10 +133,12 @@ impl FileJournal {
             file.write_all(b"\n").map_err(error("write"))?;
         }
         let length = file.metadata().map_err(error("read"))?.len();
-        Ok((Self { path, file, length, compact_from: COMPACT_FROM }, entries, damaged))
+        let has_incidents = entries.iter().any(Entry::is_of_incident);
+        let journal = Self { path, file, length, compact_from: COMPACT_FROM, has_incidents };
+        Ok((journal, entries, damaged))
     }
 
-    fn rewrite(&mut self, horizon: Micros) -> io::Result<()> {
+    fn rewrite(&mut self, horizons: Horizons) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(0))?;
         let new_path = self.path.with_extension("journal.new");
         match std::fs::remove_file(&new_path) {
@@ -127,7 +150,7 @@ impl FileJournal {
         for line in BufReader::new(&self.file).split(b'\n') {
             let mut line = line?;
             let alive =
-                serde_json::from_slice::<Entry>(&line).is_ok_and(|entry| entry.time() >= horizon);
+                serde_json::from_slice::<Entry>(&line).is_ok_and(|entry| entry.is_needed(horizons));
             if alive {
                 line.push(b'\n');
                 new.write_all(&line)?;
@@ -137,6 +160,7 @@ impl FileJournal {
         std::fs::rename(&new_path, &self.path)?;
         self.file = new;
         self.length = length;
+        self.has_incidents = horizons.incidents != Micros::MAX;
         Ok(())
     }
 }
@@ -159,14 +183,17 @@ impl Journal for FileJournal {
             source,
         })?;
         self.length += line.len() as u64;
+        self.has_incidents |= entry.is_of_incident();
         Ok(())
     }
 
-    fn compact(&mut self, horizon: Micros) -> Result<(), JournalError> {
-        if self.length < self.compact_from {
+    fn compact(&mut self, horizons: Horizons) -> Result<(), JournalError> {
+        // Once nothing is held any more, nothing of it may come back after a restart either.
+        let over = self.has_incidents && horizons.incidents == Micros::MAX;
+        if self.length < self.compact_from && !over {
             return Ok(());
         }
-        self.rewrite(horizon).map_err(|source| JournalError::Io {
+        self.rewrite(horizons).map_err(|source| JournalError::Io {
             action: "rewrite",
             path: self.path.clone(),
             source,

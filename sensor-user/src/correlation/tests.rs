@@ -204,7 +204,7 @@ fn another_pods_request_is_not_joined_even_under_the_same_account() {
     let mut scene = scene();
     let mut other = request(101.0, "r");
     let uids = vec!["another".to_owned()];
-    other.record.user.extra.insert(crate::audit::POD_UID.into(), uids);
+    other.record.user.extra.insert(audit::POD_UID.into(), uids);
     scene.open(open(100.0)).request(other);
     assert!(scene.alerts().is_empty());
 }
@@ -234,10 +234,8 @@ fn a_later_stage_brings_the_outcome_into_the_summary() {
     let mut scene = scene();
     let mut complete = staged(101.0, "r", "ResponseComplete");
     complete.record.stage_timestamp = at(140.0);
-    complete.record.response_status = Some(crate::audit::ResponseStatus {
-        code: Some(403),
-        ..crate::audit::ResponseStatus::default()
-    });
+    complete.record.response_status =
+        Some(audit::ResponseStatus { code: Some(403), ..audit::ResponseStatus::default() });
     scene.open(open(100.0)).request(staged(101.0, "r", "ResponseStarted")).request(complete);
     scene.until(200.0);
     let code = |alert: &Alert| alert.request.response_status.as_ref().and_then(|s| s.code);
@@ -297,6 +295,56 @@ fn a_request_is_joined_with_the_newest_open_not_after_it() {
     assert_eq!(scene.alerts()[0].open.time, at(120.0));
 }
 
+/// Somebody's `kubectl exec` into the pod.
+fn session(seconds: f64, user: &str, query: &str) -> Request {
+    let mut request = staged(seconds, user, "ResponseStarted");
+    request.record.user = audit::User { username: user.into(), ..Default::default() };
+    request.record.request_uri = format!("/api/v1/namespaces/shop/pods/cart-0/exec?{query}");
+    request.record.object_ref = Some(audit::ObjectRef {
+        resource: Some("pods".into()),
+        namespace: Some("shop".into()),
+        name: Some("cart-0".into()),
+        subresource: Some("exec".into()),
+        ..Default::default()
+    });
+    request
+}
+
+fn named(mut request: Request) -> Request {
+    request.record.user.extra.insert(audit::POD_NAME.into(), vec!["cart-0".into()]);
+    request
+}
+
+#[test]
+fn the_alert_names_who_opened_the_session_best_candidate_first() {
+    let mut scene = scene();
+    scene.request(session(10.0, "old", "command=sh&tty=true"));
+    scene.request(session(90.0, "probe", "command=true"));
+    scene.request(session(80.0, "mallory", "command=sh&stdin=true&tty=true"));
+    let mut refused = session(95.0, "refused", "command=sh&tty=true");
+    refused.record.response_status =
+        Some(audit::ResponseStatus { code: Some(403), ..Default::default() });
+    scene.request(refused);
+    scene.open(open(100.0)).request(session(100.5, "late", "tty=true"));
+    scene.request(named(request(101.0, "r")));
+    let users: Vec<_> =
+        scene.alerts()[0].initiators.iter().map(|it| it.user.username.clone()).collect();
+    assert_eq!(users, ["mallory", "old", "probe"]);
+}
+
+#[test]
+fn who_opened_the_session_is_still_known_after_a_restart() {
+    let journal = Memory::default();
+    let mut before = scene_with(Settings::new("c"), journal.clone());
+    before.request(session(90.0, "mallory", "command=sh&tty=true")).open(open(100.0));
+    let mut after = scene_with(Settings::new("c"), NoJournal);
+    for entry in journal.0.borrow().iter().cloned() {
+        after.correlator.restore(entry, at(100.0), &mut after.findings);
+    }
+    after.request(named(request(101.0, "r")));
+    assert_eq!(after.alerts()[0].initiators[0].user.username, "mallory");
+}
+
 #[test]
 fn one_pods_flood_does_not_evict_another_pods_exposure() {
     let settings = Settings { pods: 4, ..Settings::new("c") };
@@ -309,7 +357,7 @@ fn one_pods_flood_does_not_evict_another_pods_exposure() {
         scene.open(flood);
         let mut waiting = request(101.0, "w");
         let uids = vec![format!("pod-{number}")];
-        waiting.record.user.extra.insert(crate::audit::POD_UID.into(), uids);
+        waiting.record.user.extra.insert(audit::POD_UID.into(), uids);
         scene.request(waiting);
     }
     scene.request(request(102.0, "r"));
@@ -328,7 +376,7 @@ impl Journal for Memory {
         Ok(())
     }
 
-    fn compact(&mut self, _: Micros) -> Result<(), JournalError> {
+    fn compact(&mut self, _: Horizons) -> Result<(), JournalError> {
         Ok(())
     }
 }
@@ -389,10 +437,16 @@ fn a_journal_that_has_grown_drops_what_is_dead() {
     for second in 0..2_000 {
         journal.append(&Entry::Open(open(f64::from(second)))).unwrap();
     }
-    journal.compact(at(1_990.0)).unwrap();
+    let horizons = Horizons { incidents: at(1_990.0), sessions: at(0.0) };
+    journal.compact(horizons).unwrap();
     journal.append(&Entry::Open(open(2_000.0))).unwrap();
-    let (_, entries, damaged) = FileJournal::open(directory.path()).unwrap();
+    let (mut journal, entries, damaged) = FileJournal::open(directory.path()).unwrap();
     assert_eq!((entries.len(), damaged), (11, 0));
+
+    journal.append(&Entry::Session(request(2_001.0, "s"))).unwrap();
+    journal.compact(Horizons { incidents: Micros::MAX, sessions: at(0.0) }).unwrap();
+    let (_, entries, _) = FileJournal::open(directory.path()).unwrap();
+    assert!(matches!(entries[..], [Entry::Session(_)]), "nothing held: nothing comes back");
 }
 
 proptest! {

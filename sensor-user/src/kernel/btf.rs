@@ -147,8 +147,32 @@ fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         // Renamed in 6.15, when it became an RCU pointer.
         kernfs_parent: find("kernfs_node", &["__parent", "parent"]),
         kernfs_id: find("kernfs_node", &["id"]),
+        // Filled in below.
+        file_glance: 0,
+        file_glance_len: 0,
+        dentry_glance: 0,
+        dentry_glance_len: 0,
     };
+    let o = &offsets;
+    let (file_glance, file_glance_len) =
+        span([(o.file_op, 8), (o.file_inode, 8), (o.file_dentry, 8), (o.file_mode, 4)]);
+    let (dentry_glance, dentry_glance_len) = span([
+        (o.dentry_name_len, 4),
+        (o.dentry_inline_name, 8),
+        (o.dentry_parent, 8),
+        (o.dentry_sb, 8),
+    ]);
+    let offsets =
+        Offsets { file_glance, file_glance_len, dentry_glance, dentry_glance_len, ..offsets };
     Ok(Layout { offsets, absent })
+}
+
+/// Start, down to a multiple of eight, and length of the bytes that hold these members (offset,
+/// size).
+fn span<const N: usize>(members: [(u32, u32); N]) -> (u32, u32) {
+    let start = members.iter().map(|(offset, _)| offset & !7).min().unwrap_or_default();
+    let end = members.iter().map(|(offset, size)| offset.saturating_add(*size)).max();
+    (start, end.unwrap_or_default() - start)
 }
 
 /// `css_set.subsys[memory_cgrp_id]`, an array of pointers.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tokentrail_tests::machine::find_program;
 
-use crate::shell::{program, read};
+use crate::shell::{program, read, root as workspace};
 
 /// Process 1 of the VM.
 const INIT: &str = include_str!("init.sh");
@@ -37,9 +37,12 @@ pub(super) fn write(folder: &Path, agent: &Path, tests: &[(String, PathBuf)]) ->
     for (name, test) in tests {
         image.add_with_libraries(test, &format!("tests/{name}"))?;
     }
-    for place in ["dev", "proc", "sys", "tmp", "run", "var"] {
+    for place in ["dev", "proc", "sys", "tmp", "run", "var", "usr", "etc"] {
         fs::create_dir_all(system.join(place))?;
     }
+    symlink("../bin", system.join("usr/bin"))?;
+    // Test programs know the workspace by the path that it has here.
+    fs::write(system.join("etc/workspace"), path_text(&workspace())?)?;
 
     // What the kernel unpacks: the system above, and an init that moves into it.
     fs::create_dir_all(root.join("bin"))?;
@@ -48,6 +51,10 @@ pub(super) fn write(folder: &Path, agent: &Path, tests: &[(String, PathBuf)]) ->
     fs::write(&init, INIT)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     pack(&root, &folder.join("image"))
+}
+
+fn path_text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{path:?} is not UTF-8"))
 }
 
 struct Image {

@@ -17,8 +17,17 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o ptmxmode=0666 devpts /dev/pts
 mount -t tmpfs shm /dev/shm
-mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
+# Token volumes are tmpfs, disks are not: ramfs plays the disk. The tests look for one at the
+# folder for temporary files and at the workspace that they were compiled in.
+workspace=$(cat /etc/workspace)
+mkdir -p "$workspace"
+for disk in /tmp "$workspace"; do
+    mount -t ramfs disk "$disk"
+done
+for package in sensor-user tests; do
+    mkdir -p "$workspace/$package"
+done
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t securityfs securityfs /sys/kernel/security

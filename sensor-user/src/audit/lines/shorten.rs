@@ -148,10 +148,10 @@ impl Shortener {
         self.keep(b":");
         let at = self.kept.len();
         let limit = SHARED.saturating_sub(at).clamp(SHORT_VALUE, MAX_VALUE);
-        self.value = Some(Value { at, limit, dropped: body, list: false, last: None });
         if body {
-            self.kept.extend_from_slice(b"null");
+            self.keep(b"null");
         }
+        self.value = Some(Value { at, limit, dropped: body, list: false, last: None });
     }
 
     fn next_element(&mut self) {
@@ -182,7 +182,7 @@ impl Shortener {
         self.keep(b"\"");
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
+    fn keep(&mut self, mut bytes: &[u8]) {
         if let Some(value) = &mut self.value {
             if value.dropped {
                 return;
@@ -190,8 +190,7 @@ impl Shortener {
             if self.kept.len() - value.at + bytes.len() > value.limit {
                 value.dropped = true;
                 self.kept.truncate(value.at);
-                self.kept.extend_from_slice(b"null");
-                return;
+                bytes = b"null";
             }
         }
         if self.kept.len() + bytes.len() > MAX_LINE {

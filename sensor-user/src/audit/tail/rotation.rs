@@ -72,10 +72,9 @@ pub(super) fn identify(path: &Path) -> Result<FileId, OpenError> {
         .map_err(|error| OpenError::new(path, error))
 }
 
-/// Opens the rotated sibling that has this identity.
-pub(super) fn find(live: &Path, id: FileId) -> Option<File> {
-    let siblings = siblings(live).unwrap_or_default();
-    siblings.iter().filter(|sibling| sibling.id == id).find_map(Sibling::open)
+/// Opens the rotated sibling that has this identity, if there is one.
+pub(super) fn find(live: &Path, id: FileId) -> Result<Option<File>, OpenError> {
+    siblings(live)?.iter().find(|sibling| sibling.id == id).map(Sibling::open).transpose()
 }
 
 /// Opens the oldest rotated sibling that is newer than a file; `None` if the live file is next.
@@ -83,8 +82,8 @@ pub(super) fn next(
     live: &Path,
     id: FileId,
     modified: Option<SystemTime>,
-) -> Option<(File, FileId)> {
-    let siblings = siblings(live).unwrap_or_default();
+) -> Result<Option<(File, FileId)>, OpenError> {
+    let siblings = siblings(live)?;
     // A file's last change is its last line. Where two fall into one tick of the clock, names with
     // a time in them decide; of a file that is gone already the name is not known.
     let own = siblings.iter().find(|sibling| sibling.id == id);
@@ -92,8 +91,7 @@ pub(super) fn next(
         Some(own) => (sibling.modified, &sibling.path) > (own.modified, &own.path),
         None => Some(sibling.modified) > modified,
     };
-    let next = siblings.iter().filter(newer).find_map(|next| Some((next.open()?, next.id)));
-    next.filter(|(_, next)| *next != id)
+    siblings.iter().find(newer).map(|next| Ok((next.open()?, next.id))).transpose()
 }
 
 /// A rotated, uncompressed file beside the live one.
@@ -105,23 +103,32 @@ struct Sibling {
 }
 
 impl Sibling {
-    /// `None` if the name is gone or has gone to another file since.
-    fn open(&self) -> Option<File> {
-        open(&self.path).ok().filter(|(_, id)| *id == self.id).map(|(file, _)| file)
+    /// Missing too if the name has gone to another file since: a new listing will tell.
+    fn open(&self) -> Result<File, OpenError> {
+        let (file, id) = open(&self.path)?;
+        if id == self.id { Ok(file) } else { Err(OpenError::Missing(self.path.clone())) }
     }
 }
 
 /// The rotated siblings of the live file, oldest first.
-fn siblings(live: &Path) -> io::Result<Vec<Sibling>> {
+fn siblings(live: &Path) -> Result<Vec<Sibling>, OpenError> {
     let (Some(dir), Some(name)) = (live.parent(), live.file_name()) else {
         return Ok(Vec::new());
     };
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    match list(dir, name) {
+        // A directory that may be entered but not listed: the live file is all there is to see.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
+        listed => listed.map_err(|error| OpenError::new(dir, error)),
+    }
+}
+
+fn list(dir: &Path, live: &OsStr) -> io::Result<Vec<Sibling>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         // Files may vanish while they are listed: compressed, or over the number to keep.
-        if is_rotated(&entry.file_name(), name)
+        if is_rotated(&entry.file_name(), live)
             && let Ok(metadata) = entry.metadata()
             && metadata.is_file()
             && let Ok(modified) = metadata.modified()

@@ -164,3 +164,71 @@ impl Watch {
         Some(Wake::Check)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, time::Duration};
+
+    use tokio::time::{Instant, timeout};
+
+    use super::{Wake, Watch};
+    use crate::audit::tail::rotation::identify;
+
+    /// A watch whose clock does not strike: what wakes it is inotify.
+    fn watch(path: &Path) -> Watch {
+        let mut watch = Watch::new(path);
+        watch.next_check = Instant::now() + Duration::from_secs(3600);
+        watch.arm(identify(path).ok());
+        watch
+    }
+
+    async fn wakes(watch: &mut Watch) -> Wake {
+        timeout(Duration::from_secs(10), watch.changed()).await.expect("it was not woken")
+    }
+
+    #[tokio::test]
+    async fn a_write_to_the_open_file_wakes_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        fs::write(&path, "").unwrap();
+        let mut watch = watch(&path);
+        fs::write(dir.path().join("other.log"), "x").unwrap();
+        fs::write(&path, "x").unwrap();
+        assert_eq!(wakes(&mut watch).await, Wake::Data);
+    }
+
+    #[tokio::test]
+    async fn the_coming_and_going_of_the_name_wakes_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let mut watch = watch(&path);
+        fs::write(&path, "").unwrap();
+        assert_eq!(wakes(&mut watch).await, Wake::Check);
+        watch.next_check = Instant::now() + Duration::from_secs(3600);
+        fs::rename(&path, dir.path().join("audit.log.1")).unwrap();
+        assert_eq!(wakes(&mut watch).await, Wake::Check);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_on_the_way_to_the_file_wakes_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubernetes/audit/audit.log");
+        let mut watch = watch(&path);
+        fs::create_dir(dir.path().join("kubernetes")).unwrap();
+        assert_eq!(wakes(&mut watch).await, Wake::Check);
+        watch.arm(None);
+        watch.next_check = Instant::now() + Duration::from_secs(3600);
+        fs::create_dir(dir.path().join("kubernetes/audit")).unwrap();
+        assert_eq!(wakes(&mut watch).await, Wake::Check);
+    }
+
+    #[tokio::test]
+    async fn without_any_event_the_clock_wakes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new(&dir.path().join("audit.log"));
+        watch.arm(None);
+        assert_eq!(wakes(&mut watch).await, Wake::Check);
+        watch.events = None;
+        assert_eq!(wakes(&mut watch).await, Wake::Check);
+    }
+}

@@ -1,3 +1,5 @@
+//! The resolver on made-up type information, and on whatever bytes one may be given.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,0 +1,441 @@
+//! The loop that all events go through, one at a time, so nothing downstream needs a lock. What
+//! blocks in it (alert log, journal, `/proc`) is local and bounded.
+
+use std::{
+    path::PathBuf,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use prometheus_client::registry::Registry;
+use tokentrail_ebpf::OpenRecord;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Interval, MissedTickBehavior},
+};
+
+use super::{AgentError, start_sensor, state};
+use crate::{
+    admin::{Condition, Health},
+    alert::{
+        document::{self, Origin},
+        log::{AlertLog, AlertLogMetrics, AlertLogSettings, Appended},
+        record::Recorder,
+    },
+    attribution::{Attributor, OpenTimes},
+    audit::{
+        AuditBatch, AuditMetrics, SourceState, SourceStatus,
+        checkpoint::Checkpoints,
+        tail::{self, TailConfig},
+    },
+    config::Config,
+    correlation::{
+        Correlator, Finding, Open, Request, Settings,
+        journal::{Entry, FileJournal},
+    },
+    kernel::{self, Sensor, SensorError, clock::Clock},
+    metrics::CorrelationMetrics,
+    time::Micros,
+};
+
+/// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
+const BATCHES: usize = 16;
+/// How often time is passed on, checkpoints are written and the state is published.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Every stage, and the state between them.
+pub(super) struct Engine {
+    sensor: Option<Sensor>,
+    attributor: Option<Attributor>,
+    clock: Clock,
+    boot_id: String,
+    correlator: Correlator<FileJournal>,
+    sources: Vec<Source>,
+    lateness: Micros,
+    checkpoints: Checkpoints,
+    alert_log: AlertLog,
+    recorder: Option<Recorder>,
+    origin: Origin,
+    health: Health,
+    metrics: CorrelationMetrics,
+    self_test: Interval,
+    sensor_failure: Option<String>,
+    findings: Vec<Finding>,
+}
+
+/// One audit source as the engine sees it.
+struct Source {
+    path: PathBuf,
+    status: watch::Receiver<SourceStatus>,
+    newest_stage: Option<Micros>,
+}
+
+impl Engine {
+    /// Builds every stage and starts the sources, whose tasks go into `tasks`.
+    pub(super) async fn build(
+        config: &Config,
+        state: &state::StateDir,
+        health: &Health,
+        registry: &mut Registry,
+        tasks: &mut JoinSet<AgentError>,
+    ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
+        let alert_metrics = AlertLogMetrics::default();
+        alert_metrics.register(registry);
+        let metrics = CorrelationMetrics::default();
+        metrics.register(registry);
+        let settings = AlertLogSettings {
+            path: config.alert_log.clone(),
+            max_bytes: config.alert_log_max_bytes,
+            keep: config.alert_log_keep,
+        };
+        let alert_log = AlertLog::open(settings, alert_metrics)?;
+        let record = |path: &PathBuf| {
+            Recorder::open(path, 0)
+                .map_err(|source| AgentError::Record { path: path.clone(), source })
+        };
+        let recorder = config.record.as_ref().map(record).transpose()?;
+        let cluster = config.cluster_name.clone().unwrap_or_default();
+        let (journal, entries, damaged) = FileJournal::open(&config.state_dir)?;
+        if damaged > 0 {
+            tracing::warn!(damaged, "lines of the journal were no entries and are ignored");
+        }
+        let checkpoints = Checkpoints::open(&config.state_dir)?;
+        let (sensor, attributor) = if config.no_sensor {
+            (None, None)
+        } else {
+            let (sensor, attributor) = start_sensor(config, registry).await?;
+            (Some(sensor), Some(attributor))
+        };
+        let route = sensor.as_ref().map_or("none", |sensor| kernel::route_name(sensor.route()));
+        let mut degraded: Vec<String> =
+            sensor.as_ref().map_or_else(Vec::new, |sensor| sensor.degraded().to_vec());
+        if !config.no_kube {
+            degraded.push("no pod index: names come from audit events alone".to_owned());
+        }
+        let mut engine = Self {
+            clock: Clock::system(),
+            boot_id: state::boot_id(),
+            correlator: Correlator::new(Settings::new(cluster), journal),
+            sources: Vec::new(),
+            lateness: Micros(i64::try_from(config.audit_lateness.as_micros()).unwrap_or(i64::MAX)),
+            checkpoints,
+            alert_log,
+            recorder,
+            origin: Origin {
+                cluster_name: config.cluster_name.clone(),
+                node_name: config.node_name.clone(),
+                host_id: state::host_id(),
+                agent_id: state.agent_id().to_owned(),
+                route: route.to_owned(),
+                degraded,
+            },
+            health: health.clone(),
+            metrics,
+            self_test: tokio::time::interval(config.self_test_every),
+            sensor_failure: None,
+            findings: Vec::new(),
+            sensor,
+            attributor,
+        };
+        engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The sensor has just passed its first one.
+        engine.self_test.reset();
+        engine.watch_volumes();
+        let now = engine.clock.now().steady;
+        for mut entry in entries {
+            engine.place(&mut entry);
+            engine.correlator.restore(entry, now, &mut engine.findings);
+        }
+        engine.tell(None);
+        let batches = engine.follow(config, registry, tasks);
+        Ok((engine, batches))
+    }
+
+    /// Starts the tasks that follow the audit logs.
+    fn follow(
+        &mut self,
+        config: &Config,
+        registry: &mut Registry,
+        tasks: &mut JoinSet<AgentError>,
+    ) -> mpsc::Receiver<AuditBatch> {
+        let metrics = AuditMetrics::default();
+        metrics.register(registry);
+        let (sender, batches) = mpsc::channel(BATCHES);
+        for (index, path) in config.audit_logs.iter().enumerate() {
+            let (status_sender, status) = watch::channel(SourceStatus::default());
+            let tail = TailConfig {
+                path: path.clone(),
+                source: index,
+                start: self.checkpoints.position(path),
+            };
+            let (sender, metrics) = (sender.clone(), metrics.clone());
+            tasks.spawn(async move {
+                tail::follow(tail, sender, status_sender, metrics).await;
+                AgentError::Ended {
+                    part: "the tail of an audit log",
+                    why: "nobody takes its batches".to_owned(),
+                }
+            });
+            self.sources.push(Source { path: path.clone(), status, newest_stage: None });
+        }
+        batches
+    }
+
+    /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
+    fn place(&self, entry: &mut Entry) {
+        match entry {
+            Entry::Open(open) if open.boot_id == self.boot_id => {
+                open.open.time = self.clock.boot_to_steady(open.open.ktime_ns);
+            }
+            // Of an earlier boot only the wall clock tells.
+            Entry::Open(open) => open.open.time = self.clock.wall_to_steady(open.open.wall),
+            Entry::Request(request) | Entry::Session(request) => {
+                let received = request.record.request_received_timestamp;
+                request.time = self.clock.wall_to_steady(received);
+            }
+        }
+    }
+
+    pub(super) fn route(&self) -> &str {
+        &self.origin.route
+    }
+
+    pub(super) async fn run(
+        &mut self,
+        mut batches: mpsc::Receiver<AuditBatch>,
+        tasks: &mut JoinSet<AgentError>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        let mut stop = pin!(stop);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            // Not biased: a flood of one kind must not starve the others.
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                ready = ready(self.sensor.as_ref()) => {
+                    ready?;
+                    self.drain();
+                }
+                // While alerts wait for space, so does what would make more of them.
+                Some(batch) = batches.recv(), if self.alert_log.has_room() => {
+                    // An open may be in the ring that this batch's requests follow from.
+                    self.drain();
+                    self.take(batch);
+                }
+                _ = tick.tick() => self.pass_time(&batches)?,
+                _ = self.self_test.tick(), if self.sensor.is_some() => self.test_sensor().await,
+                Some(ended) = tasks.join_next() => {
+                    return Err(ended.unwrap_or_else(|error| AgentError::Ended {
+                        part: "a task", why: error.to_string(),
+                    }));
+                }
+            }
+        }
+    }
+
+    /// Takes every record out of the ring. A record is released after its open was journalled.
+    fn drain(&mut self) {
+        self.clock.now();
+        let (Some(mut sensor), Some(mut attributor)) = (self.sensor.take(), self.attributor.take())
+        else {
+            return;
+        };
+        sensor.drain(|record| self.open(record, &mut attributor));
+        (self.sensor, self.attributor) = (Some(sensor), Some(attributor));
+        self.watch_volumes();
+        self.tell(None);
+    }
+
+    fn open(&mut self, record: &OpenRecord, attributor: &mut Attributor) {
+        let times = OpenTimes {
+            time: self.clock.boot_to_steady(record.ktime_ns),
+            wall: self.clock.boot_to_wall(record.ktime_ns),
+        };
+        let Ok(open) = attributor.attribute(record, times) else { return };
+        tracing::debug!(grade = ?open.grade, pod = open.pod_uid, comm = open.comm, "token opened");
+        if let Some(recorder) = &mut self.recorder {
+            recorder.add(&self.boot_id, &open);
+        }
+        let open = Open { boot_id: self.boot_id.clone(), open };
+        self.correlator.open(open, self.clock.now().steady, &mut self.findings);
+    }
+
+    fn take(&mut self, batch: AuditBatch) {
+        let now = self.clock.now().steady;
+        for read in batch.records {
+            let time = self.clock.wall_to_steady(read.record.request_received_timestamp);
+            let request = Request { time, record: read.record };
+            self.correlator.request(request, now, &mut self.findings);
+            self.tell(Some(read.read_at));
+        }
+        if let Some(source) = self.sources.get_mut(batch.source) {
+            source.newest_stage = source.newest_stage.max(batch.newest_stage);
+            // In memory only: it is written when the alerts up to here are durable.
+            self.checkpoints.advance(&source.path, batch.position);
+        }
+    }
+
+    /// Writes what was found.
+    fn tell(&mut self, read_at: Option<Instant>) {
+        for finding in std::mem::take(&mut self.findings) {
+            let document =
+                document::document(&finding, &self.origin, read_at, self.clock.now().wall);
+            let line = match serde_json::to_vec(&document) {
+                Ok(line) => line,
+                Err(error) => {
+                    tracing::error!(%error, "an alert has no JSON form");
+                    continue;
+                }
+            };
+            if self.alert_log.append(&document.event.id, line) == Appended::Known {
+                // Told before a restart already.
+                continue;
+            }
+            match finding {
+                Finding::Alert(_) => {
+                    self.metrics.alerts.inc();
+                    if let Some(read_at) = read_at {
+                        self.metrics.latency.observe(read_at.elapsed().as_secs_f64());
+                    }
+                }
+                Finding::Incident(_) => {
+                    self.metrics.summaries.inc();
+                }
+            }
+        }
+    }
+
+    /// What happens once a second.
+    fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
+        let now = self.clock.now().steady;
+        let watermark = self.watermark(now, batches.is_empty());
+        self.correlator.advance(watermark, now, &mut self.findings);
+        self.tell(None);
+        self.alert_log.maintain();
+        let journal = self.correlator.compact_journal(now);
+        let checkpoint = self.checkpoint();
+        if let Some(attributor) = &mut self.attributor
+            && let Err(error) = attributor.keep_up()
+        {
+            tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
+        }
+        self.watch_volumes();
+        let journal = match (self.correlator.journal_failure(), journal) {
+            (Some(why), _) => Err(why.to_owned()),
+            (None, result) => result.map_err(|error| error.to_string()),
+        };
+        self.publish(journal, checkpoint);
+        Ok(())
+    }
+
+    /// How far every source is known to be complete, on the steady axis.
+    fn watermark(&self, now: Micros, queue_is_empty: bool) -> Micros {
+        let of_source = |source: &Source| {
+            let newest = source.newest_stage.map(|wall| self.clock.wall_to_steady(wall));
+            // A source that has been read to its end is as complete as the clock says.
+            let idle = (queue_is_empty && source.status.borrow().caught_up).then_some(now);
+            // A server whose clock runs ahead must not end what is still going on here.
+            let newest = newest.map(|time| time.min(now));
+            newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
+        };
+        // Without any source no request can come, and exposures need not wait for one.
+        self.sources.iter().map(of_source).min().unwrap_or(now)
+    }
+
+    /// Makes alerts durable, then moves the checkpoint.
+    fn checkpoint(&mut self) -> Result<(), String> {
+        if !self.alert_log.is_clear() {
+            return Ok(());
+        }
+        self.alert_log
+            .sync()
+            .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
+        self.checkpoints.flush().map_err(|error| error.to_string())
+    }
+
+    fn watch_volumes(&mut self) {
+        if let (Some(sensor), Some(attributor)) = (&mut self.sensor, &mut self.attributor)
+            && let Some(devices) = attributor.take_changed_devices()
+            && let Err(error) = sensor.watch_devices(&devices.into_iter().collect())
+        {
+            tracing::warn!(%error, "tokens under unusual names stay unseen");
+        }
+    }
+
+    /// Opens the canary; opens of others that arrive meanwhile are taken as ever.
+    async fn test_sensor(&mut self) {
+        let (Some(mut sensor), Some(mut attributor)) = (self.sensor.take(), self.attributor.take())
+        else {
+            return;
+        };
+        let result = sensor.self_test(|record| self.open(record, &mut attributor)).await;
+        (self.sensor, self.attributor) = (Some(sensor), Some(attributor));
+        self.tell(None);
+        self.sensor_failure = result.err().map(|error| error.to_string());
+        if let Some(why) = &self.sensor_failure {
+            tracing::error!(why, "the sensor no longer sees opens");
+        }
+    }
+
+    fn publish(&self, journal: Result<(), String>, checkpoint: Result<(), String>) {
+        let mut conditions = vec![
+            ("journal".to_owned(), journal.into()),
+            ("checkpoint".to_owned(), checkpoint.into()),
+            (
+                "alert log".to_owned(),
+                self.alert_log.failure().map_or(Condition::Holds, |why| {
+                    Condition::Fails(format!("alerts wait in memory: {why}"))
+                }),
+            ),
+        ];
+        if self.sensor.is_some() {
+            let failure = self.sensor_failure.clone().map_or(Ok(()), Err);
+            conditions.push(("sensor".to_owned(), failure.into()));
+        }
+        for source in &self.sources {
+            let name = format!("audit log {}", source.path.display());
+            let condition = match &source.status.borrow().state {
+                SourceState::Open => Condition::Holds,
+                SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
+                SourceState::Waiting(why) => Condition::Fails(why.clone()),
+            };
+            conditions.push((name, condition));
+        }
+        let held = self.correlator.held();
+        self.metrics.observe(held, self.correlator.losses());
+        self.health.publish(|report| {
+            report.route.clone_from(&self.origin.route);
+            report.degraded.clone_from(&self.origin.degraded);
+            report.conditions = conditions.into_iter().collect();
+            report.correlation = held.into();
+            report.audit = match self.sources.len() {
+                0 => "none: this node only sees opens, alerts need an audit source".to_owned(),
+                count => format!("{count} file(s) on this node"),
+            };
+        });
+    }
+
+    /// The last checkpoint, after the sources have stopped.
+    pub(super) fn put_away(&mut self) {
+        self.drain();
+        self.alert_log.maintain();
+        if let Err(why) = self.checkpoint() {
+            tracing::warn!(why, "the next start reads a part of the audit log again");
+        }
+        if !self.alert_log.is_clear() {
+            tracing::error!(
+                "alerts could not be written before the end; the next start tells them"
+            );
+        }
+    }
+}
+
+/// Waits for records; for ever where there is no sensor.
+async fn ready(sensor: Option<&Sensor>) -> Result<(), SensorError> {
+    match sensor {
+        Some(sensor) => Ok(sensor.ready().await?),
+        None => std::future::pending().await,
+    }
+}
