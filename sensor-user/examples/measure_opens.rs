@@ -2,8 +2,8 @@
 //!
 //! * `measure_opens empty ROUTE` attaches the program that does nothing to a route's hooks, says
 //!   `attached` and holds it until standard input ends.
-//! * `measure_opens loop CPU FILE…` prints what one open+close of each file costs, then what one
-//!   other system call costs: nanoseconds, a line each.
+//! * `measure_opens loop CPU FILE` prints what one open+close of the file costs, then of a file on
+//!   tmpfs, then one other system call: nanoseconds, a line each.
 //!
 //! It attaches or it measures, never both in one process: what is measured is any process of the
 //! machine, not the sensor's own.
@@ -13,12 +13,13 @@ use std::{
     ffi::CString,
     hint::black_box,
     io::{self, Write as _},
+    os::fd::AsRawFd as _,
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{CWD, Mode, OFlags, openat},
+    fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat},
     process::getppid,
     thread::{CpuSet, sched_setaffinity},
 };
@@ -36,8 +37,8 @@ fn main() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["empty", route] => hold_empty(route),
-        ["loop", cpu, files @ ..] => measure(cpu.parse()?, files),
-        _ => bail!("run me as `empty ROUTE` or `loop CPU FILE…`"),
+        ["loop", cpu, file] => measure(cpu.parse()?, file),
+        _ => bail!("run me as `empty ROUTE` or `loop CPU FILE`"),
     }
 }
 
@@ -52,12 +53,15 @@ fn hold_empty(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn measure(cpu: usize, files: &[&str]) -> Result<()> {
+fn measure(cpu: usize, ordinary: &str) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(cpu);
     sched_setaffinity(None, &one).with_context(|| format!("could not run on CPU {cpu} alone"))?;
-    for file in files {
-        let path = CString::new(*file)?;
+    // The kernel's own tmpfs: nothing to find a place for, nothing to clean up.
+    let memory = memfd_create("measured", MemfdFlags::CLOEXEC)?;
+    let on_tmpfs = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    for file in [ordinary, &on_tmpfs] {
+        let path = CString::new(file)?;
         let nanos = median_ns(|| {
             // What C libraries make of `open`; dropping the descriptor closes it.
             openat(CWD, path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(drop)

@@ -7,7 +7,6 @@ use std::{fs, thread};
 
 use anyhow::Result;
 use clap::Subcommand;
-use tokentrail_tests::clean_up_on_signals;
 
 use crate::{
     bench::report::Row,
@@ -41,7 +40,6 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
         debian::install(&[debian::LIBBPF_TOOLS])?;
     }
     build::run()?;
-    clean_up_on_signals()?;
     // The cheapest to disturb come first, while the machine is quietest.
     let mut tables: Vec<(&str, Vec<Row>)> = Vec::new();
     if wanted(Part::Opens) {
