@@ -22,14 +22,11 @@ use crate::{
 /// Volumes that name them otherwise are known by device.
 const NAMES: [(u32, u64); 2] = [name(b"token"), name(b"ca.crt")];
 
-const fn name(text: &[u8]) -> (u32, u64) {
+const fn name<const N: usize>(text: &[u8; N]) -> (u32, u64) {
     let mut bytes = [0; 8];
-    let mut at = 0;
-    while at < text.len() {
-        bytes[at] = text[at];
-        at += 1;
-    }
-    (text.len() as u32, u64::from_le_bytes(bytes))
+    let (head, _) = bytes.split_at_mut(N);
+    head.copy_from_slice(text);
+    (N as u32, u64::from_le_bytes(bytes))
 }
 
 /// `..`: the kubelet publishes volume content under a directory named `..<timestamp>`.
@@ -55,8 +52,10 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
     }
     // SAFETY: the first argument of the traced function, which BTF types as `struct file *`.
     let file = unsafe { Typed::new(address) };
-    if let Some(matched) = token_like(file) {
-        emit::open(Route::Fexit, file.probed(), matched, |path: &mut [u8; TEXT_LEN]| {
+    if let Some(matched) = token_like(file)
+        && let Some(probed) = file.probed()
+    {
+        emit::open(Route::Fexit, probed, matched, |path: &mut [u8; TEXT_LEN]| {
             let from = address.wrapping_add(off!(file_path) as usize).cast_mut();
             // SAFETY: `path` is writable for its length; `from` is the file's `f_path`, which the
             // verifier checks.
@@ -72,7 +71,7 @@ pub(crate) fn on_kprobe(ctx: &ProbeContext) -> u32 {
     // Both candidates are loaded before one is chosen: a load in each branch is merged by LLVM
     // into one through a computed context pointer, which the verifier refuses.
     // SAFETY: `struct pt_regs` of x86-64 has 21 words, arm64's more; word 14 is `rdi`.
-    let rdi = unsafe { core::ptr::read_volatile(registers.add(14)) };
+    let rdi = unsafe { core::ptr::read_volatile(registers.wrapping_add(14)) };
     // SAFETY: as above; word 0 is `x0` on arm64.
     let x0 = unsafe { core::ptr::read_volatile(registers) };
     let address = if off!(arch) == 1 { rdi } else { x0 };
@@ -86,10 +85,10 @@ pub(crate) fn on_kprobe(ctx: &ProbeContext) -> u32 {
 pub(crate) fn on_exit(ctx: &TracePointContext) -> u32 {
     let words = ctx.as_ptr().cast::<i64>();
     // SAFETY: every `sys_exit_*` tracepoint has its return value in the third word.
-    let descriptor = unsafe { core::ptr::read_volatile(words.add(EXIT_RET)) };
-    if descriptor >= 0
+    let returned = unsafe { core::ptr::read_volatile(words.wrapping_add(EXIT_RET)) };
+    if let Ok(descriptor) = u32::try_from(returned)
         && let Some(table) = descriptors()
-        && let Some(file) = table.element(descriptor as u32)
+        && let Some(file) = table.element(descriptor)
     {
         judge(Route::Exit, file);
     }
@@ -124,9 +123,6 @@ fn judge(route: Route, file: Probed) {
 /// The filter. Reads are ordered by what they cost and how many opens they dismiss.
 #[inline(always)]
 fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
-    let mut buffer = Buffer::new();
-    let span = Span { start: off!(file_glance), length: off!(file_glance_len) };
-    let file = file.glance(span, &mut buffer)?;
     let operations: u64 = file.get(off!(file_op))?;
     let tmpfs = maps::tmpfs_file_ops();
     if tmpfs != 0 && operations != tmpfs {
@@ -136,14 +132,14 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
     let span = Span { start: off!(dentry_glance), length: off!(dentry_glance_len) };
     let dentry = file.follow(off!(file_dentry))?.glance(span, &mut buffer)?;
     let superblock = dentry.follow(off!(dentry_sb))?;
-    let matched =
-        if named_like_a_token(dentry)? && superblock.get(off!(sb_magic)) == Some(TMPFS_MAGIC) {
-            MatchedBy::Name
-        } else if maps::is_volume(superblock.get(off!(sb_dev))?) {
-            MatchedBy::Device
-        } else {
-            return None;
-        };
+    let named = named_like_a_token(dentry)?;
+    let matched = if named && superblock.get(off!(sb_magic)) == Some(TMPFS_MAGIC) {
+        MatchedBy::Name
+    } else if on_a_volume(superblock)? {
+        MatchedBy::Device
+    } else {
+        return None;
+    };
     let mode: u16 = file.follow(off!(file_inode))?.get(off!(inode_mode))?;
     if mode & FILE_TYPE != REGULAR || file.get::<u32>(off!(file_mode))? & FMODE_PATH != 0 {
         return None;
@@ -152,6 +148,24 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
         maps::learn_tmpfs_file_ops(operations);
     }
     Some(matched)
+}
+
+/// Whether a superblock's device is watched. Where reading that costs, the last one that is not
+/// is remembered: opens come in runs.
+#[inline(always)]
+fn on_a_volume<R: Read>(superblock: R) -> Option<bool> {
+    let Some(address) = superblock.address() else {
+        return Some(maps::is_volume(superblock.get(off!(sb_dev))?));
+    };
+    let unwatched = maps::Unwatched::now(address)?;
+    if unwatched.is_known() {
+        return Some(false);
+    }
+    let watched = maps::is_volume(superblock.get(off!(sb_dev))?);
+    if !watched {
+        unwatched.remember();
+    }
+    Some(watched)
 }
 
 /// Whether a dentry has one of the names and lies in a directory named `..<something>`. Names

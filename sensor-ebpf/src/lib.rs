@@ -21,6 +21,8 @@ pub mod names {
     /// Bitmap of the devices of service-account volumes, in words of
     /// [`VolumeBit`](super::VolumeBit).
     pub const VOLUME_DEVICES: &str = "VOLUME_DEVICES";
+    /// One word, to be raised after each change of [`VOLUME_DEVICES`].
+    pub const VOLUME_CHANGES: &str = "VOLUME_CHANGES";
     /// Read-only [`Offsets`](super::Offsets), written before load.
     pub const OFFSETS: &str = "OFFSETS";
 }
@@ -347,10 +349,6 @@ pub struct Offsets {
     pub file_inode: u32,
     /// `file.f_op`
     pub file_op: u32,
-    /// First byte of what the filter reads of a file …
-    pub file_glance: u32,
-    /// … and how many bytes that spans.
-    pub file_glance_len: u32,
     /// `file.f_flags`
     pub file_flags: u32,
     /// `file.f_mode`

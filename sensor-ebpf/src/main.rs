@@ -5,6 +5,13 @@
 //! The `empty_*` programs sit on the same hooks and do nothing: they are the yardstick of the
 //! benchmark and nobody else loads them.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::cast_possible_truncation,
+        reason = "helpers return 64-bit words of which 32 bits count, and sizes here are below 4 KiB"
+    )
+)]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
@@ -21,6 +28,7 @@ mod read;
 mod task;
 
 #[cfg(target_arch = "bpf")]
+#[expect(clippy::needless_pass_by_value, reason = "the signature that aya's macros call")]
 mod programs {
     use aya_ebpf::{
         macros::{fexit, kprobe, tracepoint},

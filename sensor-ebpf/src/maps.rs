@@ -24,6 +24,15 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT
 #[map]
 static VOLUME_DEVICES: Array<u64> = Array::with_max_entries(VOLUME_WORDS, 0);
 
+/// Key: 0. Value: how often `VOLUME_DEVICES` has changed. Writer: user space, after each change.
+/// Reader: [`Unwatched`].
+#[map]
+static VOLUME_CHANGES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// A superblock that was looked up and is not watched, as of a number of changes. Writer and
+/// reader: [`Unwatched`].
+static UNWATCHED: Word = Word::zero();
+
 /// Layout of this kernel's structures. Writer: user space, before load. Reader: all programs,
 /// field by field through [`off`], so that each is a constant to the verifier.
 #[unsafe(no_mangle)]
@@ -31,7 +40,7 @@ pub(crate) static OFFSETS: Offsets = Offsets::NONE;
 
 /// Address of the file operations that all regular files on tmpfs share; 0 until the first
 /// token-like file was seen, which is the self-test's. Writer and reader: the filter.
-static TMPFS_FILE_OPS: Word = Word(UnsafeCell::new(0));
+static TMPFS_FILE_OPS: Word = Word::zero();
 
 /// A word that several CPUs load and store, each time whole: what a relaxed atomic is, which LLVM
 /// does not lower for BPF.
@@ -39,6 +48,24 @@ struct Word(UnsafeCell<u64>);
 
 // SAFETY: accessed only through volatile loads and stores of one aligned word.
 unsafe impl Sync for Word {}
+
+impl Word {
+    const fn zero() -> Self {
+        Self(UnsafeCell::new(0))
+    }
+
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: a live, aligned word; see the type.
+        unsafe { core::ptr::read_volatile(self.0.get()) }
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        // SAFETY: a live, aligned word; see the type.
+        unsafe { core::ptr::write_volatile(self.0.get(), value) };
+    }
+}
 
 /// A field of [`OFFSETS`], as a constant to the verifier.
 macro_rules! off {
@@ -69,16 +96,38 @@ pub(crate) fn is_volume(s_dev: u32) -> bool {
     }
 }
 
+/// What is remembered about a superblock that is not watched: its address, whose upper 16 bits
+/// are the same for all, with the number of changes in their place. A change thus forgets it, also
+/// one between lookup and store.
+#[derive(Clone, Copy)]
+pub(crate) struct Unwatched(u64);
+
+impl Unwatched {
+    /// To be made before the lookup.
+    #[inline(always)]
+    pub(crate) fn now(superblock: u64) -> Option<Self> {
+        Some(Self(superblock << 16 | VOLUME_CHANGES.get(0)? & 0xffff))
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_known(self) -> bool {
+        UNWATCHED.load() == self.0
+    }
+
+    #[inline(always)]
+    pub(crate) fn remember(self) {
+        UNWATCHED.store(self.0);
+    }
+}
+
 /// The learned file operations of tmpfs, 0 if none were learned yet.
 #[inline(always)]
 pub(crate) fn tmpfs_file_ops() -> u64 {
-    // SAFETY: a live, aligned word; see `Word`.
-    unsafe { core::ptr::read_volatile(TMPFS_FILE_OPS.0.get()) }
+    TMPFS_FILE_OPS.load()
 }
 
 /// Remembers the file operations of a regular file that was proven to be on tmpfs.
 #[inline(always)]
-pub(crate) fn learn_tmpfs_file_ops(ops: u64) {
-    // SAFETY: a live, aligned word; see `Word`.
-    unsafe { core::ptr::write_volatile(TMPFS_FILE_OPS.0.get(), ops) };
+pub(crate) fn learn_tmpfs_file_ops(operations: u64) {
+    TMPFS_FILE_OPS.store(operations);
 }

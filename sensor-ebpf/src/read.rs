@@ -3,7 +3,7 @@
 //! An absent offset reads as `None`; since offsets are verifier constants, such a read costs
 //! nothing and is never even verified.
 
-use core::mem::MaybeUninit;
+use core::{mem::MaybeUninit, num::NonZeroU64};
 
 use aya_ebpf::helpers::generated;
 use tokentrail_ebpf::ABSENT;
@@ -15,6 +15,9 @@ pub(crate) trait Read: Copy {
     type Next: Read<Next = Self::Next>;
     /// This structure with some members at hand.
     type Glance<'a>: Read<Next = Self::Next>;
+
+    /// Where the structure is; `None` where the verifier guards the address and reads are free.
+    fn address(self) -> Option<u64>;
 
     /// The member at `offset`; `None` if this kernel has none or the address is bad.
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T>;
@@ -53,32 +56,37 @@ impl Span {
 }
 
 /// Any address, read with `bpf_probe_read_kernel`: bad ones fail, each read costs a call.
+///
+/// Never null, so that an `Option` of it is one word: the unset payload of a wider one may be
+/// spilled to the stack and read back, which verifiers before 6.3 refuse.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Probed(*const u8);
+pub(crate) struct Probed(NonZeroU64);
 
 impl Probed {
     /// The structure at `address`; `None` for null.
     #[inline(always)]
     pub(crate) fn at(address: u64) -> Option<Self> {
-        if address == 0 { None } else { Some(Self(address as *const u8)) }
+        NonZeroU64::new(address).map(Self)
     }
 
     /// The member at `offset`, itself a structure.
     #[inline(always)]
     pub(crate) fn member(self, offset: u32) -> Option<Self> {
-        if offset == ABSENT { None } else { Some(Self(self.0.wrapping_add(offset as usize))) }
+        if offset == ABSENT { None } else { Self::at(self.0.get().wrapping_add(offset.into())) }
     }
 
     /// The structure whose member at `offset` this is.
     #[inline(always)]
     pub(crate) fn container(self, offset: u32) -> Option<Self> {
-        if offset == ABSENT { None } else { Some(Self(self.0.wrapping_sub(offset as usize))) }
+        if offset == ABSENT { None } else { Self::at(self.0.get().wrapping_sub(offset.into())) }
     }
 
     /// Element `index` of an array of pointers that starts here.
     #[inline(always)]
     pub(crate) fn element(self, index: u32) -> Option<Self> {
-        Self(self.0.wrapping_add(index as usize * size_of::<u64>())).follow(0)
+        let mut file = 0;
+        copy(self.0.get().wrapping_add(u64::from(index) * 8), (&raw mut file).cast(), 8)?;
+        Self::at(file)
     }
 
     /// Copies the string that the pointer at `offset` leads to, cut and NUL-terminated; an
@@ -89,7 +97,11 @@ impl Probed {
         let text = self.follow(offset)?;
         // SAFETY: `into` is writable for its N bytes; the helper checks the source.
         let length = unsafe {
-            generated::bpf_probe_read_kernel_str(into.as_mut_ptr().cast(), N as u32, text.0.cast())
+            generated::bpf_probe_read_kernel_str(
+                into.as_mut_ptr().cast(),
+                N as u32,
+                text.0.get() as *const _,
+            )
         };
         if length < 0 { None } else { Some(()) }
     }
@@ -98,18 +110,25 @@ impl Probed {
     #[inline(always)]
     pub(crate) fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) -> Option<()> {
         into[0] = 0;
-        self.member(offset)?.copy(into.as_mut_ptr(), N as u32)
+        self.copy(offset, into.as_mut_ptr(), N as u32)
     }
 
-    /// Copies what is here. `into` must be writable for `length` bytes, which the verifier checks.
     #[inline(always)]
-    fn copy(self, into: *mut u8, length: u32) -> Option<()> {
-        // SAFETY: the verifier refuses a program that does not own the target; the helper checks
-        // the source.
-        let result =
-            unsafe { generated::bpf_probe_read_kernel(into.cast(), length, self.0.cast()) };
-        if result == 0 { Some(()) } else { None }
+    fn copy(self, offset: u32, into: *mut u8, length: u32) -> Option<()> {
+        if offset == ABSENT {
+            return None;
+        }
+        copy(self.0.get().wrapping_add(offset.into()), into, length)
     }
+}
+
+/// Copies from any address. `into` must be writable for `length` bytes, which the verifier checks.
+#[inline(always)]
+fn copy(from: u64, into: *mut u8, length: u32) -> Option<()> {
+    // SAFETY: the verifier refuses a program that does not own the target; the helper checks the
+    // source.
+    let result = unsafe { generated::bpf_probe_read_kernel(into.cast(), length, from as *const _) };
+    if result == 0 { Some(()) } else { None }
 }
 
 impl Read for Probed {
@@ -117,10 +136,14 @@ impl Read for Probed {
     type Glance<'a> = Glance<'a>;
 
     #[inline(always)]
+    fn address(self) -> Option<u64> {
+        Some(self.0.get())
+    }
+
+    #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
-        let member = self.member(offset)?;
         let mut value = MaybeUninit::<T>::uninit();
-        member.copy(value.as_mut_ptr().cast(), size_of::<T>() as u32)?;
+        self.copy(offset, value.as_mut_ptr().cast(), size_of::<T>() as u32)?;
         // SAFETY: written just now, and any bytes make a `T`.
         Some(unsafe { value.assume_init() })
     }
@@ -133,7 +156,7 @@ impl Read for Probed {
     #[inline(always)]
     fn glance<'a>(self, span: Span, buffer: &'a mut Buffer) -> Option<Glance<'a>> {
         if span.fits() {
-            self.member(span.start)?.copy(buffer.0.as_mut_ptr().cast(), span.length)?;
+            self.copy(span.start, buffer.0.as_mut_ptr().cast(), span.length)?;
         }
         Some(Glance { base: self, span, buffer })
     }
@@ -150,6 +173,11 @@ pub(crate) struct Glance<'a> {
 impl Read for Glance<'_> {
     type Next = Probed;
     type Glance<'a> = Self;
+
+    #[inline(always)]
+    fn address(self) -> Option<u64> {
+        self.base.address()
+    }
 
     #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
@@ -191,14 +219,19 @@ impl Typed {
 
     /// The same structure, read with the helper from here on.
     #[inline(always)]
-    pub(crate) fn probed(self) -> Probed {
-        Probed(self.0)
+    pub(crate) fn probed(self) -> Option<Probed> {
+        Probed::at(self.0 as u64)
     }
 }
 
 impl Read for Typed {
     type Next = Self;
     type Glance<'a> = Self;
+
+    #[inline(always)]
+    fn address(self) -> Option<u64> {
+        None
+    }
 
     #[inline(always)]
     fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {

@@ -161,6 +161,8 @@ pub struct Sensor {
     volumes: Array<MapData, u64>,
     /// What `volumes` holds: its words that are not zero.
     watched: BTreeMap<u32, u64>,
+    volume_changes: Array<MapData, u64>,
+    changes: u64,
     /// Detaches on drop.
     _links: Vec<Link>,
     route: Route,
@@ -193,6 +195,10 @@ impl Sensor {
                 .and_then(Array::try_from)
                 .map_err(maps)?,
             watched: BTreeMap::new(),
+            volume_changes: ring::take(&mut ebpf, names::VOLUME_CHANGES)
+                .and_then(Array::try_from)
+                .map_err(maps)?,
+            changes: 0,
             _links: Vec::new(),
             route: Route::Exit,
             degraded: layout
@@ -276,17 +282,22 @@ impl Sensor {
     /// mounts for service-account volumes; other devices are ignored.
     pub fn watch_devices(&mut self, devices: &BTreeSet<u32>) -> Result<(), SensorError> {
         let words = bitmap(devices);
+        if words == self.watched {
+            return Ok(());
+        }
+        let failed = |error| SensorError::Map {
+            action: "watch a volume",
+            reason: attach::reason("map", &error),
+        };
         for word in self.watched.keys().chain(words.keys()).collect::<BTreeSet<_>>() {
             let (old, new) = (self.watched.get(word), words.get(word));
             if old != new {
-                self.volumes.set(*word, new.copied().unwrap_or_default(), 0).map_err(|error| {
-                    SensorError::Map {
-                        action: "watch a volume",
-                        reason: attach::reason("map", &error),
-                    }
-                })?;
+                self.volumes.set(*word, new.copied().unwrap_or_default(), 0).map_err(failed)?;
             }
         }
+        // Makes the kernel side forget what it remembers of the old set.
+        self.changes += 1;
+        self.volume_changes.set(0, self.changes, 0).map_err(failed)?;
         self.watched = words;
         Ok(())
     }

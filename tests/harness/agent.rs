@@ -58,6 +58,20 @@ impl<'sandbox> AgentSetup<'sandbox> {
         self
     }
 
+    /// With another alert log.
+    #[must_use]
+    pub fn alert_log(mut self, path: impl Into<PathBuf>) -> Self {
+        self.alerts = Alerts::at(path);
+        self
+    }
+
+    /// With another state directory.
+    #[must_use]
+    pub fn state(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.state_dir = folder.into();
+        self
+    }
+
     /// The alert log that it writes.
     pub fn alerts(&self) -> &Alerts {
         &self.alerts
@@ -83,7 +97,6 @@ impl<'sandbox> AgentSetup<'sandbox> {
     /// # Errors
     /// If there is no agent or it cannot be started.
     pub fn spawn(&self) -> Result<Agent> {
-        let program = agent_program();
         let admin = free_address()?;
         // Each start has a file of its own: a test may want to read what an earlier one said.
         let log = tempfile::Builder::new()
@@ -93,7 +106,7 @@ impl<'sandbox> AgentSetup<'sandbox> {
             .into_temp_path()
             .keep()?;
         let stderr = File::create(&log)?;
-        let mut command = Command::new(&program);
+        let mut command = tokentrail();
         command
             .arg("run")
             .arg("--audit-log")
@@ -188,6 +201,19 @@ impl Agent {
         .with_context(|| format!("the agent wrote:\n{}", self.log()))
     }
 
+    /// The most memory that it ever had, bytes (`VmHWM`).
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let kilobytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))
+            .with_context(|| format!("no VmHWM in {status}"))?;
+        Ok(kilobytes.parse::<u64>()? * 1024)
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.child.id()
@@ -233,8 +259,13 @@ impl Agent {
     }
 }
 
-/// The agent to test: `TOKENTRAIL_BIN`, else what `cargo xtask build` made.
-pub(crate) fn agent_program() -> PathBuf {
+/// A command of the program under test, for what needs no running agent.
+pub fn tokentrail() -> Command {
+    Command::new(agent_program())
+}
+
+/// The program under test: `TOKENTRAIL_BIN`, else what `cargo xtask build` made.
+fn agent_program() -> PathBuf {
     if let Some(program) = env::var_os("TOKENTRAIL_BIN") {
         return program.into();
     }

@@ -1,12 +1,13 @@
 //! The alert log, read as a log shipper would read it.
 
 use std::{
+    collections::HashSet,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::wait::{PATIENCE, wait_until};
@@ -31,19 +32,25 @@ impl Alerts {
     /// All documents so far. A last line without its end is still being written and left out.
     ///
     /// # Errors
-    /// If the file cannot be read, or a complete line is not JSON.
+    /// If the file cannot be read, a complete line is no document of the shipped schema, or an
+    /// `event.id` is there twice.
     pub fn all(&self) -> Result<Vec<Value>> {
         let text = match fs::read_to_string(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             text => text.with_context(|| format!("could not read {:?}", self.path))?,
         };
         let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
-        complete
-            .lines()
-            .map(|line| {
-                serde_json::from_str(line).with_context(|| format!("no JSON document: {line}"))
-            })
-            .collect()
+        let mut ids = HashSet::new();
+        let documents = complete.lines().map(|line| {
+            let document: Value =
+                serde_json::from_str(line).with_context(|| format!("no JSON document: {line}"))?;
+            #[cfg(feature = "system-tests")]
+            crate::schema::check(&document)?;
+            let id = text_at(&document, "/event/id");
+            ensure!(ids.insert(id.to_owned()), "event.id {id} is there twice in\n{complete}");
+            Ok(document)
+        });
+        documents.collect()
     }
 
     /// All documents that `wanted` accepts.
@@ -62,4 +69,9 @@ impl Alerts {
         wait_until(PATIENCE, what, || Ok(self.all()?.into_iter().find(|it| wanted(it))))
             .with_context(|| format!("the alert log has {:?}", self.all().unwrap_or_default()))
     }
+}
+
+/// The text at this JSON pointer; empty if there is none.
+pub(crate) fn text_at<'document>(document: &'document Value, pointer: &str) -> &'document str {
+    document.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }

@@ -12,10 +12,13 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{NODE_NAME, machine::random_uuid, pod::Pod};
+use crate::{NODE_NAME, alerts::text_at, machine::random_uuid, pod::Pod};
 
 /// Lines that a kube-apiserver wrote about requests of pod `cart-0`.
 const RECORDED: &str = include_str!("../fixtures/audit/pod-requests.ndjson");
+
+/// The line that a kube-apiserver wrote when `kubectl exec -it` by `admin` began.
+const EXEC: &str = include_str!("../fixtures/audit/exec-tty.ndjson");
 
 /// A request of the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +123,36 @@ impl AuditLine {
             .stamped(&now, &now))
     }
 
+    /// The recorded beginning of a `kubectl exec -it … -- sh`, as if `admin` opened it in `pod` now.
+    ///
+    /// # Errors
+    /// If the recording is not what it was.
+    pub fn session(pod: &Pod) -> Result<Self> {
+        let event: Value = serde_json::from_str(EXEC)?;
+        let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
+        let line = EXEC.trim_end();
+        let (head, rest) = line.split_once("/exec?").context("the recording has no exec")?;
+        let (_, tail) = rest.split_once(r"\u0026container").context("it names no container")?;
+        let now = micros(Timestamp::now());
+        let line = Self {
+            text: format!(r"{head}/exec?command=sh\u0026container{tail}"),
+            audit_id: recorded("/auditID"),
+            received: recorded("/requestReceivedTimestamp"),
+            staged: recorded("/stageTimestamp"),
+        };
+        Ok(line
+            .replacing(
+                "/namespaces/default/pods/shop/",
+                &format!("/namespaces/{}/pods/{}/", pod.namespace, pod.name),
+            )
+            .replacing(
+                r#""namespace":"default","name":"shop""#,
+                &format!(r#""namespace":"{}","name":"{}""#, pod.namespace, pod.name),
+            )
+            .with_audit_id(&random_uuid()?)
+            .stamped(&now, &now))
+    }
+
     /// With the times at which the request came and this stage was reached.
     #[must_use]
     pub fn at(self, received: Timestamp, staged: Timestamp) -> Self {
@@ -173,12 +206,17 @@ pub struct AuditLog {
 }
 
 impl AuditLog {
+    /// A log that the API server has not begun yet: the first line makes the file.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), rotations: 0 }
+    }
+
     /// An empty log.
     ///
     /// # Errors
     /// If it cannot be created.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
-        let log = Self { path: path.into(), rotations: 0 };
+        let log = Self::at(path);
         File::create(&log.path).with_context(|| format!("could not create {:?}", log.path))?;
         Ok(log)
     }
@@ -241,10 +279,6 @@ impl AuditLog {
     }
 }
 
-fn text_at<'event>(event: &'event Value, pointer: &str) -> &'event str {
-    event.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
 /// RFC 3339 with six decimals, as `metav1.MicroTime` is written.
 fn micros(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
@@ -275,6 +309,18 @@ mod tests {
         assert_eq!(text_at(&event, "/stageTimestamp"), "2031-02-03T04:05:06.500000Z");
         assert_eq!(text_at(&event, "/auditID"), line.audit_id());
         assert!(line.text().contains(r"\u0026watch=true"), "escapes stay as Go wrote them");
+    }
+
+    #[test]
+    fn a_recorded_session_is_one_into_the_pod_it_is_given() {
+        let pod = Pod::for_tests();
+        let event: Value = serde_json::from_str(AuditLine::session(&pod).unwrap().text()).unwrap();
+        assert_eq!(
+            text_at(&event, "/requestURI"),
+            "/api/v1/namespaces/bank/pods/till-0/exec?command=sh&container=main&stdin=true&stdout=true&tty=true"
+        );
+        assert_eq!(text_at(&event, "/objectRef/name"), "till-0");
+        assert_eq!(text_at(&event, "/objectRef/namespace"), "bank");
     }
 
     #[test]

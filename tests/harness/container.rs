@@ -50,6 +50,19 @@ impl Container {
     /// # Errors
     /// If runc or busybox are missing, or the container does not start (needs root).
     pub fn start(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
+        Self::start_with(sandbox, pod, None)
+    }
+
+    /// As [`Container::start`], with this folder of the node mounted at `/host`, as a `hostPath`
+    /// volume does it.
+    ///
+    /// # Errors
+    /// As [`Container::start`].
+    pub fn start_with_host_path(sandbox: &Sandbox, pod: &Pod, folder: &Path) -> Result<Self> {
+        Self::start_with(sandbox, pod, Some(folder))
+    }
+
+    fn start_with(sandbox: &Sandbox, pod: &Pod, host_path: Option<&Path>) -> Result<Self> {
         let runc = find_program("runc").context("runc is not installed")?;
         let runc_root = sandbox.folder().join("runc");
         let id = random_container_id()?;
@@ -58,7 +71,7 @@ impl Container {
         let cgroup = pod_cgroup.join(&id);
         write_root(&bundle.join("rootfs"))?;
         write_pipes(&bundle.join("workload"))?;
-        let config = config(&bundle, &cgroup, pod);
+        let config = config(&bundle, &cgroup, pod, host_path);
         fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
 
         let log = bundle.join("log");
@@ -218,7 +231,7 @@ fn write_root(root: &Path) -> Result<()> {
 }
 
 /// The OCI configuration, with what containerd gives an ordinary pod's container.
-fn config(bundle: &Path, cgroup: &Path, pod: &Pod) -> Value {
+fn config(bundle: &Path, cgroup: &Path, pod: &Pod, host_path: Option<&Path>) -> Value {
     let capabilities = json!([
         "CAP_CHOWN",
         "CAP_DAC_OVERRIDE",
@@ -235,6 +248,18 @@ fn config(bundle: &Path, cgroup: &Path, pod: &Pod) -> Value {
         json!({"destination": destination, "type": "bind", "source": source,
                "options": ["rbind", "rprivate", access]})
     };
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+               "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}),
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+               "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
+        bind(&bundle.join("workload"), "/workload", "rw"),
+        bind(pod.volume(), SERVICE_ACCOUNT_FOLDER, "ro"),
+    ];
+    mounts.extend(host_path.map(|folder| bind(folder, "/host", "ro")));
     json!({
         "ociVersion": "1.0.2",
         "hostname": pod.name,
@@ -248,17 +273,7 @@ fn config(bundle: &Path, cgroup: &Path, pod: &Pod) -> Value {
                 "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
             },
         },
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-             "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
-            bind(&bundle.join("workload"), "/workload", "rw"),
-            bind(pod.volume(), SERVICE_ACCOUNT_FOLDER, "ro"),
-        ],
+        "mounts": mounts,
         "linux": {
             "cgroupsPath": Path::new("/").join(cgroup),
             "namespaces": [

@@ -9,10 +9,15 @@
 //!   ├─ AuditLog ─── lines as kube-apiserver wrote them, with this pod's identity
 //!   └─ AgentSetup ─ Agent ── the program under test, its HTTP side, its exit
 //!        └─ Alerts ── what it wrote
+//!
+//! Node ── all of these together: what most tests begin with
+//!   └─ Workload ── a pod with one container, to be attacked
 //! ```
 //!
 //! Nothing here knows how tokentrail works inside; it is judged by what it writes and serves.
-//! Everything waits for conditions with a deadline, never for a fixed time.
+//! Everything waits for conditions with a deadline, never for a fixed time. With the feature
+//! `system-tests`, every document that is read from an alert log is held against the JSON Schema
+//! that is shipped.
 
 mod agent;
 mod alerts;
@@ -21,15 +26,19 @@ mod cgroups;
 mod command;
 mod container;
 pub mod machine;
+mod node;
 mod pod;
 mod sandbox;
+#[cfg(feature = "system-tests")]
+mod schema;
 mod wait;
 
-pub use agent::{Agent, AgentSetup, Answer};
+pub use agent::{Agent, AgentSetup, Answer, tokentrail};
 pub use alerts::Alerts;
 pub use audit::{AuditLine, AuditLog, Request, Stage};
 pub use command::Finished;
 pub use container::Container;
+pub use node::{Node, Workload};
 pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};
 pub use sandbox::Sandbox;
 pub use wait::{PATIENCE, wait_until};

@@ -8,12 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::MountFlags;
 
-use crate::{
-    machine::random_uuid,
-    sandbox::{Sandbox, Undo},
-};
+use crate::{machine::random_uuid, sandbox::Sandbox};
 
 /// Where containers find their pod's token volume.
 pub const SERVICE_ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -44,18 +41,9 @@ impl Pod {
     pub fn create(sandbox: &Sandbox) -> Result<Self> {
         let uid = random_uuid()?;
         let suffix: String = uid.chars().take(5).collect();
-        let volume = sandbox
-            .kubelet_root()
-            .join("pods")
-            .join(&uid)
-            .join("volumes/kubernetes.io~projected")
-            .join(format!("kube-api-access-{suffix}"));
-        fs::create_dir_all(&volume).with_context(|| format!("could not create {volume:?}"))?;
-        sandbox.ledger().change(|undo| {
-            undo.push(Undo::Mount(volume.clone()));
-            mount("tmpfs", &volume, "tmpfs", MountFlags::empty(), c"size=64k,mode=1777")
-                .with_context(|| format!("could not mount a tmpfs at {volume:?}"))
-        })?;
+        let volume =
+            format!("kubelet/pods/{uid}/volumes/kubernetes.io~projected/kube-api-access-{suffix}");
+        let volume = sandbox.tmpfs(&volume, MountFlags::empty(), c"size=64k,mode=1777")?;
         let mut pod = Self {
             name: format!("cart-{suffix}"),
             namespace: "shop".to_owned(),
@@ -99,11 +87,8 @@ impl Pod {
             ("namespace", self.namespace.as_str()),
         ];
         for (file, content) in files {
-            // A real kubelet's opens are forgiven to its executable. Ours would be a stranger's:
-            // nothing may be opened under the name that a token has.
-            let path = folder.join("unnamed");
+            let path = folder.join(file);
             fs::write(&path, content).with_context(|| format!("could not write {path:?}"))?;
-            fs::rename(&path, folder.join(file))?;
         }
         let new_data = self.volume.join("..data_tmp");
         symlink(&name, &new_data)?;

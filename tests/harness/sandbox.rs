@@ -5,6 +5,7 @@
 //! their full path.
 
 use std::{
+    ffi::CStr,
     fs,
     io::{ErrorKind, Write as _},
     os::fd::OwnedFd,
@@ -22,7 +23,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    mount::{UnmountFlags, unmount},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use signal_hook::{
@@ -30,7 +31,11 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::{cgroups, wait::wait_until};
+use crate::{
+    cgroups,
+    command::{Finished, run_with_pipes},
+    wait::wait_until,
+};
 
 /// A folder on disk with a kubelet directory in it; dropping it undoes everything.
 pub struct Sandbox {
@@ -68,6 +73,29 @@ impl Sandbox {
     /// The directory that the kubelet would call `--root-dir`.
     pub fn kubelet_root(&self) -> PathBuf {
         self.folder.join("kubelet")
+    }
+
+    /// Mounts a tmpfs of its own in a new folder of this name and returns the folder.
+    ///
+    /// # Errors
+    /// If it cannot be mounted (needs root).
+    pub fn tmpfs(&self, name: &str, flags: MountFlags, options: &CStr) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("could not create {folder:?}"))?;
+        self.ledger.change(|undo| {
+            undo.push(Undo::Mount(folder.clone()));
+            mount("tmpfs", &folder, "tmpfs", flags, options)
+                .with_context(|| format!("could not mount a tmpfs at {folder:?}"))
+        })?;
+        Ok(folder)
+    }
+
+    /// Runs a program of the host to its end; its output goes through pipes.
+    ///
+    /// # Errors
+    /// If it cannot be started or does not end in time; not if it fails.
+    pub fn run(&self, command: &mut Command) -> Result<Finished> {
+        run_with_pipes(&self.ledger, command)
     }
 
     /// Undoes everything now and tells what could not be undone.

@@ -68,7 +68,7 @@ impl Scene<'_> {
     fn act_one(&self) -> Result<()> {
         say("\n━━ Act 1: a token is read by hand, then used");
         let (pod, container) = self.container()?;
-        say(format_args!("$ kubectl exec -it {} -- cat {TOKEN_PATH}", pod.name));
+        say(format_args!("$ kubectl exec -it {} -- sh\n/ # cat {TOKEN_PATH}", pod.name));
         let (alert, latency) = self.read_by_hand_and_use(&pod, &container)?;
         let rule = text(&alert, "/rule/name");
         ensure!(rule == RULE, "the alert is of rule {rule:?}, not {RULE}");
@@ -119,7 +119,8 @@ impl Scene<'_> {
     /// Reads the token at a terminal and logs a request of the pod; returns the alert, and how
     /// long after the write of the audit line its line was there.
     fn read_by_hand_and_use(&self, pod: &Pod, container: &Container) -> Result<(Value, Duration)> {
-        let shown = container.exec_tty(&["cat", TOKEN_PATH])?;
+        self.log.append(&AuditLine::session(pod)?)?;
+        let shown = container.exec_tty(&["sh", "-c", &format!("cat {TOKEN_PATH}; true")])?;
         ensure!(shown.output == pod.token, "the token could not be read: {shown:?}");
         let written = self.log.append(&request_of(pod)?)?;
         let alert = self

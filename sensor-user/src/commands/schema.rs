@@ -3,6 +3,8 @@
 
 use std::io::{self, Write};
 
+use schemars::generate::SchemaSettings;
+
 use super::{Exit, tell};
 use crate::alert::ecs::Document;
 
@@ -19,7 +21,10 @@ pub fn execute() -> Exit {
 
 /// The schema as it is checked in under `deploy/schema`.
 pub fn text() -> String {
-    format!("{:#}", schemars::schema_for!(Document).to_value())
+    // Of what is written, not of what could be read: only then are fields that may be left out
+    // not required.
+    let settings = SchemaSettings::default().for_serialize();
+    format!("{:#}", settings.into_generator().into_root_schema_for::<Document>().to_value())
 }
 
 #[cfg(test)]

@@ -148,22 +148,17 @@ fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         kernfs_parent: find("kernfs_node", &["__parent", "parent"]),
         kernfs_id: find("kernfs_node", &["id"]),
         // Filled in below.
-        file_glance: 0,
-        file_glance_len: 0,
         dentry_glance: 0,
         dentry_glance_len: 0,
     };
     let o = &offsets;
-    let (file_glance, file_glance_len) =
-        span([(o.file_op, 8), (o.file_inode, 8), (o.file_dentry, 8), (o.file_mode, 4)]);
     let (dentry_glance, dentry_glance_len) = span([
         (o.dentry_name_len, 4),
         (o.dentry_inline_name, 8),
         (o.dentry_parent, 8),
         (o.dentry_sb, 8),
     ]);
-    let offsets =
-        Offsets { file_glance, file_glance_len, dentry_glance, dentry_glance_len, ..offsets };
+    let offsets = Offsets { dentry_glance, dentry_glance_len, ..offsets };
     Ok(Layout { offsets, absent })
 }
 
