@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 use tokentrail_ebpf::{ABSENT, Ancestor, FdFacts, Missing, OpenRecord, TEXT_LEN};
 
 use crate::{
-    emit,
+    file,
     maps::off,
     read::{Probed, Read},
 };
@@ -138,11 +138,11 @@ fn descriptors(record: &mut OpenRecord, task: Probed) -> Option<()> {
 
 #[inline(always)]
 fn executable(record: &mut OpenRecord, task: Probed) -> Option<()> {
-    let file = task.follow(off!(task_mm))?.follow(off!(mm_exe_file))?;
-    let inode = file.follow(off!(file_inode))?;
+    let executable = task.follow(off!(task_mm))?.follow(off!(mm_exe_file))?;
+    let inode = executable.follow(off!(file_inode))?;
     record.exe_ino = inode.get(off!(inode_ino))?;
     record.exe_dev = inode.follow(off!(inode_sb))?.get(off!(sb_dev))?;
-    emit::names(file.follow(off!(file_dentry))?, &mut record.exe_names)
+    file::names(executable.follow(off!(file_dentry))?, &mut record.exe_names)
 }
 
 /// The start of the arguments, as they lie in the process's own memory: it can change them.

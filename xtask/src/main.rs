@@ -13,6 +13,7 @@ mod debian;
 mod demo;
 mod shell;
 mod system_tests;
+mod tally;
 mod test;
 mod tidy;
 mod toolchain;

@@ -14,11 +14,9 @@ use crate::{
     build, debian,
     shell::{self, cargo, complain, in_ci, program, say},
     system_tests::{self, stream},
-    test::tally::Tally,
+    tally::Tally,
     tidy, toolchain, vm,
 };
-
-pub(crate) mod tally;
 
 /// Runs all checks; the exit code tells whether any failed.
 pub(crate) fn run() -> ExitCode {

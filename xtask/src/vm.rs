@@ -20,7 +20,7 @@ use crate::{
     debian::{self, Archive},
     shell::{announce, cache_dir, complain, program, say},
     system_tests,
-    test::tally::Tally,
+    tally::Tally,
 };
 
 mod image;
