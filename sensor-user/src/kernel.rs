@@ -386,3 +386,63 @@ fn release_memory() {
         libc::malloc_trim(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_become_bits_and_those_that_are_no_tmpfs_none() {
+        let devices = BTreeSet::from([0, 63, 64, 130, 8 << 20 | 1]);
+        assert_eq!(bitmap(&devices), BTreeMap::from([(0, 1 | 1 << 63), (1, 1), (2, 4)]));
+        assert_eq!(bitmap(&BTreeSet::new()), BTreeMap::new());
+    }
+
+    #[tokio::test]
+    async fn a_binary_without_the_object_says_how_to_build_one() {
+        if !OBJECT.is_empty() {
+            return;
+        }
+        let result = Sensor::start(&SensorConfig::default(), KernelMetrics::default()).await;
+        let error = result.err().unwrap();
+        assert!(matches!(error, SensorError::NoObject));
+        assert!(error.to_string().contains("cargo xtask build"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_is_not_on_tmpfs_cannot_hold_the_canary() {
+        let config =
+            SensorConfig { canary_dir: Some(PathBuf::from("/proc/1")), ..SensorConfig::default() };
+        let findings = preflight(&config);
+        let finding = findings.iter().find(|f| f.what == "directory for the self-test").unwrap();
+        assert!(!finding.ok && finding.detail.contains("/proc/1"), "{finding:?}");
+    }
+
+    #[test]
+    fn missing_type_information_is_found_before_anything_is_loaded() {
+        let config = SensorConfig { btf: Some("/nonexistent".into()), ..SensorConfig::default() };
+        let findings = preflight(&config);
+        let finding = findings.iter().find(|f| f.what == "kernel type information (BTF)").unwrap();
+        assert!(!finding.ok && finding.detail.contains("/nonexistent"), "{finding:?}");
+    }
+
+    #[test]
+    fn an_error_without_a_route_names_every_route_that_was_tried() {
+        let tried = vec![(Route::Fexit, "attach: no".into()), (Route::Exit, "load: no".into())];
+        let text = SensorError::NoRoute { tried }.to_string();
+        assert!(text.contains("fexit: attach: no") && text.contains("exit: load: no"), "{text}");
+    }
+
+    #[test]
+    fn metrics_have_names_with_one_prefix_and_losses_by_reason() {
+        let metrics = KernelMetrics::default();
+        let mut registry = prometheus_client::registry::Registry::default();
+        metrics.register(&mut registry);
+        metrics.lost_in_kernel(Loss::RingFull, 5);
+        metrics.lost_in_kernel(Loss::RingFull, 7);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("tokentrail_kernel_lost_total{reason=\"ring_full\"} 7"), "{text}");
+        assert!(text.contains("tokentrail_kernel_records_total 0"), "{text}");
+    }
+}
