@@ -315,6 +315,7 @@ async fn at_debug_level_the_programs_say_what_they_matched() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let bench = Bench::start().await;
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let expected = format!("{}: a token-like open, matched by 1", route_name(bench.sensor.route()));
+    let expected =
+        format!("{}: reported an open that matched by 1", route_name(bench.sensor.route()));
     assert!(text.contains(&expected), "{text}");
 }

@@ -56,13 +56,14 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
     if let Some(matched) = token_like(file)
         && let Some(probed) = file.probed()
     {
-        debug!(ctx, "fexit: a token-like open, matched by {}", matched as u32);
         emit::open(Route::Fexit, probed, matched, |path: &mut [u8; TEXT_LEN]| {
             let from = address.wrapping_add(off!(file_path) as usize).cast_mut();
             // SAFETY: `path` is writable for its length; `from` is the file's `f_path`, which the
             // verifier checks.
             unsafe { bpf_d_path(from.cast(), path.as_mut_ptr().cast(), TEXT_LEN as u32) };
         });
+        // Last, so that the verifier does not go through the record once for each path in here.
+        debug!(ctx, "fexit: reported an open that matched by {}", matched as u32);
     }
     0
 }
@@ -80,8 +81,8 @@ pub(crate) fn on_kprobe(ctx: &ProbeContext) -> u32 {
     if let Some(file) = Probed::at(address)
         && let Some(matched) = token_like(file)
     {
-        debug!(ctx, "kprobe: a token-like open, matched by {}", matched as u32);
         emit::open(Route::Kprobe, file, matched, |path| path[0] = 0);
+        debug!(ctx, "kprobe: reported an open that matched by {}", matched as u32);
     }
     0
 }
@@ -96,8 +97,8 @@ pub(crate) fn on_exit(ctx: &TracePointContext) -> u32 {
         && let Some(file) = table.element(descriptor)
         && let Some(matched) = token_like(file)
     {
-        debug!(ctx, "exit: a token-like open, matched by {}", matched as u32);
         emit::open(Route::Exit, file, matched, |path| path[0] = 0);
+        debug!(ctx, "exit: reported an open that matched by {}", matched as u32);
     }
     0
 }
