@@ -204,20 +204,27 @@ fn an_alert_that_waits_for_space_survives_the_agent() {
 }
 
 #[test]
-fn a_state_directory_without_space_makes_the_agent_unready_and_alerts_go_on() {
+fn opens_wait_while_the_state_directory_has_no_space_and_then_survive_the_agent() {
     let sandbox = Sandbox::create().unwrap();
     let mut node = Node::new(&sandbox).unwrap();
     let disk = sandbox.tmpfs("disk", MountFlags::empty(), c"size=64k").unwrap();
     node.agent = node.agent.state(disk.join("state"));
     let mut agent = node.agent.start().unwrap();
-    let victim = node.workload().unwrap();
+    let [told, untold] = [node.workload().unwrap(), node.workload().unwrap()];
     let ballast = fill(&disk);
-    victim.attack().unwrap();
-    node.request_by(&victim.pod).unwrap();
-    wait_until_not_ready(&agent, "checkpoint");
-    only_alert(&node, &victim.pod);
+    told.attack().unwrap();
+    untold.attack().unwrap();
+    node.request_by(&told.pod).unwrap();
+    // Alerts do not depend on it.
+    node.wait_for("alert", &told.pod).unwrap();
+    wait_until_not_ready(&agent, "journal");
     fs::remove_file(ballast).unwrap();
     agent.wait_until_ready().unwrap();
+    agent.kill().unwrap();
+    node.request_by(&untold.pod).unwrap();
+    let _agent = node.agent.start().unwrap();
+    only_alert(&node, &told.pod);
+    only_alert(&node, &untold.pod);
 }
 
 #[test]

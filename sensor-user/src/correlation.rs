@@ -299,10 +299,15 @@ impl<J: Journal> Correlator<J> {
             exposures.chain(pod.incidents.iter().map(Incident::first_time))
         });
         let incidents = held.min().unwrap_or(Micros::MAX);
-        self.journal.compact(Horizons { incidents, sessions })
+        let result = self.journal.compact(Horizons { incidents, sessions });
+        if result.is_ok() {
+            // What waited for space is written by now.
+            self.journal_failure = None;
+        }
+        result
     }
 
-    /// Why the last entry is missing from the journal; `None` while entries arrive there.
+    /// Why entries are missing from the journal, for now or for good; `None` while none is.
     pub fn journal_failure(&self) -> Option<&str> {
         self.journal_failure.as_deref()
     }

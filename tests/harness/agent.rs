@@ -196,7 +196,8 @@ impl Agent {
     /// If it is not in time.
     pub fn wait_for_metric(&self, name: &str, labels: &[&str], least: f64) -> Result<f64> {
         wait_until(PATIENCE, &format!("{name}{labels:?} is at least {least}"), || {
-            Ok(Some(self.metric(name, labels)?).filter(|value| *value >= least))
+            // Until it listens, there is no answer at all.
+            Ok(self.metric(name, labels).ok().filter(|value| *value >= least))
         })
         .with_context(|| format!("the agent wrote:\n{}", self.log()))
     }

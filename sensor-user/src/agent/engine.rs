@@ -322,11 +322,7 @@ impl Engine {
             tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
         }
         self.watch_volumes();
-        let journal = match (self.correlator.journal_failure(), journal) {
-            (Some(why), _) => Err(why.to_owned()),
-            (None, result) => result.map_err(|error| error.to_string()),
-        };
-        self.publish(journal, checkpoint);
+        self.publish(journal.map_err(|error| error.to_string()), checkpoint);
         Ok(())
     }
 
@@ -344,9 +340,9 @@ impl Engine {
         self.sources.iter().map(of_source).min().unwrap_or(now)
     }
 
-    /// Makes alerts durable, then moves the checkpoint.
+    /// Makes alerts durable, then moves the checkpoint. What a crash would lose holds it back.
     fn checkpoint(&mut self) -> Result<(), String> {
-        if !self.alert_log.is_clear() {
+        if !self.alert_log.is_clear() || self.correlator.journal_failure().is_some() {
             return Ok(());
         }
         self.alert_log
@@ -421,6 +417,10 @@ impl Engine {
     pub(super) fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
+        let now = self.clock.now().steady;
+        if let Err(error) = self.correlator.compact_journal(now) {
+            tracing::error!(%error, "the next start does not know of all opens");
+        }
         if let Err(why) = self.checkpoint() {
             tracing::warn!(why, "the next start reads a part of the audit log again");
         }

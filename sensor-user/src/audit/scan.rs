@@ -11,7 +11,7 @@ use memchr::memmem::{Finder, FinderRev};
 use serde::Deserialize;
 
 use super::{AuditRecord, BadLine, ObjectRef, POD_UID, ResponseStatus, Stage, User};
-use crate::time::Micros;
+use crate::{redact::redact, time::Micros};
 
 /// What a line is worth.
 #[expect(clippy::large_enum_variant, reason = "moved once, straight into its batch")]
@@ -109,6 +109,27 @@ struct Event {
     annotations: Option<BTreeMap<String, Option<String>>>,
 }
 
+/// Text that a client chose, without what looks like a secret: records are stored.
+fn clean(text: String) -> String {
+    match redact(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(clean) => clean,
+    }
+}
+
+/// Parts of the path, whatever stood there.
+fn clean_object(object: ObjectRef) -> ObjectRef {
+    let ObjectRef { resource, namespace, name, subresource, api_group, api_version } = object;
+    ObjectRef {
+        resource: resource.map(clean),
+        namespace: namespace.map(clean),
+        name: name.map(clean),
+        subresource: subresource.map(clean),
+        api_group: api_group.map(clean),
+        api_version: api_version.map(clean),
+    }
+}
+
 fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
     // A byte that is no UTF-8 must not hide a request: it is replaced, not a reason to refuse.
     let text = str::from_utf8(line).map_or_else(|_| String::from_utf8_lossy(line), Cow::Borrowed);
@@ -129,15 +150,15 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
     }
     let time = |text: Option<String>| text.as_deref().and_then(believable).ok_or(BadLine::BadTime);
     Ok(Some(AuditRecord {
-        audit_id: event.audit_id.unwrap_or_default(),
+        audit_id: clean(event.audit_id.unwrap_or_default()),
         stage: event.stage.ok_or(BadLine::WrongShape)?,
-        request_uri: event.request_uri.unwrap_or_default(),
+        request_uri: clean(event.request_uri.unwrap_or_default()),
         verb: event.verb.unwrap_or_default(),
         user,
         impersonated_user: event.impersonated_user,
         source_ips: event.source_ips.unwrap_or_default(),
-        user_agent: event.user_agent,
-        object_ref,
+        user_agent: event.user_agent.map(clean),
+        object_ref: object_ref.map(clean_object),
         response_status: event.response_status,
         request_received_timestamp: time(event.request_received_timestamp)?,
         stage_timestamp: time(event.stage_timestamp)?,

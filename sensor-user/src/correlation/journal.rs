@@ -1,6 +1,9 @@
 //! What must survive the death of the process: qualifying opens, joined requests and sessions, one
 //! JSON line each, one write each.
 //!
+//! While the disk is full, entries wait in a bounded buffer; a line that was cut short is continued
+//! where it stopped.
+//!
 //! The journal is not synced: it is there for `kill -9`, not for a power loss, after which the
 //! alert log is the truth.
 
@@ -56,7 +59,7 @@ impl Entry {
 
 /// Where a correlator remembers.
 pub trait Journal {
-    /// Adds an entry.
+    /// Adds an entry. After an error it may still be written later, by any other call.
     fn append(&mut self, entry: &Entry) -> Result<(), JournalError>;
     /// Drops entries that are no longer needed, if that is worth it.
     fn compact(&mut self, horizons: Horizons) -> Result<(), JournalError>;
@@ -89,6 +92,12 @@ pub enum JournalError {
         /// Why not.
         source: io::Error,
     },
+    /// What waits for space has used up the memory for it.
+    #[error("the journal {} cannot be written, and no more entries are kept in memory; check that the state directory has space", path.display())]
+    Full {
+        /// Which file.
+        path: PathBuf,
+    },
     /// An entry has no JSON form.
     #[error("an entry cannot be written as JSON: {0}")]
     Encode(#[from] serde_json::Error),
@@ -96,6 +105,8 @@ pub enum JournalError {
 
 /// Size from which dead entries are worth dropping, bytes.
 const COMPACT_FROM: u64 = 1 << 20;
+/// What may wait for space, bytes: hundreds of entries.
+const PENDING_BYTES: usize = 1 << 20;
 
 /// The journal file `correlation.journal` in the state directory.
 #[derive(Debug)]
@@ -104,6 +115,8 @@ pub struct FileJournal {
     file: File,
     length: u64,
     compact_from: u64,
+    /// Ends of lines that could not be written yet.
+    pending: Vec<u8>,
     /// Whether it holds opens or requests, needed or not.
     has_incidents: bool,
 }
@@ -134,8 +147,32 @@ impl FileJournal {
         }
         let length = file.metadata().map_err(error("read"))?.len();
         let has_incidents = entries.iter().any(Entry::is_of_incident);
-        let journal = Self { path, file, length, compact_from: COMPACT_FROM, has_incidents };
+        let pending = Vec::new();
+        let compact_from = COMPACT_FROM;
+        let journal = Self { path, file, length, compact_from, pending, has_incidents };
         Ok((journal, entries, damaged))
+    }
+
+    /// Writes what waits.
+    fn flush(&mut self) -> Result<(), JournalError> {
+        while !self.pending.is_empty() {
+            match self.file.write(&self.pending) {
+                Ok(count) if count > 0 => {
+                    self.pending.drain(..count);
+                    self.length += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => {
+                    let source = result.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
+                    return Err(JournalError::Io {
+                        action: "write",
+                        path: self.path.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn rewrite(&mut self, horizons: Horizons) -> io::Result<()> {
@@ -176,18 +213,16 @@ impl Journal for FileJournal {
     fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
-        let path = &self.path;
-        self.file.write_all(&line).map_err(|source| JournalError::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        })?;
-        self.length += line.len() as u64;
+        if self.pending.len() + line.len() > PENDING_BYTES {
+            return Err(JournalError::Full { path: self.path.clone() });
+        }
+        self.pending.append(&mut line);
         self.has_incidents |= entry.is_of_incident();
-        Ok(())
+        self.flush()
     }
 
     fn compact(&mut self, horizons: Horizons) -> Result<(), JournalError> {
+        self.flush()?;
         // Once nothing is held any more, nothing of it may come back after a restart either.
         let over = self.has_incidents && horizons.incidents == Micros::MAX;
         if self.length < self.compact_from && !over {

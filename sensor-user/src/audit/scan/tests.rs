@@ -72,6 +72,25 @@ fn of_real_lines_exactly_those_with_a_pod_uid_or_a_way_into_a_pod_are_records() 
 }
 
 #[test]
+fn a_secret_that_a_client_put_into_its_request_is_not_in_the_record() {
+    let jwt = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnLW5hdHVyZV8";
+    let mut line = event();
+    line["auditID"] = json!(jwt);
+    line["requestURI"] = json!(format!("/api/{jwt}/namespaces/{jwt}/{jwt}?token={jwt}"));
+    line["userAgent"] = json!(format!("curl/8 (Bearer {jwt})"));
+    line["objectRef"] = json!({
+        "resource": jwt, "namespace": jwt, "name": jwt, "subresource": jwt, "apiVersion": jwt,
+    });
+    let record = record(&line.to_string());
+    let text = serde_json::to_string(&record).unwrap();
+    assert!(!text.contains("eyJ"), "{text}");
+    assert_eq!(
+        record.request_uri,
+        "/api/[redacted]/namespaces/[redacted]/[redacted]?token=[redacted]"
+    );
+}
+
+#[test]
 fn a_real_request_is_decoded_in_full() {
     let forbidden = REAL.lines().find(|line| {
         line.contains("\"code\":403") && line.contains(POD_UID) && line.contains("\"pods\"")
