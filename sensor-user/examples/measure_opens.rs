@@ -2,6 +2,7 @@
 //!
 //! * `measure_opens empty ROUTE` attaches the program that does nothing to a route's hooks, says
 //!   `attached` and holds it until standard input ends.
+//! * `measure_opens others` prints how many tracing programs are loaded.
 //! * `measure_opens loop CPU FILE` prints what one open+close of the file costs, then of a file on
 //!   tmpfs, then one other system call: nanoseconds, a line each.
 //!
@@ -14,7 +15,7 @@ use std::{
     hint::black_box,
     io::{self, Write as _},
     os::fd::AsRawFd as _,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -23,22 +24,27 @@ use rustix::{
     process::getppid,
     thread::{CpuSet, sched_setaffinity},
 };
-use tokentrail::kernel::{bench::attach_empty, route_name};
+use tokentrail::kernel::{
+    bench::{attach_empty, tracing_programs},
+    route_name,
+};
 use tokentrail_ebpf::Route;
 
 /// Calls between two looks at the clock: long against the clock's own cost, short enough that
 /// most batches run without an interruption.
 const BATCH: u32 = 200;
-/// Batches of one measurement; their median drops the interrupted ones.
-const BATCHES: usize = 250;
+/// How long one call is repeated before it is measured, and then while it is.
+const WARM_UP: Duration = Duration::from_millis(50);
+const MEASURE: Duration = Duration::from_millis(250);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["empty", route] => hold_empty(route),
+        ["others"] => Ok(writeln!(io::stdout(), "{}", tracing_programs())?),
         ["loop", cpu, file] => measure(cpu.parse()?, file),
-        _ => bail!("run me as `empty ROUTE` or `loop CPU FILE`"),
+        _ => bail!("run me as `empty ROUTE`, `others` or `loop CPU FILE`"),
     }
 }
 
@@ -77,18 +83,28 @@ fn measure(cpu: usize, ordinary: &str) -> Result<()> {
     Ok(())
 }
 
-/// Time that one call takes: the median over the batches, after as much again to warm up.
+/// Nanoseconds that one call takes: the median over batches, which drops the interrupted ones.
 fn median_ns(mut call: impl FnMut() -> rustix::io::Result<()>) -> Result<f64> {
-    let mut batches = Vec::with_capacity(BATCHES * 2);
-    for _ in 0..BATCHES * 2 {
+    repeat(WARM_UP, &mut call)?;
+    let mut batches = repeat(MEASURE, &mut call)?;
+    batches.sort_unstable();
+    let median = batches.get(batches.len() / 2).context("nothing was measured")?;
+    Ok(median.as_secs_f64() * 1e9 / f64::from(BATCH))
+}
+
+/// How long each batch took of those that fit into a time.
+fn repeat(
+    time: Duration,
+    call: &mut impl FnMut() -> rustix::io::Result<()>,
+) -> Result<Vec<Duration>> {
+    let mut batches = Vec::new();
+    let first = Instant::now();
+    while first.elapsed() < time {
         let start = Instant::now();
         for _ in 0..BATCH {
             call()?;
         }
         batches.push(start.elapsed());
     }
-    let mut measured = batches.split_off(BATCHES);
-    measured.sort_unstable();
-    let median = measured.get(BATCHES / 2).context("nothing was measured")?;
-    Ok(median.as_secs_f64() * 1e9 / f64::from(BATCH))
+    Ok(batches)
 }
