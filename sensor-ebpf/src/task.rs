@@ -255,34 +255,29 @@ fn cgroup(record: &mut OpenRecord, cgroup: Option<Probed>) -> Option<()> {
     Some(())
 }
 
-/// Walks towards `init` and keeps the last process before each boundary.
+/// The last processes before the container's two boundaries. Two walks, since one that looks for
+/// both makes the verifier try every order in which they can be met.
 #[inline(always)]
 fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) -> Option<()> {
+    let entry = walk(leader, |task| cgroup_of(task, session.v1) == session.cgroup);
+    let by_cgroup = entry.and_then(|task| ancestor(&mut record.entry_cgroup, task, session.level));
+    let entry = walk(leader, |task| in_pid_namespace(task, session));
+    let by_pidns = entry.and_then(|task| ancestor(&mut record.entry_pidns, task, session.level));
+    by_cgroup.and(by_pidns)
+}
+
+/// The topmost process from `leader` towards `init` that is the same as `leader` in a way; `None`
+/// if that takes too many steps.
+#[inline(always)]
+fn walk(leader: Probed, same: impl Fn(Probed) -> bool) -> Option<Probed> {
     let mut at = leader;
-    let mut cgroup_entry = None;
-    let mut pidns_entry = None;
     for _ in 0..WALK {
-        let parent = parent_of(at);
-        if cgroup_entry.is_none()
-            && parent.and_then(|task| cgroup_of(task, session.v1)) != session.cgroup
-        {
-            cgroup_entry = Some(at);
+        match parent_of(at) {
+            Some(parent) if same(parent) => at = parent,
+            _ => return Some(at),
         }
-        if pidns_entry.is_none() && !parent.is_some_and(|task| in_pid_namespace(task, session)) {
-            pidns_entry = Some(at);
-        }
-        if cgroup_entry.is_some() && pidns_entry.is_some() {
-            break;
-        }
-        at = parent?;
     }
-    if let Some(entry) = cgroup_entry {
-        ancestor(&mut record.entry_cgroup, entry, session.level)?;
-    }
-    if let Some(entry) = pidns_entry {
-        ancestor(&mut record.entry_pidns, entry, session.level)?;
-    }
-    cgroup_entry.and(pidns_entry).map(|_| ())
+    None
 }
 
 /// The parent process; `None` above `init`.
