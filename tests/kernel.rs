@@ -7,15 +7,19 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use clap::ValueEnum as _;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tokentrail::kernel::{KernelMetrics, Loss, RouteChoice, Sensor, SensorConfig, SensorError};
+use tokentrail::kernel::{
+    KernelMetrics, Loss, RouteChoice, Sensor, SensorConfig, SensorError, route_name,
+};
 use tokentrail_ebpf::{MatchedBy, OpenRecord, Route, until_nul};
 
 fn text(bytes: &[u8]) -> String {
@@ -102,7 +106,7 @@ async fn an_open_of_a_token_comes_with_every_fact_about_its_opener() {
     let volume = Volume::new();
     let mut bench = Bench::start().await;
     let token = volume.path("token");
-    let child = std::process::Command::new("/bin/cat").arg(&token).output().unwrap();
+    let child = Command::new("/bin/cat").arg(&token).output().unwrap();
     assert!(child.status.success());
 
     let records = bench.records_of(&token);
@@ -136,6 +140,98 @@ async fn an_open_of_a_token_comes_with_every_fact_about_its_opener() {
     if bench.sensor.route() == Route::Fexit {
         assert_eq!(text(&record.path), fs::canonicalize(&token).unwrap().to_str().unwrap());
     }
+}
+
+/// A cgroup of the hierarchy that tells containers apart on this machine.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        let memory = root.join("memory");
+        let hierarchy = if memory.is_dir() { memory } else { root.to_owned() };
+        let path = hierarchy.join(format!("tokentrail-test-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its last process has ended, but the kernel may take a moment to notice.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_processes_where_a_session_enters_a_container_are_found() {
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    let cgroup = Cgroup::new();
+    // A shell enters the cgroup, then a pid namespace is made, whose first process is a shell that
+    // runs `cat` as a child: three generations, two boundaries.
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; unshare -p -f /bin/sh -c '/bin/cat {}; true'; true",
+        cgroup.0.display(),
+        token.display()
+    );
+    let shell = Command::new("/bin/sh").arg("-c").arg(script).stdout(Stdio::null()).spawn();
+    let mut shell = shell.unwrap();
+    assert!(shell.wait().unwrap().success());
+
+    let records = bench.records_of(&token);
+    assert_eq!(records.len(), 1);
+    let record = records[0];
+    assert_eq!(record.missing, 0, "{record:?}");
+    assert_eq!(text(&record.comm), "cat");
+    assert_eq!(record.cgroup_id, fs::metadata(&cgroup.0).unwrap().ino());
+    let name = cgroup.0.file_name().unwrap().to_str().unwrap();
+    assert_eq!(text(&record.cgroup_names[0]), name);
+    assert_eq!(record.nspid, 2);
+    assert_eq!(record.entry_cgroup.tgid, shell.id());
+    assert_eq!(text(&record.entry_cgroup.comm), "sh");
+    assert_eq!(record.entry_pidns.nspid, 1);
+    assert_eq!(record.entry_pidns.tgid, record.ppid);
+    assert_ne!(record.entry_pidns.tgid, shell.id());
+    let times = [record.entry_cgroup, record.entry_pidns].map(|entry| entry.start_boottime_ns);
+    assert!(times[0] <= times[1] && times[1] <= record.start_boottime_ns, "{record:?}");
+}
+
+#[tokio::test]
+async fn a_terminal_is_told_from_a_pipe() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+    let open = || {
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+        rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap()
+    };
+    // The pipeline of `cat token | base64`: only standard output is elsewhere.
+    let status = Command::new("setsid")
+        .args(["-c", "/bin/cat"])
+        .arg(&token)
+        .stdin(open())
+        .stdout(Stdio::null())
+        .stderr(open())
+        .status();
+    assert!(status.unwrap().success());
+
+    let records = bench.records_of(&token);
+    assert_eq!(records.len(), 1);
+    let record = records[0];
+    let device = fs::metadata(&name).unwrap().rdev();
+    let device = rustix::fs::major(device) << 20 | rustix::fs::minor(device);
+    assert_eq!(record.tty_dev, device, "{record:?}");
+    assert_eq!(record.fds.map(|fd| fd.rdev == device), [true, false, true]);
 }
 
 #[tokio::test]
@@ -287,4 +383,32 @@ async fn a_route_that_the_kernel_refuses_is_named_with_its_reason() {
             Err(other) => panic!("{choice:?}: {other}"),
         }
     }
+}
+
+#[tokio::test]
+async fn at_debug_level_the_programs_say_what_they_matched() {
+    /// Collects what a subscriber writes.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let bench = Bench::start().await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let expected =
+        format!("{}: reported an open that matched by 1", route_name(bench.sensor.route()));
+    assert!(text.contains(&expected), "{text}");
 }

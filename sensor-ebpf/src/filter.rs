@@ -10,6 +10,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_d_path, bpf_get_current_task, bpf_get_current_task_btf},
     programs::{FExitContext, ProbeContext, TracePointContext},
 };
+use aya_log_ebpf::debug;
 use tokentrail_ebpf::{MatchedBy, Route, TEXT_LEN};
 
 use crate::{
@@ -61,6 +62,8 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
             // verifier checks.
             unsafe { bpf_d_path(from.cast(), path.as_mut_ptr().cast(), TEXT_LEN as u32) };
         });
+        // Last, so that the verifier does not go through the record once for each path in here.
+        debug!(ctx, "fexit: reported an open that matched by {}", matched as u32);
     }
     0
 }
@@ -75,8 +78,11 @@ pub(crate) fn on_kprobe(ctx: &ProbeContext) -> u32 {
     // SAFETY: as above; word 0 is `x0` on arm64.
     let x0 = unsafe { core::ptr::read_volatile(registers) };
     let address = if off!(arch) == 1 { rdi } else { x0 };
-    if let Some(file) = Probed::at(address) {
-        judge(Route::Kprobe, file);
+    if let Some(file) = Probed::at(address)
+        && let Some(matched) = token_like(file)
+    {
+        emit::open(Route::Kprobe, file, matched, |path| path[0] = 0);
+        debug!(ctx, "kprobe: reported an open that matched by {}", matched as u32);
     }
     0
 }
@@ -89,8 +95,10 @@ pub(crate) fn on_exit(ctx: &TracePointContext) -> u32 {
     if let Ok(descriptor) = u32::try_from(returned)
         && let Some(table) = descriptors()
         && let Some(file) = table.element(descriptor)
+        && let Some(matched) = token_like(file)
     {
-        judge(Route::Exit, file);
+        emit::open(Route::Exit, file, matched, |path| path[0] = 0);
+        debug!(ctx, "exit: reported an open that matched by {}", matched as u32);
     }
     0
 }
@@ -110,13 +118,6 @@ fn descriptors() -> Option<Probed> {
         // SAFETY: helper without arguments.
         let task = Probed::at(unsafe { bpf_get_current_task() })?;
         task.follow(off!(task_files))?.follow(off!(files_fdt))?.follow(off!(fdt_fd))
-    }
-}
-
-#[inline(always)]
-fn judge(route: Route, file: Probed) {
-    if let Some(matched) = token_like(file) {
-        emit::open(route, file, matched, |path| path[0] = 0);
     }
 }
 

@@ -244,17 +244,15 @@ impl Missing {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Records submitted to the ring.
-    Emitted = 0,
     /// Records lost because the ring was full.
-    LostRingFull = 1,
+    LostRingFull = 0,
     /// Opens that matched, but whose file could not be read a second time.
-    LostUnreadable = 2,
+    LostUnreadable = 1,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 2;
 }
 
 /// Words of the bitmap of watched devices.
@@ -428,3 +426,56 @@ impl Offsets {
 
 /// Number of fields of [`Offsets`].
 const OFFSETS: usize = size_of::<Offsets>() / size_of::<u32>();
+
+// A layout that differs between the two targets would decode into nonsense.
+const _: () = assert!(size_of::<OpenRecord>() == 1832 && align_of::<OpenRecord>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::{FromZeros as _, IntoBytes as _};
+
+    use super::*;
+
+    fn record() -> OpenRecord {
+        let mut record = OpenRecord::new_zeroed();
+        record.abi_version = ABI_VERSION;
+        record.route = Route::Exit as u32;
+        record.file_ino = 42;
+        record
+    }
+
+    #[test]
+    fn what_the_kernel_side_writes_is_read_back() {
+        assert_eq!(OpenRecord::try_from(record().as_bytes()), Ok(record()));
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_its_reason() {
+        let good = record();
+        let bytes = good.as_bytes();
+        let length = bytes.len();
+        let short = bytes.get(1..).unwrap_or_default();
+        assert_eq!(OpenRecord::try_from(short), Err(DecodeError::Length(length - 1)));
+        assert_eq!(OpenRecord::try_from([].as_slice()), Err(DecodeError::Length(0)));
+        let other = OpenRecord { abi_version: 7, ..good };
+        assert_eq!(OpenRecord::try_from(other.as_bytes()), Err(DecodeError::AbiVersion(7)));
+        let other = OpenRecord { route: 9, ..good };
+        assert_eq!(OpenRecord::try_from(other.as_bytes()), Err(DecodeError::Route(9)));
+    }
+
+    #[test]
+    fn names_end_at_their_first_nul_or_at_the_end() {
+        assert_eq!(until_nul(b"token\0rubbish\0"), b"token");
+        assert_eq!(until_nul(b"token"), b"token");
+        assert_eq!(until_nul(b""), b"");
+    }
+
+    #[test]
+    fn only_devices_without_major_number_have_a_bit() {
+        assert_eq!(VolumeBit::of(0), Some(VolumeBit { word: 0, mask: 1 }));
+        assert_eq!(VolumeBit::of(130), Some(VolumeBit { word: 2, mask: 4 }));
+        let last = VolumeBit::of((1 << MINOR_BITS) - 1);
+        assert_eq!(last, Some(VolumeBit { word: VOLUME_WORDS - 1, mask: 1 << 63 }));
+        assert_eq!(VolumeBit::of(8 << MINOR_BITS | 1), None);
+    }
+}

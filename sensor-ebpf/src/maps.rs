@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tokentrail_ebpf::{Counter, Offsets, VOLUME_WORDS, VolumeBit};
 
 /// Value: one `OpenRecord` an entry. Writer: `emit`. Reader: user space, which alone consumes.
-/// 1 MiB holds some 500 records: a burst far above what the filter lets through, while the
+/// 1 MiB holds 569 records: a burst far above what the filter lets through, while the
 /// reader is busy for a moment.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

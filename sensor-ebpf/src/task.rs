@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 use tokentrail_ebpf::{ABSENT, Ancestor, FdFacts, Missing, OpenRecord, TEXT_LEN};
 
 use crate::{
-    emit,
+    file,
     maps::off,
     read::{Probed, Read},
 };
@@ -138,11 +138,11 @@ fn descriptors(record: &mut OpenRecord, task: Probed) -> Option<()> {
 
 #[inline(always)]
 fn executable(record: &mut OpenRecord, task: Probed) -> Option<()> {
-    let file = task.follow(off!(task_mm))?.follow(off!(mm_exe_file))?;
-    let inode = file.follow(off!(file_inode))?;
+    let executable = task.follow(off!(task_mm))?.follow(off!(mm_exe_file))?;
+    let inode = executable.follow(off!(file_inode))?;
     record.exe_ino = inode.get(off!(inode_ino))?;
     record.exe_dev = inode.follow(off!(inode_sb))?.get(off!(sb_dev))?;
-    emit::names(file.follow(off!(file_dentry))?, &mut record.exe_names)
+    file::names(executable.follow(off!(file_dentry))?, &mut record.exe_names)
 }
 
 /// The start of the arguments, as they lie in the process's own memory: it can change them.
@@ -255,34 +255,29 @@ fn cgroup(record: &mut OpenRecord, cgroup: Option<Probed>) -> Option<()> {
     Some(())
 }
 
-/// Walks towards `init` and keeps the last process before each boundary.
+/// The last processes before the container's two boundaries. Two walks, since one that looks for
+/// both makes the verifier try every order in which they can be met.
 #[inline(always)]
 fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) -> Option<()> {
+    let entry = walk(leader, |task| cgroup_of(task, session.v1) == session.cgroup);
+    let by_cgroup = entry.and_then(|task| ancestor(&mut record.entry_cgroup, task, session.level));
+    let entry = walk(leader, |task| in_pid_namespace(task, session));
+    let by_pidns = entry.and_then(|task| ancestor(&mut record.entry_pidns, task, session.level));
+    by_cgroup.and(by_pidns)
+}
+
+/// The topmost process from `leader` towards `init` that is the same as `leader` in a way; `None`
+/// if that takes too many steps.
+#[inline(always)]
+fn walk(leader: Probed, same: impl Fn(Probed) -> bool) -> Option<Probed> {
     let mut at = leader;
-    let mut cgroup_entry = None;
-    let mut pidns_entry = None;
     for _ in 0..WALK {
-        let parent = parent_of(at);
-        if cgroup_entry.is_none()
-            && parent.and_then(|task| cgroup_of(task, session.v1)) != session.cgroup
-        {
-            cgroup_entry = Some(at);
+        match parent_of(at) {
+            Some(parent) if same(parent) => at = parent,
+            _ => return Some(at),
         }
-        if pidns_entry.is_none() && !parent.is_some_and(|task| in_pid_namespace(task, session)) {
-            pidns_entry = Some(at);
-        }
-        if cgroup_entry.is_some() && pidns_entry.is_some() {
-            break;
-        }
-        at = parent?;
     }
-    if let Some(entry) = cgroup_entry {
-        ancestor(&mut record.entry_cgroup, entry, session.level)?;
-    }
-    if let Some(entry) = pidns_entry {
-        ancestor(&mut record.entry_pidns, entry, session.level)?;
-    }
-    cgroup_entry.and(pidns_entry).map(|_| ())
+    None
 }
 
 /// The parent process; `None` above `init`.

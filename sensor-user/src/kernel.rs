@@ -20,12 +20,11 @@ use std::{
 
 use aya::maps::{Array, MapData};
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use tokentrail_ebpf::{Counter, OpenRecord, Route, VolumeBit, names};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
-use self::{attach::Link, canary::Canary, ring::Reader};
+use self::{attach::Link, canary::Canary, log::KernelLog, ring::Reader};
 
 mod attach;
 #[cfg(feature = "bench")]
@@ -33,11 +32,14 @@ pub mod bench;
 pub mod btf;
 mod canary;
 pub mod clock;
+mod error;
+mod log;
 mod metrics;
 mod preflight;
 mod ring;
 
 pub use self::{
+    error::SensorError,
     metrics::{KernelMetrics, Loss},
     preflight::{Finding, preflight},
 };
@@ -104,59 +106,9 @@ impl SensorConfig {
     }
 }
 
-/// Why there is no sensor. All but [`Io`](Self::Io) need the operator: exit code 3.
-#[derive(Debug, Error)]
-pub enum SensorError {
-    /// A build for tests.
-    #[error("this binary was built without the BPF object; build it with `cargo xtask build`")]
-    NoObject,
-    /// Not root, or a container without the capabilities.
-    #[error(
-        "missing privilege: {0}; run as root, or grant CAP_BPF and CAP_PERFMON (kernels before \
-         5.11 also need CAP_SYS_RESOURCE)"
-    )]
-    Privilege(String),
-    /// No kernel type information.
-    #[error(transparent)]
-    Btf(#[from] btf::BtfError),
-    /// A kernel before 5.8, or a policy that forbids `bpf`.
-    #[error("this kernel offers no BPF ring buffer ({0}); it takes Linux 5.8 or newer")]
-    NoRingBuffer(String),
-    /// Nowhere to put the canary.
-    #[error(
-        "no directory for the self-test: {0}; name one on tmpfs (an emptyDir with `medium: \
-         Memory` in a pod)"
-    )]
-    CanaryDirectory(String),
-    /// The object itself was refused.
-    #[error("the BPF object was refused: {0}")]
-    Load(String),
-    /// Every route was tried.
-    #[error("no way to see opens on this kernel: {}", .tried.iter()
-        .map(|(route, why)| format!("{}: {why}", route_name(*route)))
-        .collect::<Vec<_>>().join("; "))]
-    NoRoute {
-        /// Each route and what refused it.
-        tried: Vec<(Route, String)>,
-    },
-    /// A self-test after start failed: the sensor no longer sees opens.
-    #[error("the self-test's open was not reported: {0}")]
-    Canary(String),
-    /// A map operation failed.
-    #[error("cannot {action}: {reason}")]
-    Map {
-        /// What was to be done.
-        action: &'static str,
-        /// What the kernel said.
-        reason: String,
-    },
-    /// Waiting for the ring failed.
-    #[error("cannot wait for records: {0}")]
-    Io(#[from] io::Error),
-}
-
 /// An attached route and the reader of its records.
 pub struct Sensor {
+    log: Option<KernelLog>,
     reader: Reader,
     volumes: Array<MapData, u64>,
     /// What `volumes` holds: its words that are not zero.
@@ -186,10 +138,11 @@ impl Sensor {
         preflight::ring_buffer().map_err(SensorError::NoRingBuffer)?;
         let canary =
             Canary::new(config.canary_dir.as_deref()).map_err(SensorError::CanaryDirectory)?;
-        let mut ebpf = attach::load(OBJECT, &layout.offsets)
+        let mut ebpf = attach::load(OBJECT, &layout.offsets, log::level())
             .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
         let maps = |error| SensorError::Load(attach::reason("maps", &error));
         let mut sensor = Self {
+            log: KernelLog::new(&mut ebpf),
             reader: Reader::new(&mut ebpf).map_err(maps)?,
             volumes: ring::take(&mut ebpf, names::VOLUME_DEVICES)
                 .and_then(Array::try_from)
@@ -274,6 +227,9 @@ impl Sensor {
             }
         });
         self.read_losses();
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
         count
     }
 
@@ -378,5 +334,65 @@ fn release_memory() {
     // SAFETY: takes no pointers and may be called at any time.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_become_bits_and_those_that_are_no_tmpfs_none() {
+        let devices = BTreeSet::from([0, 63, 64, 130, 8 << 20 | 1]);
+        assert_eq!(bitmap(&devices), BTreeMap::from([(0, 1 | 1 << 63), (1, 1), (2, 4)]));
+        assert_eq!(bitmap(&BTreeSet::new()), BTreeMap::new());
+    }
+
+    #[tokio::test]
+    async fn a_binary_without_the_object_says_how_to_build_one() {
+        if !OBJECT.is_empty() {
+            return;
+        }
+        let result = Sensor::start(&SensorConfig::default(), KernelMetrics::default()).await;
+        let error = result.err().unwrap();
+        assert!(matches!(error, SensorError::NoObject));
+        assert!(error.to_string().contains("cargo xtask build"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_is_not_on_tmpfs_cannot_hold_the_canary() {
+        let config =
+            SensorConfig { canary_dir: Some(PathBuf::from("/proc/1")), ..SensorConfig::default() };
+        let findings = preflight(&config);
+        let finding = findings.iter().find(|f| f.what == "directory for the self-test").unwrap();
+        assert!(!finding.ok && finding.detail.contains("/proc/1"), "{finding:?}");
+    }
+
+    #[test]
+    fn missing_type_information_is_found_before_anything_is_loaded() {
+        let config = SensorConfig { btf: Some("/nonexistent".into()), ..SensorConfig::default() };
+        let findings = preflight(&config);
+        let finding = findings.iter().find(|f| f.what == "kernel type information (BTF)").unwrap();
+        assert!(!finding.ok && finding.detail.contains("/nonexistent"), "{finding:?}");
+    }
+
+    #[test]
+    fn an_error_without_a_route_names_every_route_that_was_tried() {
+        let tried = vec![(Route::Fexit, "attach: no".into()), (Route::Exit, "load: no".into())];
+        let text = SensorError::NoRoute { tried }.to_string();
+        assert!(text.contains("fexit: attach: no") && text.contains("exit: load: no"), "{text}");
+    }
+
+    #[test]
+    fn metrics_have_names_with_one_prefix_and_losses_by_reason() {
+        let metrics = KernelMetrics::default();
+        let mut registry = prometheus_client::registry::Registry::default();
+        metrics.register(&mut registry);
+        metrics.lost_in_kernel(Loss::RingFull, 5);
+        metrics.lost_in_kernel(Loss::RingFull, 7);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("tokentrail_kernel_lost_total{reason=\"ring_full\"} 7"), "{text}");
+        assert!(text.contains("tokentrail_kernel_records_total 0"), "{text}");
     }
 }

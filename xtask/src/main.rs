@@ -13,6 +13,7 @@ mod debian;
 mod demo;
 mod shell;
 mod system_tests;
+mod tally;
 mod test;
 mod tidy;
 mod toolchain;
@@ -37,8 +38,12 @@ enum Command {
     Tidy,
     /// Boot Debian's 6.12 kernel under QEMU and run the whole-program tests in it
     Vm,
-    /// Measure: cost of an open, latency of an alert, memory
-    Bench,
+    /// Measure against the bars: cost of an open, latency of an alert, memory and CPU at rest
+    Bench {
+        /// Only this; all without it
+        #[command(subcommand)]
+        part: Option<bench::Part>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -49,7 +54,7 @@ fn main() -> ExitCode {
         Command::Test => return test::run(),
         Command::Tidy => tidy::run(),
         Command::Vm => vm::run(),
-        Command::Bench => bench::run(),
+        Command::Bench { part } => bench::run(part),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

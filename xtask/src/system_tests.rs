@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{
     build,
     shell::{cargo, line, read, say},
-    test::tally::Tally,
+    tally::Tally,
 };
 
 /// The feature that whole-program tests require.

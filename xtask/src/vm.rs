@@ -13,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     build,
     debian::{self, Archive},
     shell::{announce, cache_dir, complain, program, say},
     system_tests,
-    test::tally::Tally,
+    tally::Tally,
 };
 
 mod image;
@@ -32,12 +32,12 @@ const DEADLINE: Duration = Duration::from_mins(10);
 const TESTS_DONE: &str = "tokentrail-vm: done";
 const TEST_FAILED: &str = "tokentrail-vm: failed:";
 
-/// How the boot ended.
-pub(crate) enum Outcome {
-    /// The tests ran.
-    Ran(Tally),
-    /// This machine cannot do it.
+/// Why no VM can be booted.
+pub(crate) enum Obstacle {
+    /// Not on this machine.
     Impossible(String),
+    /// Something is missing that could be there.
+    NotSetUp(String),
 }
 
 /// Builds, boots and tests.
@@ -46,45 +46,57 @@ pub(crate) enum Outcome {
 /// If a test fails or the VM does not get that far.
 pub(crate) fn run() -> Result<()> {
     build::run()?;
-    match boot_and_test()? {
-        Outcome::Ran(tally) => {
-            say(tally);
-            if tally.failed > 0 {
-                bail!("{} tests failed in the VM", tally.failed);
-            }
-        }
-        Outcome::Impossible(why) => say(format_args!("skipped: {why}")),
+    let machine = Machine::prepare().map_err(|obstacle| match obstacle {
+        Obstacle::Impossible(why) | Obstacle::NotSetUp(why) => anyhow!(why),
+    })?;
+    let tally = machine.test()?;
+    say(tally);
+    if tally.failed > 0 {
+        bail!("{} tests failed in the VM", tally.failed);
     }
     Ok(())
 }
 
-/// Boots the kernel with what was built before, and runs the tests in it.
-///
-/// # Errors
-/// If something cannot be had, or the VM does not get to the end.
-pub(crate) fn boot_and_test() -> Result<Outcome> {
-    if std::env::consts::ARCH != "x86_64" {
-        return Ok(Outcome::Impossible(format!(
-            "the VM is an x86-64 one with this machine's programs in it, which are {}",
-            std::env::consts::ARCH
-        )));
+/// All that a VM needs from elsewhere.
+pub(crate) struct Machine {
+    kernel: PathBuf,
+}
+
+impl Machine {
+    /// Gets what is missing: programs and kernel.
+    pub(crate) fn prepare() -> Result<Self, Obstacle> {
+        if std::env::consts::ARCH != "x86_64" {
+            return Err(Obstacle::Impossible(format!(
+                "the VM is an x86-64 one with this machine's programs in it, which are {}",
+                std::env::consts::ARCH
+            )));
+        }
+        debian::install(&[debian::QEMU, debian::BUSYBOX, debian::RUNC])
+            .and_then(|()| kernel())
+            .map(|kernel| Self { kernel })
+            .map_err(|error| Obstacle::NotSetUp(format!("{error:#}")))
     }
-    debian::install(&[debian::QEMU, debian::BUSYBOX, debian::RUNC])?;
-    let kernel = kernel()?;
-    let mut tests = Vec::new();
-    for suite in system_tests::suites()? {
-        tests.extend(suite.programs()?);
-    }
-    announce("image for the VM");
-    let folder = tempfile::tempdir()?;
-    let image = image::write(folder.path(), &build::agent(), &tests)?;
-    match boot(&kernel, &image)? {
-        Boot::Ended(tally) => Ok(Outcome::Ran(tally)),
+
+    /// Boots with what was built before, and runs the tests in it.
+    ///
+    /// # Errors
+    /// If the tests do not build, or the VM does not get to their end.
+    pub(crate) fn test(&self) -> Result<Tally> {
+        let mut tests = Vec::new();
+        for suite in system_tests::suites()? {
+            tests.extend(suite.programs()?);
+        }
+        announce("image for the VM");
+        let folder = tempfile::tempdir()?;
+        let image = image::write(folder.path(), &build::agent(), &tests)?;
         // QEMU's emulation is known to crash a kernel now and then; twice in a row is no accident.
-        Boot::Panicked => match boot(&kernel, &image)? {
-            Boot::Ended(tally) => Ok(Outcome::Ran(tally)),
-            Boot::Panicked => bail!("the kernel crashed twice"),
-        },
+        for _attempt in 0..2 {
+            match boot(&self.kernel, &image)? {
+                Boot::Ended(tally) => return Ok(tally),
+                Boot::Panicked => complain("the VM's kernel crashed"),
+            }
+        }
+        bail!("the VM's kernel crashed twice")
     }
 }
 

@@ -60,7 +60,8 @@ pub(super) const ROUTES: [Plan; 3] = [
         empty: "empty_kprobe",
         hook: Hook::Kprobe("security_file_open"),
     },
-    // Needs neither; blind to io_uring, execve and compat calls. Kernel 4.7 for BPF on
+    // Needs neither; blind to io_uring, execve and compat calls, and to a descriptor that another
+    // thread replaces before the call returns. Kernel 4.7 for BPF on
     // tracepoints, CONFIG_FTRACE_SYSCALLS for these.
     // <https://github.com/torvalds/linux/commit/98b5c2c65c2951772a8fc661f50d675e450e8bce>
     Plan {
@@ -98,11 +99,12 @@ pub(super) struct Attached {
 }
 
 /// Parses the object, creates its maps and relocates its programs; loads none of them.
-pub(super) fn load(object: &[u8], offsets: &Offsets) -> Result<Ebpf, EbpfError> {
+pub(super) fn load(object: &[u8], offsets: &Offsets, log_level: u8) -> Result<Ebpf, EbpfError> {
     EbpfLoader::new()
         // The object has no relocations against kernel types, and parsing them costs memory.
         .btf(None)
         .override_global(names::OFFSETS, offsets.as_bytes(), true)
+        .override_global(aya_log::LEVEL, &log_level, true)
         .load(object)
 }
 
@@ -202,6 +204,9 @@ fn ensure_tracefs() -> Result<(), String> {
     }
 }
 
+/// What the distributions' `perf_event_paranoid=3` asks beyond CAP_PERFMON.
+const PARANOID: &str = "; Debian and Ubuntu ask CAP_SYS_ADMIN for this route";
+
 /// Why loading or attaching failed, with the end of the verifier's log.
 fn refusal(step: &str, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
@@ -212,7 +217,13 @@ fn refusal(step: &str, error: &ProgramError) -> String {
         let log = if tail.is_empty() { "no verifier log".into() } else { tail.join(" | ") };
         return format!("{step}: {io_error}; {log}");
     }
-    reason(step, error)
+    let text = reason(step, error);
+    if let ProgramError::SyscallError(error) = error
+        && error.io_error.kind() == std::io::ErrorKind::PermissionDenied
+    {
+        return text + PARANOID;
+    }
+    text
 }
 
 /// How many lines of the verifier's log an error keeps.

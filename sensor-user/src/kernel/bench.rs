@@ -1,5 +1,6 @@
-//! For benchmarks alone: the yardstick that does nothing on the same hooks.
+//! For benchmarks alone: the yardstick that does nothing on the same hooks, and who else is there.
 
+use aya::programs::{LsmAttachType, ProgramType, loaded_programs};
 use tokentrail_ebpf::Route;
 
 use super::{OBJECT, SensorConfig, SensorError, attach, btf};
@@ -15,7 +16,7 @@ pub fn attach_empty(route: Route) -> Result<Empty, SensorError> {
         return Err(SensorError::NoObject);
     }
     let layout = btf::layout(SensorConfig::default().btf())?;
-    let mut ebpf = attach::load(OBJECT, &layout.offsets)
+    let mut ebpf = attach::load(OBJECT, &layout.offsets, 0)
         .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
     let plan = attach::ROUTES.iter().find(|plan| plan.route == route);
     let attached = plan
@@ -23,4 +24,21 @@ pub fn attach_empty(route: Route) -> Result<Empty, SensorError> {
         .and_then(|plan| plan.attach_empty(&mut ebpf))
         .map_err(|why| SensorError::NoRoute { tried: vec![(route, why)] })?;
     Ok(Empty { _links: attached.links })
+}
+
+/// How many programs that trace this kernel are loaded, whoever did it: each slows down what is
+/// measured. Programs that are gone by the time one looks do not count.
+pub fn tracing_programs() -> usize {
+    let kinds = [
+        ProgramType::KProbe,
+        ProgramType::TracePoint,
+        ProgramType::RawTracePoint,
+        ProgramType::RawTracePointWritable,
+        ProgramType::Tracing,
+        ProgramType::Lsm(LsmAttachType::Mac),
+    ];
+    loaded_programs()
+        .flatten()
+        .filter(|program| kinds.iter().any(|kind| program.program_type() == (*kind).into()))
+        .count()
 }

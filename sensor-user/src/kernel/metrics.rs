@@ -1,9 +1,9 @@
 //! What the kernel stage counts.
 
-use std::sync::atomic::AtomicU64;
+use std::{fmt, fmt::Write as _, sync::atomic::AtomicU64};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
@@ -11,7 +11,7 @@ use prometheus_client::{
 use super::clock::{Sampler as _, System};
 
 /// Why an open that matched did not become a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Loss {
     /// The ring was full: the agent did not read for too long.
     RingFull,
@@ -19,6 +19,16 @@ pub enum Loss {
     Unreadable,
     /// More opens than are kept while the sensor starts.
     Starting,
+}
+
+impl EncodeLabelValue for Loss {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::RingFull => "ring_full",
+            Self::Unreadable => "unreadable",
+            Self::Starting => "starting",
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -1,10 +1,5 @@
 //! Real mountinfo lines, and a volume map over a made-up node and over the kernel's own mounts.
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Command, Stdio},
-};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -167,79 +162,6 @@ fn mounts_that_cannot_be_read_are_one_clear_error() {
         .to_string();
     assert!(error.contains("/nonexistent/1/mountinfo"), "{error}");
     assert!(error.contains("CAP_SYS_PTRACE"), "{error}");
-}
-
-/// A shell in a mount namespace of its own, which mounts when told to.
-struct MountingShell {
-    child: std::process::Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
-impl MountingShell {
-    /// `None` without the privilege.
-    fn start() -> Option<Self> {
-        let mut child = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let output = BufReader::new(child.stdout.take()?);
-        let mut shell = Self { child, output };
-        shell.run("true").then_some(shell)
-    }
-
-    fn run(&mut self, command: &str) -> bool {
-        let input = self.child.stdin.as_mut().unwrap();
-        let mut line = String::new();
-        writeln!(input, "{command} && echo done || echo failed").is_ok()
-            && self.output.read_line(&mut line).is_ok()
-            && line == "done\n"
-    }
-}
-
-impl Drop for MountingShell {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn the_kernel_tells_of_changed_mounts() {
-    let Some(mut shell) = MountingShell::start() else {
-        eprintln!("skipped: no privilege for a mount namespace");
-        return;
-    };
-    let root = tempfile::TempDir::new().unwrap();
-    let point = root.path().join(format!("pods/{POD}/volumes/kubernetes.io~projected/v"));
-    fs::create_dir_all(&point).unwrap();
-    let process = PathBuf::from(format!("/proc/{}", shell.child.id()));
-    let metrics = AttributionMetrics::default();
-    let mut map = VolumeMap::open(&process, vec![root.path().to_owned()], metrics.clone()).unwrap();
-
-    let point = point.display();
-    assert!(shell.run(&format!("mount -t tmpfs tokentrail-test {point} && touch {point}/token")));
-    // Not told to refresh: a lookup finds out by itself, even of a device that it does not know.
-    assert_eq!(map.devices().count(), 0);
-    assert!(map.lookup(0, NOW).is_none());
-    let device = map.devices().next().unwrap();
-    assert_eq!(pod_on(&mut map, device).as_deref(), Some(POD));
-    // No change, no reading, whatever is asked for.
-    let before = metrics.refreshes(Refresh::Read);
-    assert!(map.lookup(0, NOW).is_none());
-    assert_eq!(metrics.refreshes(Refresh::Read), before);
-
-    assert!(shell.run(&format!("umount {point}")));
-    assert_eq!(pod_on(&mut map, device), None, "the number is free for another volume");
-
-    assert!(shell.run(&format!("mount -t tmpfs tokentrail-test {point}")));
-    map.keep_up().unwrap();
-    assert_eq!(map.devices().count(), 0, "still empty");
-    assert!(shell.run(&format!("touch {point}/token")));
-    map.keep_up().unwrap();
-    assert_eq!(map.devices().count(), 1, "filled after it was mounted");
 }
 
 proptest! {
