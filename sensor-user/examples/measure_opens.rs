@@ -14,13 +14,12 @@ use std::{
     ffi::CString,
     hint::black_box,
     io::{self, Write as _},
-    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat},
+    fs::{CWD, Mode, OFlags, openat},
     process::getppid,
     thread::{CpuSet, sched_setaffinity},
 };
@@ -63,10 +62,12 @@ fn measure(cpu: usize, ordinary: &str) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(cpu);
     sched_setaffinity(None, &one).with_context(|| format!("could not run on CPU {cpu} alone"))?;
-    // The kernel's own tmpfs: nothing to find a place for, nothing to clean up.
-    let memory = memfd_create("measured", MemfdFlags::CLOEXEC)?;
-    let on_tmpfs = format!("/proc/self/fd/{}", memory.as_raw_fd());
-    for file in [ordinary, &on_tmpfs] {
+    let on_tmpfs = tempfile::Builder::new()
+        .prefix("tokentrail-")
+        .tempfile_in("/dev/shm")
+        .context("could not make a file on tmpfs")?;
+    let tmpfs_path = on_tmpfs.path().to_string_lossy();
+    for file in [ordinary, &*tmpfs_path] {
         let path = CString::new(file)?;
         let nanos = median_ns(|| {
             // What C libraries make of `open`; dropping the descriptor closes it.
