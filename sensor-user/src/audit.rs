@@ -213,8 +213,9 @@ pub struct SourceStatus {
     pub newest_stage: Option<Micros>,
     /// How far it has been read.
     pub position: Option<checkpoint::Position>,
-    /// Whether its end was reached: only then is silence a sign that nothing was written.
-    pub caught_up: bool,
+    /// Boot clock, nanoseconds, at which the last look began that reached its end: all that was
+    /// written before has been handed on. `None` until the first such look.
+    pub complete_at_boot_ns: Option<u64>,
 }
 
 impl SourceStatus {

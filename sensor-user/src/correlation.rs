@@ -29,7 +29,7 @@ pub mod window;
 
 use ids::RequestId;
 use incident::{Attached, Cause, Incident};
-use journal::{Entry, Horizons, Journal, JournalError};
+use journal::{Entry, Journal, JournalError};
 use sessions::Sessions;
 use window::Exposure;
 
@@ -160,6 +160,8 @@ struct Waiting {
     id: RequestId,
     /// Clock at its arrival: it is kept for [`Settings::patience`] from then on.
     arrived: Micros,
+    /// Whether the journal has it: an explained receipt, which may yet be all that ever comes.
+    journalled: bool,
 }
 
 #[derive(Default)]
@@ -217,8 +219,14 @@ impl<J: Journal> Correlator<J> {
         if pod.update_known(id, &request) {
             return;
         }
-        if !token_access::answered(&request.record) || !pod.explains(&request, &self.settings) {
-            pod.wait(Waiting { request, id, arrived: now }, &self.settings, &mut self.losses);
+        let explained = pod.explains(&request, &self.settings);
+        if !token_access::answered(&request.record) || !explained {
+            let receipt = explained.then(|| Entry::Request(request.clone()));
+            let waiting = Waiting { request, id, arrived: now, journalled: explained };
+            pod.wait(waiting, &self.settings, &mut self.losses);
+            if let Some(receipt) = receipt {
+                self.journal(&receipt);
+            }
             return;
         }
         self.journal(&Entry::Request(request.clone()));
@@ -278,33 +286,53 @@ impl<J: Journal> Correlator<J> {
             }
             Entry::Request(request) => {
                 let id = RequestId::of(&request.record);
-                let known = request
-                    .record
-                    .pod_uid()
-                    .and_then(|pod_uid| self.pods.get_mut(pod_uid))
-                    .is_none_or(|pod| pod.update_known(id, &request));
-                if !known {
+                let Some(pod) =
+                    request.record.pod_uid().and_then(|pod_uid| self.pods.get_mut(pod_uid))
+                else {
+                    return;
+                };
+                if pod.update_known(id, &request) {
+                    return;
+                }
+                if token_access::answered(&request.record) {
                     self.attach(id, &request, findings);
+                } else {
+                    let waiting = Waiting { request, id, arrived: now, journalled: true };
+                    pod.wait(waiting, &self.settings, &mut self.losses);
                 }
             }
         }
     }
 
-    /// Drops from the journal what is older than anything still held.
+    /// Writes what the journal could not take before.
+    pub fn flush_journal(&mut self) -> Result<(), JournalError> {
+        let result = self.journal.flush();
+        self.journal_failure = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    /// Drops from the journal what nothing that is held goes back to. Only to be called when all
+    /// that was told is durable: the journal is what an untold alert is found again from.
+    ///
+    /// The horizon is each pod's own: with one for all, a pod's first open could be dropped before
+    /// its last, and a restart would find another incident, under another id.
     pub fn compact_journal(&mut self, now: Micros) -> Result<(), JournalError> {
         let sessions = now - self.settings.session_memory;
         self.sessions.forget(sessions);
-        let held = self.pods.values().flat_map(|pod| {
-            let exposures = pod.exposures.iter().map(Exposure::first_open);
-            exposures.chain(pod.incidents.iter().map(Incident::first_time))
-        });
-        let incidents = held.min().unwrap_or(Micros::MAX);
-        let result = self.journal.compact(Horizons { incidents, sessions });
-        if result.is_ok() {
-            // What waited for space is written by now.
-            self.journal_failure = None;
-        }
-        result
+        let horizons: HashMap<&str, Micros> = self
+            .pods
+            .iter()
+            .filter_map(|(uid, pod)| Some((uid.as_str(), pod.horizon()?)))
+            .collect();
+        let within = |pod_uid: Option<&str>, time: Micros| {
+            pod_uid.and_then(|uid| horizons.get(uid)).is_some_and(|horizon| time >= *horizon)
+        };
+        let is_needed = |entry: &Entry| match entry {
+            Entry::Open(open) => within(open.open.pod_uid.as_deref(), open.open.time),
+            Entry::Request(request) => within(request.record.pod_uid(), request.time),
+            Entry::Session(request) => request.time >= sessions,
+        };
+        self.journal.compact(&is_needed, horizons.is_empty())
     }
 
     /// Why entries are missing from the journal, for now or for good; `None` while none is.
@@ -332,9 +360,13 @@ impl<J: Journal> Correlator<J> {
     fn apply_open(&mut self, open: Open, now: Micros, findings: &mut Vec<Finding>) {
         let Some(pod_uid) = open.open.pod_uid.clone() else { return };
         self.make_room(&pod_uid);
-        let pod = self.pods.entry(pod_uid).or_default();
+        let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
         pod.expose(open, &self.settings, &mut self.losses);
+        for receipt in pod.explained_receipts(&self.settings) {
+            self.journal(&Entry::Request(receipt));
+        }
+        let Some(pod) = self.pods.get_mut(&pod_uid) else { return };
         for (id, request) in pod.take_explained(&self.settings) {
             self.journal(&Entry::Request(request.clone()));
             self.attach(id, &request, findings);
@@ -386,10 +418,16 @@ impl<J: Journal> Correlator<J> {
 
     fn journal(&mut self, entry: &Entry) {
         let result = self.journal.append(entry);
-        if let Err(error) = &result {
-            // The event goes on: only a crash within the window would now lose it.
-            self.losses.journal += 1;
-            tracing::error!(%error, "an entry is missing from the journal");
+        // The event goes on: only a crash within the window would now lose it.
+        match &result {
+            Ok(()) => {}
+            Err(error @ JournalError::Io { .. }) => {
+                tracing::warn!(%error, "an entry waits for the journal");
+            }
+            Err(error) => {
+                self.losses.journal += 1;
+                tracing::error!(%error, "an entry is missing from the journal");
+            }
         }
         self.journal_failure = result.err().map(|error| error.to_string());
     }
@@ -428,7 +466,9 @@ impl PodState {
             self.waiting.remove(index);
             return false;
         }
-        waiting.request.record.response_status.clone_from(&request.record.response_status);
+        if request.record.response_status.is_some() {
+            waiting.request.record.response_status.clone_from(&request.record.response_status);
+        }
         true
     }
 
@@ -471,6 +511,32 @@ impl PodState {
             explained.into_iter().map(|waiting| (waiting.id, waiting.request)).collect();
         explained.sort_by_key(|(id, request)| (request.time, *id));
         explained
+    }
+
+    /// Receipts that an open explains by now and that the journal does not have yet.
+    fn explained_receipts(&mut self, settings: &Settings) -> Vec<Request> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let mut receipts = Vec::new();
+        for waiting in &mut waiting {
+            if !waiting.journalled
+                && !token_access::answered(&waiting.request.record)
+                && self.explains(&waiting.request, settings)
+            {
+                waiting.journalled = true;
+                receipts.push(waiting.request.clone());
+            }
+        }
+        self.waiting = waiting;
+        receipts
+    }
+
+    /// The earliest that anything held goes back to; `None` if nothing is held that a restart
+    /// would need.
+    fn horizon(&self) -> Option<Micros> {
+        let exposures = self.exposures.iter().map(Exposure::first_open);
+        let incidents = self.incidents.iter().map(Incident::first_time);
+        let receipts = self.waiting.iter().filter(|waiting| waiting.journalled);
+        exposures.chain(incidents).chain(receipts.map(|waiting| waiting.request.time)).min()
     }
 
     /// What a pod would lose if it gave way: incidents before exposures before mere waiting.

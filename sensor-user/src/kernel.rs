@@ -95,8 +95,7 @@ pub struct SensorConfig {
     pub route: RouteChoice,
     /// BTF of the running kernel, if it is not at [`btf::KERNEL_BTF`].
     pub btf: Option<PathBuf>,
-    /// Directory on tmpfs for the canary, if not the first of `/run/tokentrail` and
-    /// `/dev/shm/tokentrail` that is.
+    /// Directory on tmpfs for the canary, if not the first of `/run` and `/dev/shm` that is.
     pub canary_dir: Option<PathBuf>,
 }
 

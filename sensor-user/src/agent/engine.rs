@@ -309,13 +309,15 @@ impl Engine {
 
     /// What happens once a second.
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
+        // What is in the ring happened before: it must not find its exposure gone.
+        self.drain();
         let now = self.clock.now().steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.correlator.advance(watermark, now, &mut self.findings);
         self.tell(None);
         self.alert_log.maintain();
-        let journal = self.correlator.compact_journal(now);
-        let checkpoint = self.checkpoint();
+        let journal = self.correlator.flush_journal();
+        let checkpoint = self.checkpoint(now);
         if let Some(attributor) = &mut self.attributor
             && let Err(error) = attributor.keep_up()
         {
@@ -330,8 +332,10 @@ impl Engine {
     fn watermark(&self, now: Micros, queue_is_empty: bool) -> Micros {
         let of_source = |source: &Source| {
             let newest = source.newest_stage.map(|wall| self.clock.wall_to_steady(wall));
-            // A source that has been read to its end is as complete as the clock says.
-            let idle = (queue_is_empty && source.status.borrow().caught_up).then_some(now);
+            // A source that was read to its end is complete up to that moment. Not up to now: the
+            // whole process may have been stopped since.
+            let complete = source.status.borrow().complete_at_boot_ns.filter(|_| queue_is_empty);
+            let idle = complete.map(|boot_ns| self.clock.boot_to_steady(boot_ns));
             // A server whose clock runs ahead must not end what is still going on here.
             let newest = newest.map(|time| time.min(now));
             newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
@@ -340,15 +344,17 @@ impl Engine {
         self.sources.iter().map(of_source).min().unwrap_or(now)
     }
 
-    /// Makes alerts durable, then moves the checkpoint. What a crash would lose holds it back.
-    fn checkpoint(&mut self) -> Result<(), String> {
+    /// Makes alerts durable, then moves the checkpoint, then lets the journal forget. What a crash
+    /// would lose holds all of it back.
+    fn checkpoint(&mut self, now: Micros) -> Result<(), String> {
         if !self.alert_log.is_clear() || self.correlator.journal_failure().is_some() {
             return Ok(());
         }
         self.alert_log
             .sync()
             .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
-        self.checkpoints.flush().map_err(|error| error.to_string())
+        self.checkpoints.flush().map_err(|error| error.to_string())?;
+        self.correlator.compact_journal(now).map_err(|error| error.to_string())
     }
 
     fn watch_volumes(&mut self) {
@@ -418,10 +424,10 @@ impl Engine {
         self.drain();
         self.alert_log.maintain();
         let now = self.clock.now().steady;
-        if let Err(error) = self.correlator.compact_journal(now) {
+        if let Err(error) = self.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");
         }
-        if let Err(why) = self.checkpoint() {
+        if let Err(why) = self.checkpoint(now) {
             tracing::warn!(why, "the next start reads a part of the audit log again");
         }
         if !self.alert_log.is_clear() {

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, watch as shared};
 use tracing::{info, warn};
 
@@ -72,6 +73,13 @@ pub async fn follow(
             return;
         }
     }
+}
+
+/// The boot clock, which goes on while the machine is suspended, as the kernel's records have it.
+fn boot_clock_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let nanos = now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec);
+    u64::try_from(nanos).unwrap_or_default()
 }
 
 /// Nobody receives batches any more.
@@ -140,9 +148,15 @@ impl Tail {
 
     /// Opens what is to be opened, reads all there is, follows the path to its newest file.
     async fn check(&mut self) -> Result<(), Closed> {
+        // Taken before reading: what is written from here on may be missed by this look.
+        let began = boot_clock_ns();
         let outcome = self.catch_up().await;
         if outcome.is_ok() {
             self.set_state(SourceState::Open);
+            self.status.send_if_modified(|status| {
+                status.complete_at_boot_ns = Some(began);
+                false
+            });
         }
         self.settle(outcome).await
     }
@@ -154,7 +168,6 @@ impl Tail {
     }
 
     async fn settle(&mut self, outcome: Result<(), Stop>) -> Result<(), Closed> {
-        self.set_caught_up(outcome.is_ok());
         match outcome {
             Ok(()) => {}
             Err(Stop::Waiting(error)) => self.set_state(SourceState::Waiting(error.to_string())),
@@ -240,9 +253,6 @@ impl Tail {
                     let records = self.sieve.take(open.lines(), chunk);
                     let behind = if more { open.behind() } else { 0 };
                     self.set_lag(behind);
-                    if more {
-                        self.set_caught_up(false);
-                    }
                     if records.is_empty() {
                         self.report().await?;
                     } else {
@@ -311,12 +321,6 @@ impl Tail {
                 status.state = state;
             }
             changed
-        });
-    }
-
-    fn set_caught_up(&self, caught_up: bool) {
-        self.status.send_if_modified(|status| {
-            std::mem::replace(&mut status.caught_up, caught_up) != caught_up
         });
     }
 

@@ -17,7 +17,6 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Open, Request};
-use crate::time::Micros;
 
 /// One thing to remember.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,28 +30,11 @@ pub enum Entry {
     Session(Request),
 }
 
-/// From when on entries are still needed.
-#[derive(Clone, Copy, Debug)]
-pub struct Horizons {
-    /// Of opens and requests.
-    pub incidents: Micros,
-    /// Of sessions.
-    pub sessions: Micros,
-}
-
 impl Entry {
     fn is_of_incident(&self) -> bool {
         match self {
             Self::Open(_) | Self::Request(_) => true,
             Self::Session(_) => false,
-        }
-    }
-
-    fn is_needed(&self, horizons: Horizons) -> bool {
-        match self {
-            Self::Open(open) => open.open.time >= horizons.incidents,
-            Self::Request(request) => request.time >= horizons.incidents,
-            Self::Session(request) => request.time >= horizons.sessions,
         }
     }
 }
@@ -61,8 +43,15 @@ impl Entry {
 pub trait Journal {
     /// Adds an entry. After an error it may still be written later, by any other call.
     fn append(&mut self, entry: &Entry) -> Result<(), JournalError>;
-    /// Drops entries that are no longer needed, if that is worth it.
-    fn compact(&mut self, horizons: Horizons) -> Result<(), JournalError>;
+    /// Writes what waits for space.
+    fn flush(&mut self) -> Result<(), JournalError>;
+    /// Drops entries that are not needed any more, if that is worth it. `over` says that no open
+    /// and no request is.
+    fn compact(
+        &mut self,
+        is_needed: &dyn Fn(&Entry) -> bool,
+        over: bool,
+    ) -> Result<(), JournalError>;
 }
 
 /// Remembers nothing: for replays and tests.
@@ -74,7 +63,11 @@ impl Journal for NoJournal {
         Ok(())
     }
 
-    fn compact(&mut self, _: Horizons) -> Result<(), JournalError> {
+    fn flush(&mut self) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    fn compact(&mut self, _: &dyn Fn(&Entry) -> bool, _: bool) -> Result<(), JournalError> {
         Ok(())
     }
 }
@@ -153,8 +146,7 @@ impl FileJournal {
         Ok((journal, entries, damaged))
     }
 
-    /// Writes what waits.
-    fn flush(&mut self) -> Result<(), JournalError> {
+    fn write_pending(&mut self) -> Result<(), JournalError> {
         while !self.pending.is_empty() {
             match self.file.write(&self.pending) {
                 Ok(count) if count > 0 => {
@@ -175,7 +167,7 @@ impl FileJournal {
         Ok(())
     }
 
-    fn rewrite(&mut self, horizons: Horizons) -> io::Result<()> {
+    fn rewrite(&mut self, is_needed: &dyn Fn(&Entry) -> bool) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(0))?;
         let new_path = self.path.with_extension("journal.new");
         match std::fs::remove_file(&new_path) {
@@ -183,12 +175,12 @@ impl FileJournal {
             Ok(()) | Err(_) => {}
         }
         let mut new = options().open(&new_path)?;
-        let mut length = 0;
+        let (mut length, mut has_incidents) = (0, false);
         for line in BufReader::new(&self.file).split(b'\n') {
             let mut line = line?;
-            let alive =
-                serde_json::from_slice::<Entry>(&line).is_ok_and(|entry| entry.is_needed(horizons));
-            if alive {
+            let entry = serde_json::from_slice::<Entry>(&line).ok().filter(is_needed);
+            if let Some(entry) = entry {
+                has_incidents |= entry.is_of_incident();
                 line.push(b'\n');
                 new.write_all(&line)?;
                 length += line.len() as u64;
@@ -197,7 +189,7 @@ impl FileJournal {
         std::fs::rename(&new_path, &self.path)?;
         self.file = new;
         self.length = length;
-        self.has_incidents = horizons.incidents != Micros::MAX;
+        self.has_incidents = has_incidents;
         Ok(())
     }
 }
@@ -218,17 +210,23 @@ impl Journal for FileJournal {
         }
         self.pending.append(&mut line);
         self.has_incidents |= entry.is_of_incident();
-        self.flush()
+        self.write_pending()
     }
 
-    fn compact(&mut self, horizons: Horizons) -> Result<(), JournalError> {
-        self.flush()?;
+    fn flush(&mut self) -> Result<(), JournalError> {
+        self.write_pending()
+    }
+
+    fn compact(
+        &mut self,
+        is_needed: &dyn Fn(&Entry) -> bool,
+        over: bool,
+    ) -> Result<(), JournalError> {
         // Once nothing is held any more, nothing of it may come back after a restart either.
-        let over = self.has_incidents && horizons.incidents == Micros::MAX;
-        if self.length < self.compact_from && !over {
+        if self.length < self.compact_from && !(over && self.has_incidents) {
             return Ok(());
         }
-        self.rewrite(horizons).map_err(|source| JournalError::Io {
+        self.rewrite(is_needed).map_err(|source| JournalError::Io {
             action: "rewrite",
             path: self.path.clone(),
             source,

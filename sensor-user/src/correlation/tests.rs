@@ -376,7 +376,12 @@ impl Journal for Memory {
         Ok(())
     }
 
-    fn compact(&mut self, _: Horizons) -> Result<(), JournalError> {
+    fn flush(&mut self) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    fn compact(&mut self, is_needed: &dyn Fn(&Entry) -> bool, _: bool) -> Result<(), JournalError> {
+        self.0.borrow_mut().retain(|entry| is_needed(entry));
         Ok(())
     }
 }
@@ -411,6 +416,51 @@ fn death_within_an_incident_tells_the_same_alert_and_does_not_count_a_request_tw
 }
 
 #[test]
+fn death_after_a_receipt_that_stays_unanswered_loses_nothing() {
+    for open_first in [true, false] {
+        let journal = Memory::default();
+        let mut before = scene_with(Settings::new("c"), journal.clone());
+        let receipt = staged(101.0, "r", "RequestReceived");
+        if open_first {
+            before.open(open(100.0)).request(receipt);
+        } else {
+            before.request(receipt).open(open(100.0));
+        }
+        let mut after = scene_with(Settings::new("c"), NoJournal);
+        for entry in journal.0.borrow().iter().cloned() {
+            after.correlator.restore(entry, at(101.0), &mut after.findings);
+        }
+        assert!(after.alerts().is_empty(), "an answer may still come");
+        after.until(200.0);
+        assert_eq!(after.alerts().len(), 1, "open first: {open_first}");
+    }
+}
+
+#[test]
+fn what_a_compaction_leaves_begins_no_incident_under_another_id() {
+    let journal = Memory::default();
+    let mut before = scene_with(Settings::new("c"), journal.clone());
+    // Another pod is held from the middle of this pod's exposure on.
+    let mut other = open(130.0);
+    other.open.pod_uid = Some("other".into());
+    before.open(open(100.0)).open(other).open(open(150.0)).request(request(155.0, "r"));
+    let known = before.alerts()[0].event_id.clone();
+    for until in [190.0, 220.0, 400.0] {
+        before.until(until);
+        let mut late = open(until);
+        late.open.pod_uid = Some("other".into());
+        before.open(late);
+        before.correlator.compact_journal(at(until)).unwrap();
+        let mut after = scene_with(Settings::new("c"), NoJournal);
+        for entry in journal.0.borrow().iter().cloned() {
+            after.correlator.restore(entry, at(until), &mut after.findings);
+        }
+        let again = after.alerts();
+        assert!(again.iter().all(|alert| alert.event_id == known), "{again:#?} at {until}");
+    }
+}
+
+#[test]
 fn a_journal_file_gives_back_what_it_took_and_shrugs_off_a_torn_line() {
     let directory = tempfile::tempdir().unwrap();
     {
@@ -437,14 +487,17 @@ fn a_journal_that_has_grown_drops_what_is_dead() {
     for second in 0..2_000 {
         journal.append(&Entry::Open(open(f64::from(second)))).unwrap();
     }
-    let horizons = Horizons { incidents: at(1_990.0), sessions: at(0.0) };
-    journal.compact(horizons).unwrap();
+    let is_needed = |entry: &Entry| match entry {
+        Entry::Open(open) => open.open.time >= at(1_990.0),
+        Entry::Request(_) | Entry::Session(_) => true,
+    };
+    journal.compact(&is_needed, false).unwrap();
     journal.append(&Entry::Open(open(2_000.0))).unwrap();
     let (mut journal, entries, damaged) = FileJournal::open(directory.path()).unwrap();
     assert_eq!((entries.len(), damaged), (11, 0));
 
     journal.append(&Entry::Session(request(2_001.0, "s"))).unwrap();
-    journal.compact(Horizons { incidents: Micros::MAX, sessions: at(0.0) }).unwrap();
+    journal.compact(&|entry| matches!(entry, Entry::Session(_)), true).unwrap();
     let (_, entries, _) = FileJournal::open(directory.path()).unwrap();
     assert!(matches!(entries[..], [Entry::Session(_)]), "nothing held: nothing comes back");
 }

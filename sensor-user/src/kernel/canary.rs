@@ -1,9 +1,9 @@
 //! The self-test: opens a file that looks like a token and expects to be told.
 //!
 //! A route that loads and attaches may still never fire; only an open that comes back proves the
-//! whole way from hook to reader. The file lies on tmpfs under a directory that starts with `..`,
-//! as the kubelet writes tokens. It exists only during a test. Several agents may share a machine,
-//! if only for the moment in which one replaces another, so it may come and go at any time.
+//! whole way from hook to reader. The file lies on tmpfs in a directory whose name starts with
+//! `..`, as the kubelet writes tokens. That directory is new, random and private for each test:
+//! agents that share a machine do not meet in it, and nobody can put a link in the file's place.
 
 use std::{
     fs, io,
@@ -12,23 +12,24 @@ use std::{
 };
 
 use rustix::fs::{fstatfs, major, minor};
+use tempfile::TempDir;
 use tokentrail_ebpf::{Missing, OpenRecord};
 
 /// `TMPFS_MAGIC` of `include/uapi/linux/magic.h`.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Where to try if nothing is configured.
-const CANDIDATES: [&str; 2] = ["/run/tokentrail", "/dev/shm/tokentrail"];
+const CANDIDATES: [&str; 2] = ["/run", "/dev/shm"];
 
-/// A directory for the file, and which file is awaited.
+/// A place for the file, and which file is awaited.
 pub(super) struct Canary {
-    directory: PathBuf,
+    place: PathBuf,
     /// Kernel-encoded device and inode of the file of the running or last test.
     awaited: Option<(u32, u64)>,
     seen: bool,
 }
 
 impl Canary {
-    /// Chooses the first directory that can be made and is on tmpfs. The error names each one
+    /// Chooses the first directory that is on tmpfs and can be written. The error names each one
     /// that was tried.
     pub(super) fn new(configured: Option<&Path>) -> Result<Self, String> {
         let candidates: Vec<&Path> = match configured {
@@ -37,8 +38,10 @@ impl Canary {
         };
         let mut refused = Vec::new();
         for candidate in candidates {
-            match prepare(candidate) {
-                Ok(directory) => return Ok(Self { directory, awaited: None, seen: false }),
+            match is_suitable(candidate) {
+                Ok(()) => {
+                    return Ok(Self { place: candidate.to_owned(), awaited: None, seen: false });
+                }
                 Err(error) => refused.push(format!("{}: {error}", candidate.display())),
             }
         }
@@ -46,28 +49,24 @@ impl Canary {
     }
 
     /// Where it lies.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
+    pub(super) fn place(&self) -> &Path {
+        &self.place
     }
 
-    /// Creates and so opens the file; its record must follow.
+    /// Creates and so opens the file; its record must follow. The record needs the open, not the
+    /// name, so everything is gone again when this returns.
     pub(super) fn open(&mut self) -> io::Result<()> {
         self.awaited = None;
         self.seen = false;
-        let path = self.directory.join("token");
-        let file = persistently(|| {
-            fs::create_dir_all(&self.directory)?;
-            fs::OpenOptions::new().create(true).append(true).open(&path)
-        })?;
-        let found = file.metadata();
-        // The record needs the open, not the name: nothing is left behind if this process dies.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let found = found?;
+        let directory = directory_in(&self.place)?;
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(directory.path().join("token"))?;
+        let found = file.metadata()?;
         self.awaited = Some((kernel_device(found.dev()), found.ino()));
-        Ok(())
+        directory.close()
     }
 
     /// Whether this record is the canary's, which is then noted.
@@ -84,46 +83,17 @@ impl Canary {
     }
 }
 
-impl Drop for Canary {
-    fn drop(&mut self) {
-        remove(&self.directory);
-    }
-}
-
-/// Creates `<directory>/..canary`; an error if that is not on tmpfs.
-fn prepare(directory: &Path) -> io::Result<PathBuf> {
-    let inner = directory.join("..canary");
-    let made = persistently(|| {
-        fs::create_dir_all(&inner)?;
-        fs::File::open(&inner)
-    })?;
-    if fstatfs(made)?.f_type != TMPFS_MAGIC {
-        remove(&inner);
+/// Whether the file can lie here.
+fn is_suitable(place: &Path) -> io::Result<()> {
+    if fstatfs(fs::File::open(place)?)?.f_type != TMPFS_MAGIC {
         return Err(io::Error::other("not on tmpfs"));
     }
-    Ok(inner)
+    directory_in(place)?.close()
 }
 
-/// Does it again if something is not there: an agent that ends removes the directory, if that is
-/// empty just then.
-fn persistently<T>(mut action: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 0..8 {
-        match action() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => return other,
-        }
-    }
-    action()
-}
-
-/// Removes what [`prepare`] made. Directories that are in use or hold anything stay.
-fn remove(inner: &Path) {
-    let _: io::Result<()> = fs::remove_dir(inner);
-    if let Some(outer) = inner.parent()
-        && CANDIDATES.iter().any(|own| Path::new(own) == outer)
-    {
-        let _: io::Result<()> = fs::remove_dir(outer);
-    }
+/// A new directory for one test, readable by its owner alone.
+fn directory_in(place: &Path) -> io::Result<TempDir> {
+    tempfile::Builder::new().prefix("..tokentrail-canary-").tempdir_in(place)
 }
 
 /// `st_dev` as the kernel writes it in `s_dev`: major in the upper 12 bits.

@@ -51,7 +51,7 @@ pub fn preflight(config: &SensorConfig) -> Vec<Finding> {
         finding(
             "directory for the self-test",
             Canary::new(config.canary_dir.as_deref())
-                .map(|canary| canary.directory().display().to_string()),
+                .map(|canary| canary.place().display().to_string()),
         ),
     ]
 }
