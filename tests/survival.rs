@@ -83,6 +83,26 @@ fn an_agent_killed_right_after_an_alert_does_not_tell_it_again() {
 }
 
 #[test]
+fn an_alert_that_a_crash_cut_off_is_told_whole_after_the_restart() {
+    let sandbox = Sandbox::create().unwrap();
+    let node = Node::new(&sandbox).unwrap();
+    let agent = node.agent.start().unwrap();
+    let [told, cut_off] = [node.workload().unwrap(), node.workload().unwrap()];
+    for victim in [&told, &cut_off] {
+        victim.attack().unwrap();
+        node.request_by(&victim.pod).unwrap();
+        node.wait_for("alert", &victim.pod).unwrap();
+    }
+    agent.kill().unwrap();
+    let alerts = OpenOptions::new().write(true).open(node.agent.alerts().path()).unwrap();
+    alerts.set_len(alerts.metadata().unwrap().len() - 1_000).unwrap();
+    let _agent = node.agent.start().unwrap();
+    node.settle().unwrap();
+    the_alert(&node, &told.pod);
+    the_alert(&node, &cut_off.pod);
+}
+
+#[test]
 fn whenever_the_agent_is_killed_every_attack_is_told_exactly_once() {
     let sandbox = Sandbox::create().unwrap();
     let mut node = Node::new(&sandbox).unwrap();
@@ -169,10 +189,7 @@ fn alerts_wait_while_the_disk_is_full_and_are_written_once_when_there_is_space()
     node.agent = node.agent.alert_log(disk.join("alerts.ndjson"));
     let mut agent = node.agent.start().unwrap();
     let victims = [node.workload().unwrap(), node.workload().unwrap()];
-    // A piece of the first alert fits.
-    let ballast = fill(&disk);
-    let size = fs::metadata(&ballast).unwrap().len();
-    OpenOptions::new().write(true).open(&ballast).unwrap().set_len(size - PAGE).unwrap();
+    let ballast = fill_but_a_page(&disk);
     for victim in &victims {
         victim.attack().unwrap();
         node.request_by(&victim.pod).unwrap();
@@ -198,7 +215,7 @@ fn an_alert_that_waits_for_space_survives_the_agent() {
     node.agent = node.agent.alert_log(disk.join("alerts.ndjson"));
     let agent = node.agent.start().unwrap();
     let victim = node.workload().unwrap();
-    let ballast = fill(&disk);
+    let ballast = fill_but_a_page(&disk);
     victim.attack().unwrap();
     node.request_by(&victim.pod).unwrap();
     agent.wait_for_metric("tokentrail_alert_log_pending_lines", &[], 1.0).unwrap();
@@ -277,6 +294,14 @@ fn fill(folder: &Path) -> PathBuf {
     };
     assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
     path
+}
+
+/// As [`fill`], but a piece of an alert still fits.
+fn fill_but_a_page(folder: &Path) -> PathBuf {
+    let ballast = fill(folder);
+    let size = fs::metadata(&ballast).unwrap().len();
+    OpenOptions::new().write(true).open(&ballast).unwrap().set_len(size - PAGE).unwrap();
+    ballast
 }
 
 /// Waits until `/readyz` is 503 and names this condition.

@@ -8,7 +8,7 @@ use std::{
     fs, io,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -19,14 +19,19 @@ use crate::{machine::cgroup_hierarchies, sandbox::locked, wait::wait_until};
 /// Parents, as folders in a hierarchy, that did not exist before this program made them.
 static OWN_PARENTS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// To be called before the cgroup `path` (from a hierarchy's root) comes to be.
-pub(crate) fn about_to_make(path: &Path) -> Result<()> {
+/// Held while a cgroup is made: its parents must not be removed under the maker's hands.
+static MAKING: RwLock<()> = RwLock::new(());
+
+/// To be called before the cgroup `path` (from a hierarchy's root) comes to be, and to be held
+/// until it is there.
+pub(crate) fn about_to_make(path: &Path) -> Result<RwLockReadGuard<'static, ()>> {
+    let making = MAKING.read().unwrap_or_else(PoisonError::into_inner);
     let mut own = locked(&OWN_PARENTS);
     for hierarchy in cgroup_hierarchies()? {
         let parents = path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
         own.extend(parents.map(|parent| hierarchy.mount.join(parent)).filter(|it| !it.exists()));
     }
-    Ok(())
+    Ok(making)
 }
 
 /// Removes the cgroup `path` from all hierarchies, and parents of ours that nobody uses any more.
@@ -41,6 +46,7 @@ pub(crate) fn remove(path: &Path, deadline: Duration) -> Result<()> {
             Ok(remove_with_children(&folder).is_ok().then_some(()))
         })?;
     }
+    let _nobody_is_making = MAKING.write().unwrap_or_else(PoisonError::into_inner);
     // Deepest first: in this order a folder comes after the one that holds it.
     locked(&OWN_PARENTS).iter().rev().for_each(|parent| {
         // Another pod of this program may be in it; its end removes it.

@@ -89,7 +89,7 @@ impl Container {
             .stdout(File::create(&log)?)
             .stderr(OpenOptions::new().append(true).open(&log)?);
         let status = sandbox.ledger().change(|undo| {
-            cgroups::about_to_make(&cgroup)?;
+            let _making = cgroups::about_to_make(&cgroup)?;
             undo.push(Undo::Cgroup(pod_cgroup));
             let (runc, root, id) = (runc.clone(), runc_root.clone(), id.clone());
             undo.push(Undo::Container { runc, root, id });

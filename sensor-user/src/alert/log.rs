@@ -26,6 +26,10 @@ const KNOWN_IDS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 /// How much of the log's end is read back on start, bytes. Ids further back belong to requests
 /// that no source yields again: checkpoints and the journal reach back minutes, not megabytes.
 const READ_BACK: u64 = 8 << 20;
+/// How every document begins.
+const BEGINNING: &[u8] = br#"{"@timestamp":"#;
+/// Longer than any document, bytes.
+const LONGEST_LINE: u64 = 1 << 20;
 /// What may wait for space, bytes; beyond it the audit sources have to wait.
 const PENDING_BYTES: usize = 4 << 20;
 
@@ -273,8 +277,7 @@ impl AlertLog {
     }
 }
 
-/// Opens for appending, never through a symbolic link. A line that a power loss cut off is ended,
-/// so that the next one stands alone.
+/// Opens for appending, never through a symbolic link.
 fn open_file(path: &Path) -> Result<Target, AlertLogError> {
     let failed = |action, advice| {
         let path = path.to_owned();
@@ -289,22 +292,31 @@ fn open_file(path: &Path) -> Result<Target, AlertLogError> {
         .custom_flags(no_follow.bits().cast_signed())
         .open(path)
         .map_err(failed("open", "it must be a plain file in a writable directory, not a link"))?;
-    let inspect = failed("read", "check the file system that it is on");
-    let mut length = file.metadata().map(|metadata| metadata.len()).unwrap_or_default();
-    if length > 0 {
-        let mut last = [0];
-        let ends = |file: &mut File, last: &mut [u8]| -> io::Result<()> {
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(last)
-        };
-        ends(&mut file, &mut last).map_err(inspect)?;
-        if last != [b'\n'] {
-            let write = failed("end the last line of", "check that the disk has space");
-            file.write_all(b"\n").map_err(write)?;
-            length += 1;
-        }
-    }
+    let mend_failed = failed("mend the last line of", "check the file system that it is on");
+    let length = mend(&mut file).map_err(mend_failed)?;
     Ok(Target::File { file, length })
+}
+
+/// Takes back a line that a crash cut off: its alert is told again, and readers never meet half a
+/// document. Text that is not ours is only ended, so that the next line stands alone. Returns the
+/// file's length.
+fn mend(file: &mut File) -> io::Result<u64> {
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(LONGEST_LINE);
+    let mut end = Vec::new();
+    file.seek(SeekFrom::Start(start))?;
+    file.take(LONGEST_LINE).read_to_end(&mut end)?;
+    let torn = end.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    if torn.is_empty() {
+        return Ok(length);
+    }
+    if torn.starts_with(BEGINNING) || BEGINNING.starts_with(torn) {
+        let length = length.saturating_sub(torn.len() as u64);
+        file.set_len(length)?;
+        return Ok(length);
+    }
+    file.write_all(b"\n")?;
+    Ok(length + 1)
 }
 
 /// `alerts.ndjson` → `alerts.ndjson.1`
@@ -350,94 +362,4 @@ fn read_back(path: &Path, known: &mut LruCache<String, ()>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings(directory: &Path) -> AlertLogSettings {
-        AlertLogSettings { path: directory.join("alerts.ndjson"), max_bytes: 1 << 20, keep: 2 }
-    }
-
-    fn log(settings: &AlertLogSettings) -> AlertLog {
-        AlertLog::open(settings.clone(), AlertLogMetrics::default()).unwrap()
-    }
-
-    fn line(id: &str) -> Vec<u8> {
-        format!(r#"{{"event":{{"id":"{id}"}}}}"#).into_bytes()
-    }
-
-    #[test]
-    fn an_id_is_written_once_also_after_a_restart_and_a_rotation() {
-        let directory = tempfile::tempdir().unwrap();
-        let settings = AlertLogSettings { max_bytes: 20, ..settings(directory.path()) };
-        assert_eq!(log(&settings).append("a", line("a")), Appended::Written);
-        assert!(rotated(&settings.path, 1).exists());
-        let mut log = log(&settings);
-        assert_eq!(log.append("a", line("a")), Appended::Known);
-        assert_eq!(log.append("b", line("b")), Appended::Written);
-        let older = fs::read(rotated(&settings.path, 2)).unwrap();
-        assert_eq!(older, [line("a"), b"\n".to_vec()].concat());
-    }
-
-    #[test]
-    fn a_line_cut_off_by_a_power_loss_is_ended_and_told_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let settings = settings(directory.path());
-        fs::write(&settings.path, r#"{"event":{"id":"a"#).unwrap();
-        assert_eq!(log(&settings).append("a", line("a")), Appended::Written);
-        let text = fs::read_to_string(&settings.path).unwrap();
-        assert_eq!(text.lines().nth(1).unwrap().as_bytes(), line("a"));
-    }
-
-    #[test]
-    fn a_link_in_place_of_the_file_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let settings = settings(directory.path());
-        std::os::unix::fs::symlink("/etc/passwd", &settings.path).unwrap();
-        let error = AlertLog::open(settings, AlertLogMetrics::default()).unwrap_err();
-        assert!(error.to_string().contains("not a link"), "{error}");
-    }
-
-    #[test]
-    fn the_file_is_private() {
-        let directory = tempfile::tempdir().unwrap();
-        let settings = settings(directory.path());
-        log(&settings).append("a", line("a"));
-        assert_eq!(fs::metadata(&settings.path).unwrap().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_full_disk_makes_alerts_wait_and_nothing_is_clear_until_they_are_written() {
-        let settings = AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
-        let mut log = AlertLog {
-            target: Target::File {
-                file: File::options().append(true).open("/dev/full").unwrap(),
-                length: 0,
-            },
-            settings,
-            known: LruCache::new(KNOWN_IDS),
-            pending: VecDeque::new(),
-            pending_bytes: 0,
-            failure: None,
-            unsynced: false,
-            metrics: AlertLogMetrics::default(),
-        };
-        assert_eq!(log.append("a", line("a")), Appended::Pending);
-        assert!(!log.is_clear() && log.failure().is_some() && log.has_room());
-        let directory = tempfile::tempdir().unwrap();
-        log.target = open_file(&directory.path().join("alerts.ndjson")).unwrap();
-        log.write_pending();
-        assert!(log.is_clear() && log.failure().is_none());
-    }
-
-    #[test]
-    fn a_file_that_was_moved_away_is_made_anew() {
-        let directory = tempfile::tempdir().unwrap();
-        let settings = settings(directory.path());
-        let mut log = log(&settings);
-        log.append("a", line("a"));
-        fs::rename(&settings.path, directory.path().join("elsewhere")).unwrap();
-        log.maintain();
-        log.append("b", line("b"));
-        assert_eq!(fs::read(&settings.path).unwrap(), [line("b"), b"\n".to_vec()].concat());
-    }
-}
+mod tests;
