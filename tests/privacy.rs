@@ -26,7 +26,14 @@ fn a_tokens_content_is_in_nothing_that_the_agent_writes_or_serves() {
             .unwrap()
             .replacing("/secrets/db", &format!("/secrets/{token}?token={token}"))
             .replacing(r#""name":"db""#, &format!(r#""name":"{token}""#))
-            .replacing("kubectl/v0.0.0", &format!("curl/1 (Bearer {token})"));
+            .replacing("kubectl/v0.0.0", &format!("curl/1 (Bearer {token})"))
+            .replacing(
+                r#""sourceIPs""#,
+                &format!(
+                    r#""impersonatedUser":{{"username":"{token}","extra":{{"a":["{token}"]}}}},"sourceIPs""#
+                ),
+            )
+            .replacing(r#""code":200"#, &format!(r#""message":"{token}","code":200"#));
         node.audit.append(&line).unwrap();
         // And in a line that is none.
         node.audit.append_bytes(format!("{token}\n").as_bytes()).unwrap();

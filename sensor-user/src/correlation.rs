@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     attribution::TokenOpen,
     audit::{self, AuditRecord},
-    rules::{Band, token_access},
+    rules::{Band, Rule, token_access},
     time::Micros,
 };
 
@@ -107,6 +107,8 @@ pub struct Alert {
     pub event_id: String,
     /// `tokentrail.incident.id`.
     pub incident_id: String,
+    /// The rule that it is told by.
+    pub rule: &'static Rule,
     /// How bad.
     pub band: Band,
     /// The open that the completing request was joined with.

@@ -17,7 +17,7 @@ use crate::{
     audit::{self, AuditRecord},
     correlation,
     redact::redact,
-    rules::{self, Rule},
+    rules::Rule,
     time::Micros,
 };
 
@@ -50,7 +50,7 @@ pub fn document(
         correlation::Finding::Alert(alert) => (Kind::Alert, alert),
         correlation::Finding::Incident(alert) => (Kind::Incident, alert),
     };
-    let rule = &rules::token_access::RULE;
+    let rule = alert.rule;
     let (open, request) = (&*alert.open, &*alert.request);
     let (namespace, _) = request.service_account().unzip();
     let pod_uid = open.pod_uid.clone().unwrap_or_default();

@@ -117,6 +117,27 @@ fn clean(text: String) -> String {
     }
 }
 
+fn clean_user(user: User) -> User {
+    let User { username, uid, groups, extra } = user;
+    let values = |values: Vec<String>| values.into_iter().map(clean).collect();
+    User {
+        username: clean(username),
+        uid: clean(uid),
+        groups: values(groups),
+        extra: extra.into_iter().map(|(key, list)| (clean(key), values(list))).collect(),
+    }
+}
+
+fn clean_status(status: ResponseStatus) -> ResponseStatus {
+    let ResponseStatus { code, status, reason, message } = status;
+    ResponseStatus {
+        code,
+        status: status.map(clean),
+        reason: reason.map(clean),
+        message: message.map(clean),
+    }
+}
+
 /// Parts of the path, whatever stood there.
 fn clean_object(object: ObjectRef) -> ObjectRef {
     let ObjectRef { resource, namespace, name, subresource, api_group, api_version } = object;
@@ -153,20 +174,20 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
         audit_id: clean(event.audit_id.unwrap_or_default()),
         stage: event.stage.ok_or(BadLine::WrongShape)?,
         request_uri: clean(event.request_uri.unwrap_or_default()),
-        verb: event.verb.unwrap_or_default(),
-        user,
-        impersonated_user: event.impersonated_user,
-        source_ips: event.source_ips.unwrap_or_default(),
+        verb: clean(event.verb.unwrap_or_default()),
+        user: clean_user(user),
+        impersonated_user: event.impersonated_user.map(clean_user),
+        source_ips: event.source_ips.unwrap_or_default().into_iter().map(clean).collect(),
         user_agent: event.user_agent.map(clean),
         object_ref: object_ref.map(clean_object),
-        response_status: event.response_status,
+        response_status: event.response_status.map(clean_status),
         request_received_timestamp: time(event.request_received_timestamp)?,
         stage_timestamp: time(event.stage_timestamp)?,
         annotations: event
             .annotations
             .unwrap_or_default()
             .into_iter()
-            .map(|(key, value)| (key, value.unwrap_or_default()))
+            .map(|(key, value)| (clean(key), clean(value.unwrap_or_default())))
             .collect(),
     }))
 }

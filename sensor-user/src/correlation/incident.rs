@@ -224,6 +224,7 @@ impl Incident {
         Alert {
             event_id: ids::event_id(token_access::RULE.id, &self.id, kind, self.band),
             incident_id: self.id.clone(),
+            rule: &token_access::RULE,
             band: self.band,
             open: Arc::clone(&self.open),
             request: Arc::clone(&self.opener.record),

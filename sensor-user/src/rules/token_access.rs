@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The rule as alerts name it.
-pub const RULE: Rule = Rule {
+pub static RULE: Rule = Rule {
     id: "token-access-then-api-request",
     description: "A service-account token or CA certificate was opened in a container, and the \
                   API server then answered a request made with that pod's identity.",
