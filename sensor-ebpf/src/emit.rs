@@ -5,8 +5,8 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use tokentrail_ebpf::{ABI_VERSION, Counter, MatchedBy, Missing, OpenRecord, Route, TEXT_LEN};
 
 use crate::{
-    maps::{self, off},
-    read::{Probed, Read},
+    maps::{self, known, off},
+    read::Probed,
     task,
 };
 
@@ -32,13 +32,8 @@ pub(crate) fn open(
     record.ktime_ns = unsafe { bpf_ktime_get_boot_ns() };
     record.path[0] = 0;
     path(&mut record.path);
-    let mut missing = 0;
-    if mount(record, file).is_none() {
-        missing |= Missing::MOUNT;
-    }
-    missing |= task::describe(record);
-    record.missing = missing;
-    if identity(record, file).is_none() {
+    record.missing = task::describe(record) | mount(record, file);
+    if !identity(record, file) {
         // The file went away between the filter and here: another thread closed it.
         maps::count(Counter::LostUnreadable);
         entry.discard(0);
@@ -47,40 +42,44 @@ pub(crate) fn open(
     entry.submit(0);
 }
 
-/// What was opened.
+/// What was opened; `false` if that cannot be told.
 #[inline(always)]
-fn identity(record: &mut OpenRecord, file: Probed) -> Option<()> {
-    let inode = file.follow(off!(file_inode))?;
-    let dentry = file.follow(off!(file_dentry))?;
-    record.file_ino = inode.get(off!(inode_ino))?;
-    record.s_dev = inode.follow(off!(inode_sb))?.get(off!(sb_dev))?;
-    record.open_flags = file.get(off!(file_flags))?;
-    dentry.string(off!(dentry_name_ptr), &mut record.file_name)?;
-    let parent = dentry.follow(off!(dentry_parent))?;
-    parent.string(off!(dentry_name_ptr), &mut record.parent_name)
+fn identity(record: &mut OpenRecord, file: Probed) -> bool {
+    let inode = file.next(off!(file_inode));
+    let dentry = file.next(off!(file_dentry));
+    let superblock = inode.next(off!(inode_sb));
+    record.file_ino = inode.load(off!(inode_ino));
+    record.s_dev = superblock.load(off!(sb_dev));
+    record.open_flags = file.load(off!(file_flags));
+    dentry.string(off!(dentry_name_ptr), &mut record.file_name);
+    dentry.next(off!(dentry_parent)).string(off!(dentry_name_ptr), &mut record.parent_name);
+    !superblock.is_null() && record.file_name[0] != 0
 }
 
 /// Where its file system is mounted.
 #[inline(always)]
-fn mount(record: &mut OpenRecord, file: Probed) -> Option<()> {
-    for name in &mut record.mount_names {
-        name[0] = 0;
-    }
-    let mount = file.follow(off!(file_mnt))?.container(off!(mount_vfsmount))?;
-    names(mount.follow(off!(mount_mountpoint))?, &mut record.mount_names)
+fn mount(record: &mut OpenRecord, file: Probed) -> u32 {
+    let mount = file.next(off!(file_mnt)).container(off!(mount_vfsmount));
+    names(mount.next(off!(mount_mountpoint)), &mut record.mount_names);
+    missing_unless(
+        Missing::MOUNT,
+        known!(file_mnt, mount_vfsmount, mount_mountpoint) && record.mount_names[0][0] != 0,
+    )
 }
 
-/// Names of a dentry and of the two above it, empty beyond the root.
+/// `bit`, unless `present`.
 #[inline(always)]
-pub(crate) fn names<const N: usize>(dentry: Probed, into: &mut [[u8; N]; 3]) -> Option<()> {
+pub(crate) fn missing_unless(bit: u32, present: bool) -> u32 {
+    if present { 0 } else { bit }
+}
+
+/// Names of a dentry and of the two above it, empty beyond the root, whose parent is itself.
+#[inline(always)]
+pub(crate) fn names<const N: usize>(dentry: Probed, into: &mut [[u8; N]; 3]) {
     let mut at = dentry;
     for name in into {
-        at.string(off!(dentry_name_ptr), name)?;
-        let parent = at.follow(off!(dentry_parent))?;
-        if parent == at {
-            break;
-        }
-        at = parent;
+        at.string(off!(dentry_name_ptr), name);
+        let parent = at.next(off!(dentry_parent));
+        at = if parent == at { Probed::at(0) } else { parent };
     }
-    Some(())
 }
