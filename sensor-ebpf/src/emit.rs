@@ -2,9 +2,13 @@
 //! counts why it could not.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use tokentrail_ebpf::{ABI_VERSION, Counter, MatchedBy, Missing, OpenRecord, Route, TEXT_LEN};
+use tokentrail_ebpf::{ABI_VERSION, Counter, MatchedBy, OpenRecord, Route, TEXT_LEN};
 
-use crate::{file as opened, maps, read::Probed, task};
+use crate::{
+    file as opened, maps,
+    read::Probed,
+    task,
+};
 
 /// Emits one open of `file`. `path` writes the file's `d_path`, or a leading NUL.
 #[inline(always)]
@@ -28,13 +32,8 @@ pub(crate) fn open(
     record.ktime_ns = unsafe { bpf_ktime_get_boot_ns() };
     record.path[0] = 0;
     path(&mut record.path);
-    let mut missing = 0;
-    if opened::mount(record, file).is_none() {
-        missing |= Missing::MOUNT;
-    }
-    missing |= task::describe(record);
-    record.missing = missing;
-    if opened::identity(record, file).is_none() {
+    record.missing = task::describe(record) | opened::mount(record, file);
+    if !opened::identity(record, file) {
         // The file went away between the filter and here: another thread closed it.
         maps::count(Counter::LostUnreadable);
         entry.discard(0);

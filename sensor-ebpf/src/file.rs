@@ -1,47 +1,45 @@
 //! The only reader of what was opened: the file's identity and names, its mount point, and the
 //! names of any other dentry.
 
-use tokentrail_ebpf::OpenRecord;
+use tokentrail_ebpf::{Missing, OpenRecord};
 
 use crate::{
-    maps::off,
-    read::{Probed, Read},
+    maps::{known, off},
+    read::{Probed, missing_unless},
 };
 
-/// What was opened.
+/// What was opened; `false` if that cannot be told.
 #[inline(always)]
-pub(crate) fn identity(record: &mut OpenRecord, file: Probed) -> Option<()> {
-    let inode = file.follow(off!(file_inode))?;
-    let dentry = file.follow(off!(file_dentry))?;
-    record.file_ino = inode.get(off!(inode_ino))?;
-    record.s_dev = inode.follow(off!(inode_sb))?.get(off!(sb_dev))?;
-    record.open_flags = file.get(off!(file_flags))?;
-    dentry.string(off!(dentry_name_ptr), &mut record.file_name)?;
-    let parent = dentry.follow(off!(dentry_parent))?;
-    parent.string(off!(dentry_name_ptr), &mut record.parent_name)
+pub(crate) fn identity(record: &mut OpenRecord, file: Probed) -> bool {
+    let inode = file.next(off!(file_inode));
+    let dentry = file.next(off!(file_dentry));
+    let superblock = inode.next(off!(inode_sb));
+    record.file_ino = inode.load(off!(inode_ino));
+    record.s_dev = superblock.load(off!(sb_dev));
+    record.open_flags = file.load(off!(file_flags));
+    dentry.string(off!(dentry_name_ptr), &mut record.file_name);
+    dentry.next(off!(dentry_parent)).string(off!(dentry_name_ptr), &mut record.parent_name);
+    !superblock.is_null() && record.file_name[0] != 0
 }
 
 /// Where its file system is mounted.
 #[inline(always)]
-pub(crate) fn mount(record: &mut OpenRecord, file: Probed) -> Option<()> {
-    for name in &mut record.mount_names {
-        name[0] = 0;
-    }
-    let mount = file.follow(off!(file_mnt))?.container(off!(mount_vfsmount))?;
-    names(mount.follow(off!(mount_mountpoint))?, &mut record.mount_names)
+pub(crate) fn mount(record: &mut OpenRecord, file: Probed) -> u32 {
+    let mount = file.next(off!(file_mnt)).container(off!(mount_vfsmount));
+    names(mount.next(off!(mount_mountpoint)), &mut record.mount_names);
+    missing_unless(
+        Missing::MOUNT,
+        known!(file_mnt, mount_vfsmount, mount_mountpoint) && record.mount_names[0][0] != 0,
+    )
 }
 
-/// Names of a dentry and of the two above it, empty beyond the root.
+/// Names of a dentry and of the two above it, empty beyond the root, whose parent is itself.
 #[inline(always)]
-pub(crate) fn names<const N: usize>(dentry: Probed, into: &mut [[u8; N]; 3]) -> Option<()> {
+pub(crate) fn names<const N: usize>(dentry: Probed, into: &mut [[u8; N]; 3]) {
     let mut at = dentry;
     for name in into {
-        at.string(off!(dentry_name_ptr), name)?;
-        let parent = at.follow(off!(dentry_parent))?;
-        if parent == at {
-            break;
-        }
-        at = parent;
+        at.string(off!(dentry_name_ptr), name);
+        let parent = at.next(off!(dentry_parent));
+        at = if parent == at { Probed::at(0) } else { parent };
     }
-    Some(())
 }

@@ -53,10 +53,8 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
     }
     // SAFETY: the first argument of the traced function, which BTF types as `struct file *`.
     let file = unsafe { Typed::new(address) };
-    if let Some(matched) = token_like(file)
-        && let Some(probed) = file.probed()
-    {
-        emit::open(Route::Fexit, probed, matched, |path: &mut [u8; TEXT_LEN]| {
+    if let Some(matched) = token_like(file) {
+        emit::open(Route::Fexit, file.probed(), matched, |path: &mut [u8; TEXT_LEN]| {
             let from = address.wrapping_add(off!(file_path) as usize).cast_mut();
             // SAFETY: `path` is writable for its length; `from` is the file's `f_path`, which the
             // verifier checks.
@@ -78,9 +76,8 @@ pub(crate) fn on_kprobe(ctx: &ProbeContext) -> u32 {
     // SAFETY: as above; word 0 is `x0` on arm64.
     let x0 = unsafe { core::ptr::read_volatile(registers) };
     let address = if off!(arch) == 1 { rdi } else { x0 };
-    if let Some(file) = Probed::at(address)
-        && let Some(matched) = token_like(file)
-    {
+    let file = Probed::at(address);
+    if let Some(matched) = token_like(file) {
         emit::open(Route::Kprobe, file, matched, |path| path[0] = 0);
         debug!(ctx, "kprobe: reported an open that matched by {}", matched as u32);
     }
@@ -94,7 +91,7 @@ pub(crate) fn on_exit(ctx: &TracePointContext) -> u32 {
     let returned = unsafe { core::ptr::read_volatile(words.wrapping_add(EXIT_RET)) };
     if let Ok(descriptor) = u32::try_from(returned)
         && let Some(table) = descriptors()
-        && let Some(file) = table.element(descriptor)
+        && let file = table.element(descriptor)
         && let Some(matched) = token_like(file)
     {
         emit::open(Route::Exit, file, matched, |path| path[0] = 0);
@@ -113,36 +110,36 @@ fn descriptors() -> Option<Probed> {
         // SAFETY: the helper returns the current `struct task_struct *` with its BTF type.
         let task = unsafe { Typed::new(task.cast_const().cast()) };
         let table = task.follow(off!(task_files))?.follow(off!(files_fdt))?;
-        Probed::at(table.get(off!(fdt_fd))?)
+        Some(Probed::at(table.get(off!(fdt_fd))))
     } else {
         // SAFETY: helper without arguments.
-        let task = Probed::at(unsafe { bpf_get_current_task() })?;
-        task.follow(off!(task_files))?.follow(off!(files_fdt))?.follow(off!(fdt_fd))
+        let task = Probed::at(unsafe { bpf_get_current_task() });
+        Some(task.next(off!(task_files)).next(off!(files_fdt)).next(off!(fdt_fd)))
     }
 }
 
 /// The filter. Reads are ordered by what they cost and how many opens they dismiss.
 #[inline(always)]
 fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
-    let operations: u64 = file.get(off!(file_op))?;
+    let operations: u64 = file.get(off!(file_op));
     let tmpfs = maps::tmpfs_file_ops();
     if tmpfs != 0 && operations != tmpfs {
         return None;
     }
     let mut buffer = Buffer::new();
     let span = Span { start: off!(dentry_glance), length: off!(dentry_glance_len) };
-    let dentry = file.follow(off!(file_dentry))?.glance(span, &mut buffer)?;
+    let dentry = file.follow(off!(file_dentry))?.glance(span, &mut buffer);
     let superblock = dentry.follow(off!(dentry_sb))?;
     let named = named_like_a_token(dentry)?;
-    let matched = if named && superblock.get(off!(sb_magic)) == Some(TMPFS_MAGIC) {
+    let matched = if named && superblock.get::<u64>(off!(sb_magic)) == TMPFS_MAGIC {
         MatchedBy::Name
     } else if on_a_volume(superblock)? {
         MatchedBy::Device
     } else {
         return None;
     };
-    let mode: u16 = file.follow(off!(file_inode))?.get(off!(inode_mode))?;
-    if mode & FILE_TYPE != REGULAR || file.get::<u32>(off!(file_mode))? & FMODE_PATH != 0 {
+    let mode: u16 = file.follow(off!(file_inode))?.get(off!(inode_mode));
+    if mode & FILE_TYPE != REGULAR || file.get::<u32>(off!(file_mode)) & FMODE_PATH != 0 {
         return None;
     }
     if tmpfs == 0 && matched == MatchedBy::Name {
@@ -156,13 +153,13 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
 #[inline(always)]
 fn on_a_volume<R: Read>(superblock: R) -> Option<bool> {
     let Some(address) = superblock.address() else {
-        return Some(maps::is_volume(superblock.get(off!(sb_dev))?));
+        return Some(maps::is_volume(superblock.get(off!(sb_dev))));
     };
     let unwatched = maps::Unwatched::now(address)?;
     if unwatched.is_known() {
         return Some(false);
     }
-    let watched = maps::is_volume(superblock.get(off!(sb_dev))?);
+    let watched = maps::is_volume(superblock.get(off!(sb_dev)));
     if !watched {
         unwatched.remember();
     }
@@ -173,20 +170,20 @@ fn on_a_volume<R: Read>(superblock: R) -> Option<bool> {
 /// this short are always inline.
 #[inline(always)]
 fn named_like_a_token<R: Read>(dentry: R) -> Option<bool> {
-    let length: u32 = dentry.get(off!(dentry_name_len))?;
+    let length: u32 = dentry.get(off!(dentry_name_len));
     if !NAMES.iter().any(|(known, _)| length == *known) {
         return Some(false);
     }
     // Two words, since the verifier lets a BTF load of `char []` span four bytes.
-    let low: u32 = dentry.get(off!(dentry_inline_name))?;
-    let high: u32 = dentry.get(off!(dentry_inline_name) + 4)?;
+    let low: u32 = dentry.get(off!(dentry_inline_name));
+    let high: u32 = dentry.get(off!(dentry_inline_name) + 4);
     let found = u64::from(low) | u64::from(high) << 32;
     let mask = (1 << (length * 8)) - 1;
     if !NAMES.iter().any(|(known, text)| length == *known && found & mask == *text) {
         return Some(false);
     }
     let parent = dentry.follow(off!(dentry_parent))?;
-    let parent_length: u32 = parent.get(off!(dentry_name_len))?;
-    let dots: u16 = parent.get(off!(dentry_inline_name))?;
+    let parent_length: u32 = parent.get(off!(dentry_name_len));
+    let dots: u16 = parent.get(off!(dentry_inline_name));
     Some(parent_length > 2 && dots == DOTS)
 }

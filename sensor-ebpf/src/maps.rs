@@ -78,6 +78,14 @@ macro_rules! off {
 }
 pub(crate) use off;
 
+/// Whether this kernel has all of these members; a constant to the verifier.
+macro_rules! known {
+    ($($field:ident),+) => {
+        $($crate::maps::off!($field) != tokentrail_ebpf::ABSENT)&&+
+    };
+}
+pub(crate) use known;
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {

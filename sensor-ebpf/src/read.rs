@@ -1,9 +1,9 @@
 //! Reading kernel memory: the ways there are, behind one trait. Nothing here knows a structure.
 //!
-//! An absent offset reads as `None`; since offsets are verifier constants, such a read costs
-//! nothing and is never even verified.
+//! An absent offset reads as zero; since offsets are verifier constants, such a read costs nothing
+//! and is never even verified.
 
-use core::{mem::MaybeUninit, num::NonZeroU64};
+use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated;
 use tokentrail_ebpf::ABSENT;
@@ -19,15 +19,15 @@ pub(crate) trait Read: Copy {
     /// Where the structure is; `None` where the verifier guards the address and reads are free.
     fn address(self) -> Option<u64>;
 
-    /// The member at `offset`; `None` if this kernel has none or the address is bad.
-    fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T>;
+    /// The member at `offset`; zero if this kernel has none or the address is bad.
+    fn get<T: FromBytes + Copy>(self, offset: u32) -> T;
 
     /// The structure that the pointer at `offset` leads to; `None` for a null pointer as well.
     fn follow(self, offset: u32) -> Option<Self::Next>;
 
     /// Fetches `span` at once into `buffer`: members there then cost nothing further. Where the
     /// span is too wide, they are read one by one.
-    fn glance<'a>(self, span: Span, buffer: &'a mut Buffer) -> Option<Self::Glance<'a>>;
+    fn glance<'a>(self, span: Span, buffer: &'a mut Buffer) -> Self::Glance<'a>;
 }
 
 /// Some bytes of a structure; `start` is a multiple of eight.
@@ -55,80 +55,97 @@ impl Span {
     }
 }
 
-/// Any address, read with `bpf_probe_read_kernel`: bad ones fail, each read costs a call.
+/// Any address, read with `bpf_probe_read_kernel`; each read costs a call.
 ///
-/// Never null, so that an `Option` of it is one word: the unset payload of a wider one may be
-/// spilled to the stack and read back, which verifiers before 6.3 refuse.
+/// Its own methods never branch on a failure: the helper then leaves zeroes, and reading from null
+/// fails again, so a chain is checked once at its end. This keeps the paths few that the verifier
+/// has to walk, which on kernels before 6.6 decides whether the program loads at all.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Probed(NonZeroU64);
+pub(crate) struct Probed(u64);
 
 impl Probed {
-    /// The structure at `address`; `None` for null.
+    /// The structure at `address`.
     #[inline(always)]
-    pub(crate) fn at(address: u64) -> Option<Self> {
-        NonZeroU64::new(address).map(Self)
+    pub(crate) fn at(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub(crate) fn is_null(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The member at `offset`; zero if this kernel has none or the address is bad.
+    #[inline(always)]
+    pub(crate) fn load<T: FromBytes + Copy>(self, offset: u32) -> T {
+        if offset == ABSENT {
+            return T::new_zeroed();
+        }
+        let mut value = MaybeUninit::<T>::uninit();
+        copy(self.0.wrapping_add(offset.into()), value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        // SAFETY: the helper writes its target also when it fails, and any bytes make a `T`.
+        unsafe { value.assume_init() }
+    }
+
+    /// The structure that the pointer at `offset` leads to, or null.
+    #[inline(always)]
+    pub(crate) fn next(self, offset: u32) -> Self {
+        Self(self.load(offset))
     }
 
     /// The member at `offset`, itself a structure.
     #[inline(always)]
-    pub(crate) fn member(self, offset: u32) -> Option<Self> {
-        if offset == ABSENT { None } else { Self::at(self.0.get().wrapping_add(offset.into())) }
+    pub(crate) fn member(self, offset: u32) -> Self {
+        Self(self.0.wrapping_add(offset.into()))
     }
 
     /// The structure whose member at `offset` this is.
     #[inline(always)]
-    pub(crate) fn container(self, offset: u32) -> Option<Self> {
-        if offset == ABSENT { None } else { Self::at(self.0.get().wrapping_sub(offset.into())) }
+    pub(crate) fn container(self, offset: u32) -> Self {
+        Self(self.0.wrapping_sub(offset.into()))
     }
 
     /// Element `index` of an array of pointers that starts here.
     #[inline(always)]
-    pub(crate) fn element(self, index: u32) -> Option<Self> {
-        let mut file = 0;
-        copy(self.0.get().wrapping_add(u64::from(index) * 8), (&raw mut file).cast(), 8)?;
-        Self::at(file)
+    pub(crate) fn element(self, index: u32) -> Self {
+        Self(self.0.wrapping_add(u64::from(index) * 8)).next(0)
     }
 
     /// Copies the string that the pointer at `offset` leads to, cut and NUL-terminated; an
     /// unreadable one is left empty.
     #[inline(always)]
-    pub(crate) fn string<const N: usize>(self, offset: u32, into: &mut [u8; N]) -> Option<()> {
-        into[0] = 0;
-        let text = self.follow(offset)?;
-        // SAFETY: `into` is writable for its N bytes; the helper checks the source.
-        let length = unsafe {
+    pub(crate) fn string<const N: usize>(self, offset: u32, into: &mut [u8; N]) {
+        let text = self.next(offset);
+        // SAFETY: `into` is writable for its N bytes; the helper checks the source and clears the
+        // target if it is bad.
+        unsafe {
             generated::bpf_probe_read_kernel_str(
                 into.as_mut_ptr().cast(),
                 N as u32,
-                text.0.get() as *const _,
+                text.0 as *const _,
             )
         };
-        if length < 0 { None } else { Some(()) }
     }
 
-    /// Copies the bytes of the member at `offset`.
+    /// Copies the bytes of the member at `offset`, zeroes if there are none.
     #[inline(always)]
-    pub(crate) fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) -> Option<()> {
-        into[0] = 0;
-        self.copy(offset, into.as_mut_ptr(), N as u32)
-    }
-
-    #[inline(always)]
-    fn copy(self, offset: u32, into: *mut u8, length: u32) -> Option<()> {
+    pub(crate) fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) {
         if offset == ABSENT {
-            return None;
+            into[0] = 0;
+        } else {
+            copy(self.0.wrapping_add(offset.into()), into.as_mut_ptr(), N as u32);
         }
-        copy(self.0.get().wrapping_add(offset.into()), into, length)
     }
 }
 
-/// Copies from any address. `into` must be writable for `length` bytes, which the verifier checks.
+/// Copies from any address, zeroes if it is bad. `into` must be writable for `length` bytes, which
+/// the verifier checks.
 #[inline(always)]
-fn copy(from: u64, into: *mut u8, length: u32) -> Option<()> {
+fn copy(from: u64, into: *mut u8, length: u32) {
     // SAFETY: the verifier refuses a program that does not own the target; the helper checks the
     // source.
-    let result = unsafe { generated::bpf_probe_read_kernel(into.cast(), length, from as *const _) };
-    if result == 0 { Some(()) } else { None }
+    unsafe { generated::bpf_probe_read_kernel(into.cast(), length, from as *const _) };
 }
 
 impl Read for Probed {
@@ -137,28 +154,27 @@ impl Read for Probed {
 
     #[inline(always)]
     fn address(self) -> Option<u64> {
-        Some(self.0.get())
+        Some(self.0)
     }
 
     #[inline(always)]
-    fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
-        let mut value = MaybeUninit::<T>::uninit();
-        self.copy(offset, value.as_mut_ptr().cast(), size_of::<T>() as u32)?;
-        // SAFETY: written just now, and any bytes make a `T`.
-        Some(unsafe { value.assume_init() })
+    fn get<T: FromBytes + Copy>(self, offset: u32) -> T {
+        self.load(offset)
     }
 
     #[inline(always)]
     fn follow(self, offset: u32) -> Option<Self> {
-        Self::at(self.get(offset)?)
+        let next = self.next(offset);
+        if next.is_null() { None } else { Some(next) }
     }
 
     #[inline(always)]
-    fn glance<'a>(self, span: Span, buffer: &'a mut Buffer) -> Option<Glance<'a>> {
+    fn glance<'a>(self, span: Span, buffer: &'a mut Buffer) -> Glance<'a> {
         if span.fits() {
-            self.copy(span.start, buffer.0.as_mut_ptr().cast(), span.length)?;
+            let from = self.0.wrapping_add(span.start.into());
+            copy(from, buffer.0.as_mut_ptr().cast(), span.length);
         }
-        Some(Glance { base: self, span, buffer })
+        Glance { base: self, span, buffer }
     }
 }
 
@@ -180,26 +196,27 @@ impl Read for Glance<'_> {
     }
 
     #[inline(always)]
-    fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
+    fn get<T: FromBytes + Copy>(self, offset: u32) -> T {
         if !self.span.fits() {
-            return self.base.get(offset);
+            return self.base.load(offset);
         }
         let at = offset.wrapping_sub(self.span.start) as usize;
         let member = self.buffer.0.as_ptr().cast::<u8>().wrapping_add(at).cast::<T>();
         // SAFETY: any bytes make a `T`. That the member lies in what was copied is the business of
         // user space, which computes both; the verifier refuses anything else. Volatile, since to
         // the compiler an offset may be any.
-        Some(unsafe { core::ptr::read_volatile(member) })
+        unsafe { core::ptr::read_volatile(member) }
     }
 
     #[inline(always)]
     fn follow(self, offset: u32) -> Option<Probed> {
-        Probed::at(self.get(offset)?)
+        let next = Probed::at(self.get(offset));
+        if next.is_null() { None } else { Some(next) }
     }
 
     #[inline(always)]
-    fn glance(self, _: Span, _: &mut Buffer) -> Option<Self> {
-        Some(self)
+    fn glance(self, _: Span, _: &mut Buffer) -> Self {
+        self
     }
 }
 
@@ -219,7 +236,7 @@ impl Typed {
 
     /// The same structure, read with the helper from here on.
     #[inline(always)]
-    pub(crate) fn probed(self) -> Option<Probed> {
+    pub(crate) fn probed(self) -> Probed {
         Probed::at(self.0 as u64)
     }
 }
@@ -234,14 +251,14 @@ impl Read for Typed {
     }
 
     #[inline(always)]
-    fn get<T: FromBytes + Copy>(self, offset: u32) -> Option<T> {
+    fn get<T: FromBytes + Copy>(self, offset: u32) -> T {
         if offset == ABSENT {
-            return None;
+            return T::new_zeroed();
         }
         let member = self.0.wrapping_add(offset as usize).cast::<T>();
         // SAFETY: a load from a BTF pointer; the verifier checks the member and the kernel
         // handles the fault of a stale pointer (the load then yields zero).
-        Some(unsafe { core::ptr::read_volatile(member) })
+        unsafe { core::ptr::read_volatile(member) }
     }
 
     #[inline(always)]
@@ -256,7 +273,13 @@ impl Read for Typed {
     }
 
     #[inline(always)]
-    fn glance(self, _: Span, _: &mut Buffer) -> Option<Self> {
-        Some(self)
+    fn glance(self, _: Span, _: &mut Buffer) -> Self {
+        self
     }
+}
+
+/// `bit`, unless `present`.
+#[inline(always)]
+pub(crate) fn missing_unless(bit: u32, present: bool) -> u32 {
+    if present { 0 } else { bit }
 }
