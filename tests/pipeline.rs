@@ -16,6 +16,11 @@ const RULE: &str = "token-access-then-api-request";
 /// The one alert about a pod, after all that was done so far has gone through the agent.
 fn only_alert(node: &Node<'_>, pod: &Pod) -> Value {
     node.settle().unwrap();
+    the_alert(node, pod)
+}
+
+/// The one alert about a pod so far.
+fn the_alert(node: &Node<'_>, pod: &Pod) -> Value {
     let mut alerts = node.alerts_about(pod).unwrap();
     assert_eq!(alerts.len(), 1, "{alerts:#?}");
     alerts.remove(0)
@@ -237,8 +242,9 @@ fn a_token_that_the_kubelet_refreshed_is_followed_before_and_after() {
     after.attack().unwrap();
     node.request_by(&before.pod).unwrap();
     node.request_by(&after.pod).unwrap();
+    node.settle().unwrap();
     for pod in [&before.pod, &after.pod] {
-        let alert = only_alert(&node, pod);
+        let alert = the_alert(&node, pod);
         assert_eq!(alert["tokentrail"]["grade"], "interactive");
         assert_eq!(alert["tokentrail"]["incident"]["opens"], 1, "a refresh is no read: {alert:#}");
     }

@@ -27,8 +27,14 @@ const ROUNDS: usize = 10;
 /// A page of a tmpfs.
 const PAGE: u64 = 4096;
 
+/// The only alert about a pod, after all that was done so far has gone through the agent.
 fn only_alert(node: &Node<'_>, pod: &Pod) -> Value {
     node.settle().unwrap();
+    the_alert(node, pod)
+}
+
+/// The only alert about a pod so far.
+fn the_alert(node: &Node<'_>, pod: &Pod) -> Value {
     let mut alerts = node.alerts_about(pod).unwrap();
     assert_eq!(alerts.len(), 1, "{alerts:#?}");
     alerts.remove(0)
@@ -102,8 +108,9 @@ fn whenever_the_agent_is_killed_every_attack_is_told_exactly_once() {
         victims.push(victim);
     }
     let _agent = node.agent.start().unwrap();
+    node.settle().unwrap();
     for victim in &victims {
-        only_alert(&node, &victim.pod);
+        the_alert(&node, &victim.pod);
     }
 }
 
@@ -123,8 +130,9 @@ fn a_log_that_was_rotated_while_the_agent_was_away_is_read_from_where_it_stopped
         node.audit.rotate_by_rename().unwrap();
     }
     let _agent = node.agent.start().unwrap();
+    node.settle().unwrap();
     for victim in &victims {
-        only_alert(&node, &victim.pod);
+        the_alert(&node, &victim.pod);
     }
 }
 
@@ -175,8 +183,9 @@ fn alerts_wait_while_the_disk_is_full_and_are_written_once_when_there_is_space()
     assert_eq!(agent.get("/livez").unwrap().status, 200);
     assert!(node.agent.alerts().all().unwrap().is_empty());
     fs::remove_file(ballast).unwrap();
+    node.settle().unwrap();
     for victim in &victims {
-        only_alert(&node, &victim.pod);
+        the_alert(&node, &victim.pod);
     }
     agent.wait_until_ready().unwrap();
 }
@@ -223,8 +232,9 @@ fn opens_wait_while_the_state_directory_has_no_space_and_then_survive_the_agent(
     agent.kill().unwrap();
     node.request_by(&untold.pod).unwrap();
     let _agent = node.agent.start().unwrap();
-    only_alert(&node, &told.pod);
-    only_alert(&node, &untold.pod);
+    node.settle().unwrap();
+    the_alert(&node, &told.pod);
+    the_alert(&node, &untold.pod);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! A route that loads and attaches may still never fire; only an open that comes back proves the
 //! whole way from hook to reader. The file lies on tmpfs under a directory that starts with `..`,
-//! as the kubelet writes tokens. It exists only during a test.
+//! as the kubelet writes tokens. It exists only during a test. Several agents may share a machine,
+//! if only for the moment in which one replaces another, so it may come and go at any time.
 
 use std::{
     fs, io,
@@ -53,12 +54,17 @@ impl Canary {
     pub(super) fn open(&mut self) -> io::Result<()> {
         self.awaited = None;
         self.seen = false;
-        fs::create_dir_all(&self.directory)?;
         let path = self.directory.join("token");
-        let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+        let file = persistently(|| {
+            fs::create_dir_all(&self.directory)?;
+            fs::OpenOptions::new().create(true).append(true).open(&path)
+        })?;
         let found = file.metadata();
         // The record needs the open, not the name: nothing is left behind if this process dies.
-        fs::remove_file(&path)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         let found = found?;
         self.awaited = Some((kernel_device(found.dev()), found.ino()));
         Ok(())
@@ -87,12 +93,27 @@ impl Drop for Canary {
 /// Creates `<directory>/..canary`; an error if that is not on tmpfs.
 fn prepare(directory: &Path) -> io::Result<PathBuf> {
     let inner = directory.join("..canary");
-    fs::create_dir_all(&inner)?;
-    if fstatfs(fs::File::open(&inner)?)?.f_type != TMPFS_MAGIC {
+    let made = persistently(|| {
+        fs::create_dir_all(&inner)?;
+        fs::File::open(&inner)
+    })?;
+    if fstatfs(made)?.f_type != TMPFS_MAGIC {
         remove(&inner);
         return Err(io::Error::other("not on tmpfs"));
     }
     Ok(inner)
+}
+
+/// Does it again if something is not there: an agent that ends removes the directory, if that is
+/// empty just then.
+fn persistently<T>(mut action: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..8 {
+        match action() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+    }
+    action()
 }
 
 /// Removes what [`prepare`] made. Directories that are in use or hold anything stay.
