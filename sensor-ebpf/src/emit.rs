@@ -4,11 +4,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use tokentrail_ebpf::{ABI_VERSION, Counter, MatchedBy, OpenRecord, Route, TEXT_LEN};
 
-use crate::{
-    file as opened, maps,
-    read::Probed,
-    task,
-};
+use crate::{file as opened, maps, read::Probed, task};
 
 /// Emits one open of `file`. `path` writes the file's `d_path`, or a leading NUL.
 #[inline(always)]
