@@ -1,7 +1,7 @@
 //! Joins opens with requests: a deterministic state machine over inputs and the times passed in.
 //!
 //! It imports no tokio, kube, aya or clock, so `replay` can run the very same code as `run`. Its
-//! only side effect is the [`Journal`](journal::Journal), behind a trait.
+//! only side effect is the [`Journal`], behind a trait.
 //!
 //! * A qualifying open starts or extends an [exposure](window::Exposure) of its pod.
 //! * A request in an exposure opens the pod's one [incident](incident::Incident) and alerts at

@@ -1,7 +1,7 @@
 //! From chunks of bytes to lines and the offsets at which they end.
 //!
 //! Pure and of bounded memory whatever the input: a line up to 64 KiB is handed on as it is, a
-//! longer one through the [`Shortener`] (no bodies, no overlong values). Knows nothing of files or of
+//! longer one through the `Shortener` (no bodies, no overlong values). Knows nothing of files or of
 //! audit events but the names of the two bodies. Called by the tailer.
 
 use memchr::memchr2;
