@@ -16,7 +16,6 @@ use rustix::{
     mount::MountFlags,
     process::{Pid, Signal, kill_process},
 };
-use serde_json::Value;
 use tokentrail_tests::{
     Agent, AuditLine, Node, PATIENCE, Pod, Request, Sandbox, Stage, machine::cgroup_hierarchies,
     wait_until,
@@ -26,19 +25,6 @@ use tokentrail_tests::{
 const ROUNDS: usize = 10;
 /// A page of a tmpfs.
 const PAGE: u64 = 4096;
-
-/// The only alert about a pod, after all that was done so far has gone through the agent.
-fn only_alert(node: &Node<'_>, pod: &Pod) -> Value {
-    node.settle().unwrap();
-    the_alert(node, pod)
-}
-
-/// The only alert about a pod so far.
-fn the_alert(node: &Node<'_>, pod: &Pod) -> Value {
-    let mut alerts = node.alerts_about(pod).unwrap();
-    assert_eq!(alerts.len(), 1, "{alerts:#?}");
-    alerts.remove(0)
-}
 
 #[test]
 fn an_agent_killed_between_open_and_request_tells_the_attack_after_its_restart() {
@@ -54,7 +40,7 @@ fn an_agent_killed_between_open_and_request_tells_the_attack_after_its_restart()
     // While nobody watches.
     node.request_by(&victim.pod).unwrap();
     let _agent = node.agent.start().unwrap();
-    let alert = only_alert(&node, &victim.pod);
+    let alert = node.settled_alert_about(&victim.pod).unwrap();
     assert_eq!(alert["tokentrail"]["grade"], "interactive");
     assert_eq!(alert["process"]["pid"], open["process"]["pid"]);
     // The incident is the one that began with the open of before.
@@ -79,7 +65,7 @@ fn an_agent_killed_right_after_an_alert_does_not_tell_it_again() {
     // The incident goes on: one more request of it is no news.
     let line = AuditLine::recorded(Request::GetSecret, Stage::ResponseComplete, &victim.pod);
     node.audit.append(&line.unwrap()).unwrap();
-    only_alert(&node, &victim.pod);
+    node.settled_alert_about(&victim.pod).unwrap();
 }
 
 #[test]
@@ -98,8 +84,8 @@ fn an_alert_that_a_crash_cut_off_is_told_whole_after_the_restart() {
     alerts.set_len(alerts.metadata().unwrap().len() - 1_000).unwrap();
     let _agent = node.agent.start().unwrap();
     node.settle().unwrap();
-    the_alert(&node, &told.pod);
-    the_alert(&node, &cut_off.pod);
+    node.the_alert_about(&told.pod).unwrap();
+    node.the_alert_about(&cut_off.pod).unwrap();
 }
 
 #[test]
@@ -130,7 +116,7 @@ fn whenever_the_agent_is_killed_every_attack_is_told_exactly_once() {
     let _agent = node.agent.start().unwrap();
     node.settle().unwrap();
     for victim in &victims {
-        the_alert(&node, &victim.pod);
+        node.the_alert_about(&victim.pod).unwrap();
     }
 }
 
@@ -152,7 +138,7 @@ fn a_log_that_was_rotated_while_the_agent_was_away_is_read_from_where_it_stopped
     let _agent = node.agent.start().unwrap();
     node.settle().unwrap();
     for victim in &victims {
-        the_alert(&node, &victim.pod);
+        node.the_alert_about(&victim.pod).unwrap();
     }
 }
 
@@ -173,7 +159,7 @@ fn an_agent_that_is_asked_to_end_ends_well_and_reads_nothing_twice() {
         node.request_by(&other).unwrap();
     }
     let agent = node.agent.start().unwrap();
-    only_alert(&node, &victim.pod);
+    node.settled_alert_about(&victim.pod).unwrap();
     let lines = agent.metric("tokentrail_audit_lines_total", &[]).unwrap();
     assert!((lines - 4.0).abs() < f64::EPSILON, "three and the witness's: {lines}");
     kill_process(Pid::from_raw(agent.pid().cast_signed()).unwrap(), Signal::INT).unwrap();
@@ -202,7 +188,7 @@ fn alerts_wait_while_the_disk_is_full_and_are_written_once_when_there_is_space()
     fs::remove_file(ballast).unwrap();
     node.settle().unwrap();
     for victim in &victims {
-        the_alert(&node, &victim.pod);
+        node.the_alert_about(&victim.pod).unwrap();
     }
     agent.wait_until_ready().unwrap();
 }
@@ -226,7 +212,7 @@ fn an_alert_that_waits_for_space_survives_the_agent() {
     agent.kill().unwrap();
     fs::remove_file(ballast).unwrap();
     let _agent = node.agent.start().unwrap();
-    only_alert(&node, &victim.pod);
+    node.settled_alert_about(&victim.pod).unwrap();
 }
 
 #[test]
@@ -250,8 +236,8 @@ fn opens_wait_while_the_state_directory_has_no_space_and_then_survive_the_agent(
     node.request_by(&untold.pod).unwrap();
     let _agent = node.agent.start().unwrap();
     node.settle().unwrap();
-    the_alert(&node, &told.pod);
-    the_alert(&node, &untold.pod);
+    node.the_alert_about(&told.pod).unwrap();
+    node.the_alert_about(&untold.pod).unwrap();
 }
 
 #[test]

@@ -78,6 +78,25 @@ impl<'sandbox> Node<'sandbox> {
         self.agent.alerts().matching(|it| text_at(it, KIND) == "alert" && is_about(it, pod))
     }
 
+    /// The one alert about this pod so far.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn the_alert_about(&self, pod: &Pod) -> Result<Value> {
+        let mut alerts = self.alerts_about(pod)?;
+        ensure!(alerts.len() == 1, "{} alerts about {}: {alerts:#?}", alerts.len(), pod.name);
+        alerts.pop().context("one was there")
+    }
+
+    /// The one alert about this pod, after all that was done so far has gone through the agent.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn settled_alert_about(&self, pod: &Pod) -> Result<Value> {
+        self.settle()?;
+        self.the_alert_about(pod)
+    }
+
     /// Waits for a document of this kind about this pod.
     ///
     /// # Errors

@@ -18,10 +18,14 @@ use crate::{
 /// The feature that whole-program tests require.
 const FEATURE: &str = "system-tests";
 
+/// Where a package names those of its tests that another kernel may change; without it, all are.
+const OF_THE_KERNEL: &str = "/metadata/tokentrail/tests-of-the-kernel";
+
 /// One package's whole-program tests.
 pub(crate) struct Suite {
     package: String,
     tests: Vec<String>,
+    of_the_kernel: Option<Vec<String>>,
 }
 
 /// All of them.
@@ -38,11 +42,23 @@ pub(crate) fn suites() -> Result<Vec<Suite>> {
             .filter(needs_system)
             .map(|it| text(it, "name"))
             .collect(),
+        of_the_kernel: package
+            .pointer(OF_THE_KERNEL)
+            .and_then(Value::as_array)
+            .map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
     });
     Ok(packages.filter(|suite| !suite.tests.is_empty()).collect())
 }
 
 impl Suite {
+    /// Those that are worth the time on one more kernel.
+    pub(crate) fn of_the_kernel(mut self) -> Self {
+        if let Some(wanted) = self.of_the_kernel.take() {
+            self.tests.retain(|test| wanted.contains(test));
+        }
+        self
+    }
+
     /// `cargo test` of these alone, against the agent and the BPF object that were built.
     pub(crate) fn cargo_test(&self) -> Command {
         let mut command = cargo();

@@ -84,7 +84,7 @@ impl Machine {
     pub(crate) fn test(&self) -> Result<Tally> {
         let mut tests = Vec::new();
         for suite in system_tests::suites()? {
-            tests.extend(suite.programs()?);
+            tests.extend(suite.of_the_kernel().programs()?);
         }
         announce("image for the VM");
         let folder = tempfile::tempdir()?;
