@@ -286,7 +286,7 @@ fn rows(rounds: &[Round]) -> Vec<Row> {
         rows.push(Row::new(format!("{name}, empty program"), plus(empty)));
         // The bars are about ordinary files; the other rows show what else there is.
         if call == 0 {
-            rows.push(agent_row.at_most(times, 1.6, "× the empty program"));
+            rows.push(agent_row.at_most(times, 1.6, "× empty program"));
             rows.push(snoop_row.at_least(snoop / agent, 30.0, "× tokentrail"));
         } else {
             rows.push(agent_row);

@@ -14,7 +14,7 @@ pub(crate) struct Row {
 
 /// What a figure is held against.
 struct Bar {
-    /// The figure in the bar's own unit, if that is another one than what was measured.
+    /// The figure in the bar's own unit, which may be another one than what was measured.
     figure: String,
     limit: String,
     met: bool,
@@ -39,25 +39,21 @@ impl Row {
     }
 
     fn with_bar(mut self, figure: f64, sign: &str, limit: f64, unit: &str, met: bool) -> Self {
-        let bar = Bar {
-            figure: format!("{} {unit}", short(figure)),
-            limit: format!("{sign} {limit} {unit}"),
-            met,
-        };
-        self.bar = Some(bar);
+        let (figure, limit) = (format!("{figure:.2}"), format!("{sign} {limit} {unit}"));
+        self.bar = Some(Bar { figure, limit, met });
         self
     }
 }
 
 /// Prints a table.
 pub(crate) fn print(title: &str, rows: &[Row]) {
-    say(format_args!("{title:<46} {:>12}", "median"));
+    say(format_args!("{title:<40} {:>12} {:>9}  {:<24} met?", "measured", "is", "bar"));
     for Row { what, measured, bar } in rows {
         match bar {
-            None => say(format_args!("  {what:<44} {measured:>12}")),
+            None => say(format_args!("  {what:<38} {measured:>12}")),
             Some(Bar { figure, limit, met }) => say(format_args!(
-                "  {what:<44} {measured:>12}   {figure:<22} {limit:<22} {}",
-                if *met { "met" } else { "MISSED" }
+                "  {what:<38} {measured:>12} {figure:>9}  {limit:<24} {}",
+                if *met { "yes" } else { "NO" }
             )),
         }
     }
@@ -80,15 +76,6 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
 /// The middle value; 0 without values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
-}
-
-/// Three digits that matter.
-fn short(figure: f64) -> String {
-    match figure.abs() {
-        size if size >= 100.0 => format!("{figure:.0}"),
-        size if size >= 10.0 => format!("{figure:.1}"),
-        _ => format!("{figure:.2}"),
-    }
 }
 
 #[cfg(test)]
