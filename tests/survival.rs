@@ -104,8 +104,10 @@ fn whenever_the_agent_is_killed_every_attack_is_told_exactly_once() {
             node.request_by(&victim.pod).unwrap();
         } else {
             node.request_by(&victim.pod).unwrap();
-            // Around the time that the alert takes: the point in the agent's work is the chance.
-            thread::sleep(Duration::from_micros(chance % 2_000));
+            // Around the time that the alert takes, or that until the next checkpoint: the point in
+            // the agent's work is the chance.
+            let reach = if chance.is_multiple_of(2) { 2_000 } else { 1_500_000 };
+            thread::sleep(Duration::from_micros(chance % reach));
             agent.kill().unwrap();
         }
         if chance.is_multiple_of(3) {

@@ -5,7 +5,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/livez` | 200 while the engine's loop turns, else 500 |
 //! | `/readyz` | 200 when every condition holds, else 503 and the ones that do not, a line each |
-//! | `/statusz` | JSON: versions, route, conditions, sources, what is degraded |
+//! | `/statusz` | JSON: version, route, conditions (each source is one), what is degraded |
 
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::config::RunArgs;
+use crate::config::{Config, RunArgs};
 
 pub mod alerts;
 pub mod check;
@@ -57,6 +57,14 @@ impl Command {
             Self::Schema => schema::execute(),
         }
     }
+}
+
+/// The configuration of these options; what is wrong with it has been told.
+fn configure(args: RunArgs) -> Result<Config, Exit> {
+    Config::resolve(args).map_err(|error| {
+        tell(&error);
+        Exit::Usage
+    })
 }
 
 /// Tells an error and its causes on standard error, as `tokentrail: what; why`.

@@ -164,8 +164,9 @@ impl AlertLog {
             let same = file.metadata().ok().zip(fs::symlink_metadata(&self.settings.path).ok());
             let moved = same
                 .is_none_or(|(ours, there)| (ours.dev(), ours.ino()) != (there.dev(), there.ino()));
-            // A line that was cut short belongs to the old file: finish it there first.
-            if moved && self.pending.is_empty() {
+            // A line that was cut short belongs to the old file: finish it there first. And what is
+            // in it must be durable before it leaves our hands, as a checkpoint relies on it.
+            if moved && self.pending.is_empty() && self.sync().is_ok() {
                 self.reopen();
             }
         }

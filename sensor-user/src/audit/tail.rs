@@ -1,12 +1,12 @@
 //! Follows one audit log file: through rotation by renaming, truncation in place, deletion, a
-//! restart. Every complete line is handed on exactly once; nothing is dropped when the engine is
-//! slow, the file is the queue.
+//! restart. Every complete line is handed on exactly once. When the engine is slow, the file is the
+//! queue: nothing is dropped but what a truncation in place takes away before it was read.
 //!
 //! Reads and judges lines, keeps no state on disk (the engine checkpoints the positions it is
 //! given) and never ends by itself. Spawned by the agent, one task a file.
 //!
 //! What it cannot see: a file that is truncated and has grown past the position before the next
-//! look, with the same byte in front of it; and lines that were only in a file which was compressed
+//! look, with the same bytes in front of it (one byte across a restart); and lines that were only in a file which was compressed
 //! or deleted while the agent was down (counted as a lost position).
 
 use std::{

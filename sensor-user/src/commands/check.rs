@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{Exit, tell};
+use super::{Exit, configure, tell};
 use crate::{
     config::{Config, RunArgs},
     kernel::{self, Finding},
@@ -14,12 +14,9 @@ use crate::{
 
 /// Prints one line a check.
 pub fn execute(args: RunArgs) -> Exit {
-    let config = match Config::resolve(args) {
+    let config = match configure(args) {
         Ok(config) => config,
-        Err(error) => {
-            tell(&error);
-            return Exit::Usage;
-        }
+        Err(exit) => return exit,
     };
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
     let files = files(&config);
@@ -84,6 +81,8 @@ fn files(config: &Config) -> Vec<Finding> {
 }
 
 fn writable(what: &'static str, directory: &Path) -> Finding {
+    // The directory of a bare file name is the current one.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let result = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK)
         .map(|()| directory.display().to_string())

@@ -5,20 +5,17 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Exit, tell};
+use super::{Exit, configure, tell};
 use crate::{
     agent::{self, AgentError},
-    config::{Config, LogFormat, LogLevel, RunArgs},
+    config::{LogFormat, LogLevel, RunArgs},
 };
 
 /// Runs the agent until SIGTERM or SIGINT.
 pub fn execute(args: RunArgs) -> Exit {
-    let config = match Config::resolve(args) {
+    let config = match configure(args) {
         Ok(config) => config,
-        Err(error) => {
-            tell(&error);
-            return Exit::Usage;
-        }
+        Err(exit) => return exit,
     };
     start_log(config.log_format, config.log_level);
     // The engine has the main thread to itself; sources and the admin server share one.
