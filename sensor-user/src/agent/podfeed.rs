@@ -46,10 +46,8 @@ impl PodFeed {
         let connection = Connection::open(access, metrics.clone()).await?;
         let (sender, changes) = channel();
         let state = connection.source();
-        let watch = WatchConfig {
-            node_name: config.node_name.clone(),
-            labels: config.pod_labels.clone(),
-        };
+        let watch =
+            WatchConfig { node_name: config.node_name.clone(), labels: config.pod_labels.clone() };
         tasks.spawn(async move {
             connection.follow(watch, sender).await;
             AgentError::Ended {

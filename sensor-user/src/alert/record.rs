@@ -41,12 +41,7 @@ impl Recorder {
     }
 }
 
-fn document(
-    boot_id: &str,
-    open: &TokenOpen,
-    pod: Option<&Pod>,
-    skew_us: i64,
-) -> serde_json::Value {
+fn document(boot_id: &str, open: &TokenOpen, pod: Option<&Pod>, skew_us: i64) -> serde_json::Value {
     let args: Vec<_> = open.args.iter().map(|arg| redact(arg)).collect();
     json!({
         "@timestamp": open.wall,

@@ -164,8 +164,7 @@ fn the_agents_own_cgroup_says_which_pods_are_this_nodes() {
         (format!("/node-a{}", cgroup_of(POD)), Ok(Grade::Workload)),
         (format!("/node-b{}", cgroup_of(POD)), Err(Ignored::OutOfScope)),
     ] {
-        let record =
-            OpenRecord { cgroup_names: cgroup_names(&path), s_dev: 4_000, ..record() };
+        let record = OpenRecord { cgroup_names: cgroup_names(&path), s_dev: 4_000, ..record() };
         let open = attributor.attribute(&record, TIMES, &PodIndex::default());
         assert_eq!(open.map(|open| open.grade), expected, "{path}");
     }
@@ -192,9 +191,10 @@ fn a_session_with_the_command_of_a_probe_is_the_workloads() {
     let node = Node::new();
     let pods = index_with(ContainerKind::Main, &["sh", "-c", "cat token"]);
     let told = |command: &[u8]| {
-        let mut record = OpenRecord { entry_cgroup: ancestor(200, 8_000, 20, "sh"), ..exec_record() };
+        let mut record =
+            OpenRecord { entry_cgroup: ancestor(200, 8_000, 20, "sh"), ..exec_record() };
         record.argv[..command.len()].copy_from_slice(command);
-        record.argv_len = command.len() as u32;
+        record.argv_len = u32::try_from(command.len()).unwrap();
         record
     };
     let by_child = exec_record();

@@ -318,7 +318,9 @@ impl Tail {
             if changed {
                 let path = self.config.path.display();
                 match &state {
-                    SourceState::Absent(reason) | SourceState::Waiting(reason) => warn!(%path, %reason, "audit log not open"),
+                    SourceState::Absent(reason) | SourceState::Waiting(reason) => {
+                        warn!(%path, %reason, "audit log not open");
+                    }
                     SourceState::Open | SourceState::Starting => info!(%path, "audit log open"),
                 }
                 status.state = state;

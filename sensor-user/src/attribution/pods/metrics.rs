@@ -70,11 +70,7 @@ impl PodMetrics {
             self.connected.clone(),
         );
         registry.register("lists", "Complete lists of this node's pods", self.lists.clone());
-        registry.register(
-            "refused",
-            "Pods that the index had no room for",
-            self.refused.clone(),
-        );
+        registry.register("refused", "Pods that the index had no room for", self.refused.clone());
         registry.register(
             "unusable",
             "Pods that came without a uid, namespace or name",

@@ -166,11 +166,7 @@ fn ephemeral(_: &ContainerSpec) -> ContainerKind {
     ContainerKind::Ephemeral
 }
 
-fn container(
-    spec: &ContainerSpec,
-    statuses: &[ContainerStatus],
-    kind: ContainerKind,
-) -> Container {
+fn container(spec: &ContainerSpec, statuses: &[ContainerStatus], kind: ContainerKind) -> Container {
     let status = statuses.iter().find(|status| status.name == spec.name);
     let before = status.and_then(|status| status.last_state.terminated.as_ref());
     let handlers = [

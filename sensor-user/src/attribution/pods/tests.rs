@@ -22,7 +22,8 @@ fn full() -> Value {
                "state": {"running": {"startedAt": "2026-11-21T20:29:11Z"}}, "lastState": {}})
     };
     let mut restarted = status("main", ID);
-    restarted["lastState"] = json!({"terminated": {"containerID": format!("containerd://{ID_BEFORE}"), "exitCode": 1}});
+    restarted["lastState"] =
+        json!({"terminated": {"containerID": format!("containerd://{ID_BEFORE}"), "exitCode": 1}});
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {

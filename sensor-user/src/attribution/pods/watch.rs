@@ -6,7 +6,12 @@
 //! source), so its rotation needs nothing here. RBAC cannot narrow a watch to one node's pods: the
 //! field selector saves traffic and memory, it is no permission.
 
-use std::{collections::BTreeSet, path::{Path, PathBuf}, pin::pin, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
 
 use futures_util::TryStreamExt;
 use http::{HeaderValue, Response, header};
@@ -112,11 +117,12 @@ impl Connection {
     /// Reads the credential; asks the server nothing.
     pub async fn open(access: &Access, metrics: PodMetrics) -> Result<Self, AccessError> {
         let mut config = match access {
-            Access::InCluster => Config::incluster()
-                .map_err(|error| AccessError::InCluster(error.to_string()))?,
-            Access::Kubeconfig(path) => kubeconfig(path).await.map_err(|reason| {
-                AccessError::Kubeconfig { path: path.clone(), reason }
-            })?,
+            Access::InCluster => {
+                Config::incluster().map_err(|error| AccessError::InCluster(error.to_string()))?
+            }
+            Access::Kubeconfig(path) => kubeconfig(path)
+                .await
+                .map_err(|reason| AccessError::Kubeconfig { path: path.clone(), reason })?,
         };
         // So that the audit log tells who watches.
         let agent = HeaderValue::from_static(concat!("tokentrail/", env!("CARGO_PKG_VERSION")));
@@ -232,27 +238,32 @@ fn explain(error: &watcher::Error) -> (ApiFailure, String) {
         InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
     };
     match error {
-        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => match error {
-            kube::Error::Api(status) => explain_status(status.code, &status.message),
-            kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) => (
-                ApiFailure::Unreachable,
-                format!("the Kubernetes API cannot be reached: {}", with_causes(error)),
-            ),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "kube's errors depend on features")]
-            _ => (ApiFailure::Other, format!("the Kubernetes API: {}", with_causes(error))),
-        },
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+            explain_client(error)
+        }
         WatchError(status) => explain_status(status.code, &status.message),
         NoResourceVersion => (ApiFailure::Other, error.to_string()),
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "what the client can fail by is open-ended")]
+fn explain_client(error: &kube::Error) -> (ApiFailure, String) {
+    match error {
+        kube::Error::Api(status) => explain_status(status.code, &status.message),
+        kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) => (
+            ApiFailure::Unreachable,
+            format!("the Kubernetes API cannot be reached: {}", with_causes(error)),
+        ),
+        _ => (ApiFailure::Other, format!("the Kubernetes API: {}", with_causes(error))),
     }
 }
 
 fn explain_status(code: u16, message: &str) -> (ApiFailure, String) {
     let (failure, what) = match code {
         401 => (ApiFailure::Unauthorized, "the Kubernetes API does not know this credential"),
-        403 => (
-            ApiFailure::Forbidden,
-            "this agent may not get, list and watch pods; grant it that",
-        ),
+        403 => {
+            (ApiFailure::Forbidden, "this agent may not get, list and watch pods; grant it that")
+        }
         410 => (ApiFailure::Gone, "the Kubernetes API has forgotten what came since"),
         429 | 500.. => (ApiFailure::Server, "the Kubernetes API is in trouble"),
         _ => (ApiFailure::Other, "the Kubernetes API refused"),

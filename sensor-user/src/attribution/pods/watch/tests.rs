@@ -123,8 +123,7 @@ async fn follow(answers: impl IntoIterator<Item = Answer>) -> Following {
     });
     std::fs::write(&path, kubeconfig.to_string()).unwrap();
     let metrics = PodMetrics::default();
-    let connection =
-        Connection::open(&Access::Kubeconfig(path), metrics.clone()).await.unwrap();
+    let connection = Connection::open(&Access::Kubeconfig(path), metrics.clone()).await.unwrap();
     let source = connection.source();
     let (sender, changes) = channel();
     let config = WatchConfig { node_name: "node-a".to_owned(), labels: BTreeSet::new() };
@@ -188,12 +187,9 @@ async fn a_watch_that_ends_goes_on_at_the_last_bookmark() {
 
 #[tokio::test]
 async fn what_the_server_forgot_is_listed_again() {
-    let mut following = follow([
-        Answer::List(&["a"]),
-        Answer::Watch(vec![gone_event()]),
-        Answer::List(&["b"]),
-    ])
-    .await;
+    let mut following =
+        follow([Answer::List(&["a"]), Answer::Watch(vec![gone_event()]), Answer::List(&["b"])])
+            .await;
     following.expect("* +a . * +b .").await;
     assert_eq!(following.metrics.failures(ApiFailure::Gone), 1);
     let source = following.source.borrow().clone();
@@ -252,8 +248,7 @@ async fn a_server_that_is_not_there_is_unreachable() {
     );
     std::fs::write(&path, text).unwrap();
     let metrics = PodMetrics::default();
-    let connection =
-        Connection::open(&Access::Kubeconfig(path), metrics.clone()).await.unwrap();
+    let connection = Connection::open(&Access::Kubeconfig(path), metrics.clone()).await.unwrap();
     let mut source = connection.source();
     let (sender, _changes) = channel();
     let config = WatchConfig { node_name: "node-a".to_owned(), labels: BTreeSet::new() };
