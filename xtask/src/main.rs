@@ -11,6 +11,7 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod golang;
 mod shell;
 mod system_tests;
 mod tally;
