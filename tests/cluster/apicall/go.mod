@@ -1,0 +1,3 @@
+module tokentrail.test/apicall
+
+go 1.24.0
