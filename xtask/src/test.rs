@@ -11,7 +11,7 @@ use anyhow::Result;
 use tokentrail_tests::machine::obstacle_to_containers;
 
 use crate::{
-    build, debian,
+    build, cluster, debian,
     shell::{self, cargo, complain, in_ci, program, say},
     system_tests::{self, stream},
     tally::Tally,
@@ -49,6 +49,7 @@ pub(crate) fn run() -> ExitCode {
         move || if built { check() } else { Ok(Outcome::Impossible("the build failed".to_owned())) }
     };
     report.check("whole program, running kernel", after_build(whole_program));
+    report.check("whole program, Kubernetes cluster", after_build(cluster));
     report.check("whole program, Debian's 6.12 kernel in a VM", after_build(virtual_machine));
     report.sum_up()
 }
@@ -101,8 +102,26 @@ fn whole_program() -> Result<Outcome> {
         return Ok(Outcome::NotSetUp(obstacle));
     }
     let mut tally = Tally::default();
-    for suite in system_tests::suites()? {
-        tally += stream(suite.cargo_test().args(["--", "--test-threads=1"]))?;
+    for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(false)) {
+        if !suite.is_empty() {
+            tally += stream(suite.cargo_test().args(["--", "--test-threads=1"]))?;
+        }
+    }
+    Ok(Outcome::Counted(tally))
+}
+
+fn cluster() -> Result<Outcome> {
+    let programs = match cluster::prepare() {
+        Ok(programs) => programs,
+        Err(error) => return Ok(Outcome::NotSetUp(format!("{error:#}"))),
+    };
+    let mut tally = Tally::default();
+    for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(true)) {
+        if !suite.is_empty() {
+            let mut test = suite.cargo_test();
+            programs.hand_to(&mut test);
+            tally += stream(test.args(["--", "--test-threads=1"]))?;
+        }
     }
     Ok(Outcome::Counted(tally))
 }
