@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{Read, Write as _},
     process::{Command, Stdio},
     sync::Arc,
     thread::{self, JoinHandle},
@@ -43,6 +43,24 @@ pub(crate) fn run_with_pipes(ledger: &Arc<Ledger>, command: &mut Command) -> Res
     let mut process = ledger.spawn(command)?;
     let output = process.child.stdout.take().map(read_to_end);
     let errors = process.child.stderr.take().map(read_to_end);
+    let code = finish(&mut process, command)?;
+    Ok(Finished { code, output: collect(output), errors: collect(errors) })
+}
+
+/// Runs a program with this on its standard input; its output goes through pipes.
+pub(crate) fn run_with_input(
+    ledger: &Arc<Ledger>,
+    command: &mut Command,
+    input: &str,
+) -> Result<Finished> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = ledger.spawn(command)?;
+    let output = process.child.stdout.take().map(read_to_end);
+    let errors = process.child.stderr.take().map(read_to_end);
+    if let Some(mut pipe) = process.child.stdin.take() {
+        // A program that ends before it has read all says itself what was wrong.
+        let _ = pipe.write_all(input.as_bytes());
+    }
     let code = finish(&mut process, command)?;
     Ok(Finished { code, output: collect(output), errors: collect(errors) })
 }

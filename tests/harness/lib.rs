@@ -12,6 +12,8 @@
 //!
 //! Node ── all of these together: what most tests begin with
 //!   └─ Workload ── a pod with one container, to be attacked
+//!
+//! Cluster ── instead of all these: a real Kubernetes, with its own containers, tokens and log
 //! ```
 //!
 //! Nothing here knows how tokentrail works inside; it is judged by what it writes and serves.
@@ -23,6 +25,7 @@ mod agent;
 mod alerts;
 mod audit;
 mod cgroups;
+pub mod cluster;
 mod command;
 mod container;
 pub mod machine;

@@ -33,6 +33,7 @@ use signal_hook::{
 
 use crate::{
     cgroups,
+    cluster::{Layout, take_down},
     command::{Finished, run_with_pipes},
     wait::wait_until,
 };
@@ -49,17 +50,16 @@ impl Sandbox {
     /// # Errors
     /// If the folder cannot be made.
     pub fn create() -> Result<Self> {
-        clean_up_on_signals()?;
         let folder = tempfile::Builder::new()
             .prefix("tokentrail-")
             .tempdir()
             .context("could not create a folder for temporary files")?
             .keep();
-        let ledger = Arc::new(Ledger(Mutex::new(Some(vec![Undo::Folder(folder.clone())]))));
-        let mut live = locked(&LIVE);
-        live.retain(|ledger| ledger.strong_count() > 0);
-        live.push(Arc::downgrade(&ledger));
-        drop(live);
+        let ledger = Ledger::create()?;
+        ledger.change(|undo| {
+            undo.push(Undo::Folder(folder.clone()));
+            Ok(())
+        })?;
         let sandbox = Self { folder, ledger };
         fs::create_dir(sandbox.kubelet_root())?;
         Ok(sandbox)
@@ -114,11 +114,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        report(self.ledger.undo());
-        while INTERRUPTED.load(Ordering::Relaxed) {
-            // The signal thread ends the program; the failures that it caused are nobody's news.
-            thread::park();
-        }
+        self.ledger.undo_or_report();
     }
 }
 
@@ -148,6 +144,16 @@ fn clean_up_on_signals() -> Result<()> {
 pub(crate) struct Ledger(Mutex<Option<Vec<Undo>>>);
 
 impl Ledger {
+    /// An empty one, undone on Ctrl-C and SIGTERM too.
+    pub(crate) fn create() -> Result<Arc<Self>> {
+        clean_up_on_signals()?;
+        let ledger = Arc::new(Self(Mutex::new(Some(Vec::new()))));
+        let mut live = locked(&LIVE);
+        live.retain(|ledger| ledger.strong_count() > 0);
+        live.push(Arc::downgrade(&ledger));
+        Ok(ledger)
+    }
+
     /// Changes the machine: `action` notes what undoes it, and does it. Cleaning up waits for it
     /// to end, so that a signal in the middle of it leaves nothing behind either.
     pub(crate) fn change<T>(&self, action: impl FnOnce(&mut Vec<Undo>) -> Result<T>) -> Result<T> {
@@ -172,7 +178,7 @@ impl Ledger {
 
     /// Undoes all, latest first; one failure does not keep the others from being undone. The lock
     /// is held meanwhile, so that a second caller (signal against drop) waits for the first.
-    fn undo(&self) -> Result<()> {
+    pub(crate) fn undo(&self) -> Result<()> {
         let mut list = locked(&self.0);
         let failures: Vec<String> = list
             .take()
@@ -185,6 +191,22 @@ impl Ledger {
             Ok(())
         } else {
             Err(anyhow!("left behind: {}", failures.join("; ")))
+        }
+    }
+
+    /// Undoes everything where nobody could be given an error.
+    pub(crate) fn undo_or_report(&self) {
+        report(self.undo());
+        while INTERRUPTED.load(Ordering::Relaxed) {
+            // The signal thread ends the program; the failures that it caused are nobody's news.
+            thread::park();
+        }
+    }
+
+    /// Lets a cluster stay.
+    pub(crate) fn forget_cluster(&self) {
+        if let Some(list) = locked(&self.0).as_mut() {
+            list.retain(|undo| !matches!(undo, Undo::Cluster(_)));
         }
     }
 
@@ -226,6 +248,8 @@ pub(crate) enum Undo {
     Cgroup(PathBuf),
     /// A folder with all that is in it.
     Folder(PathBuf),
+    /// A whole Kubernetes cluster.
+    Cluster(Layout),
 }
 
 impl Undo {
@@ -242,6 +266,7 @@ impl Undo {
                 detach(&path).with_context(|| format!("could not unmount {path:?}"))
             }
             Self::Cgroup(path) => cgroups::remove(&path, CLEANING),
+            Self::Cluster(layout) => take_down(&layout),
             Self::Folder(path) => match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     Err(error).with_context(|| format!("could not remove {path:?}"))
@@ -299,7 +324,7 @@ fn detach(path: &Path) -> Result<(), Errno> {
     }
 }
 
-fn report(result: Result<()>) {
+pub(crate) fn report(result: Result<()>) {
     if let Err(error) = result {
         let _ = writeln!(std::io::stderr(), "{error:#}");
     }

@@ -147,6 +147,11 @@ pub(crate) fn static_cargo(subcommand: &str, arch: Arch) -> Result<Command> {
         .env(format!("CC_{underscored}"), c_compiler)
         // rustc's own linker and its own musl: the same for both architectures on every machine.
         .env(format!("CARGO_TARGET_{}_LINKER", underscored.to_uppercase()), "rust-lld");
+    // What does not run here runs emulated.
+    if !arch.is_this_machines() {
+        let emulator = format!("qemu-{}-static", arch.rust_name());
+        command.env(format!("CARGO_TARGET_{}_RUNNER", underscored.to_uppercase()), emulator);
+    }
     let flags = ["-Clinker-flavor=ld.lld", "-Clink-self-contained=yes"];
     set_flags(&mut command, &rustc, &flags)?;
     Ok(command)

@@ -29,6 +29,8 @@ use cases::{CASES, Case, Expected};
 const CHART: &str = "deploy/helm/tokentrail";
 /// Its rendering for people without Helm.
 const MANIFESTS: &str = "deploy/manifests/tokentrail.yaml";
+/// The version of Kubernetes that is rendered for: Helm itself, built from source, knows none.
+const KUBERNETES: &str = "v1.34.4";
 /// Where the manifests' objects live; a chart leaves that to its user.
 const NAMESPACE: &str = "\
 # Rendered from deploy/helm/tokentrail by `cargo xtask manifests`.
@@ -78,7 +80,10 @@ pub(crate) fn check() -> Result<Tally> {
     let kubeconform = golang::kubeconform()?;
     count("every object fits the API's schemas", conforms(&kubeconform, &rendered));
     count("the agent understands the configuration it is given", understood(&rendered));
-    count("the plain manifests are the chart's", chart.manifests().and_then(|now| up_to_date(&now)));
+    count(
+        "the plain manifests are the chart's",
+        chart.manifests().and_then(|now| up_to_date(&now)),
+    );
     Ok(tally)
 }
 
@@ -100,11 +105,15 @@ struct Chart {
 
 impl Chart {
     fn lint(&self) -> Result<()> {
-        read(program(&self.helm).args(["lint", "--strict", "--quiet", CHART])).map(drop)
+        let mut helm = program(&self.helm);
+        read(helm.args(["lint", "--strict", "--kube-version", KUBERNETES, CHART])).map(drop)
     }
 
     fn check(&self, case: &Case, rendered: &mut String) -> Result<()> {
-        let text = match (self.render(case.values, case.kubernetes), case.expected) {
+        let text = match (
+            self.render(case.values, case.kubernetes.unwrap_or(KUBERNETES)),
+            case.expected,
+        ) {
             (Err(error), Expected::Refused(why)) => {
                 let error = format!("{error:#}");
                 ensure!(error.contains(why), "it was refused, but not for {why:?}: {error}");
@@ -124,18 +133,20 @@ impl Chart {
         Ok(())
     }
 
-    fn render(&self, values: &str, kubernetes: Option<&str>) -> Result<String> {
+    fn render(&self, values: &str, kubernetes: &str) -> Result<String> {
         let mut helm = program(&self.helm);
-        helm.args(["template", "tokentrail", CHART, "--namespace", "tokentrail", "--values", "-"]);
-        if let Some(version) = kubernetes {
-            helm.args(["--kube-version", version]);
-        }
+        helm.args(["template", "tokentrail", CHART, "--namespace", "tokentrail"]).args([
+            "--kube-version",
+            kubernetes,
+            "--values",
+            "-",
+        ]);
         feed(&mut helm, values)
     }
 
     /// Without the marks by which Helm knows its own, and without what it says about its sources.
     fn manifests(&self) -> Result<String> {
-        let text = self.render("", None)?;
+        let text = self.render("", KUBERNETES)?;
         let helms = ["# Source: ", "app.kubernetes.io/managed-by: ", "helm.sh/chart: "];
         let lines =
             text.lines().filter(|line| !helms.iter().any(|mark| line.trim().starts_with(mark)));

@@ -17,7 +17,7 @@ use tokentrail_tests::machine::find_program;
 
 use crate::shell::{announce, cache_dir, program, read, run};
 
-/// A package and the program in it that tells whether it is there.
+/// A package and the program in it, by name or path, that tells whether it is there.
 #[derive(Clone, Copy)]
 pub(crate) struct Package {
     name: &'static str,
@@ -32,7 +32,6 @@ pub(crate) const BUSYBOX: Package = Package { name: "busybox-static", program: "
 pub(crate) const QEMU: Package = Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
 /// `opensnoop`, which the benchmark compares with.
 pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
-
 /// `musl-gcc`, which compiles C for this machine's static agent.
 pub(crate) const MUSL_TOOLS: Package = Package { name: "musl-tools", program: "musl-gcc" };
 /// Compiles C for the other architecture's; C++ because that package alone brings C's headers.
@@ -47,6 +46,17 @@ pub(crate) const QEMU_USER: Package =
 /// The certificate authorities that images trust.
 pub(crate) const CA_CERTIFICATES: Package =
     Package { name: "ca-certificates", program: "update-ca-certificates" };
+
+/// What a Kubernetes cluster consists of besides Kubernetes.
+pub(crate) const CLUSTER: [Package; 6] = [
+    RUNC,
+    BUSYBOX,
+    Package { name: "containerd", program: "containerd" },
+    // No folder of programs: the runtime is told where they are.
+    Package { name: "containernetworking-plugins", program: "/usr/lib/cni/bridge" },
+    Package { name: "iproute2", program: "ip" },
+    Package { name: "iptables", program: "iptables" },
+];
 
 /// Installs those of the packages that are missing, after listing them.
 ///

@@ -3,13 +3,14 @@
 //! A table of contents: each command is one file with one function. What the commands share is in
 //! `shell` (running programs), `toolchain` and `debian` (getting what a bare machine lacks).
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
 mod chart;
+mod cluster;
 mod debian;
 mod demo;
 mod golang;
@@ -56,6 +57,17 @@ enum Command {
     },
     /// See it work: a real container, a token read by hand, an API request, the alert
     Demo,
+    /// A real Kubernetes on this machine: up, down, status
+    Cluster {
+        #[command(subcommand)]
+        action: cluster::Action,
+    },
+    /// `kubectl` for that cluster; all arguments are its own (TOKENTRAIL_CLUSTER names another)
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Every check: format, lints, dependencies, tests, the running kernel and one in a VM
     Test,
     /// The checks of this repository's own rules
@@ -74,12 +86,12 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Build => build::run().map(drop),
         Command::Image { arch, name, verify: true } => image::verify(arch, name.as_deref()),
-        Command::Image { arch, name, verify: false } => {
-            image::run(arch, name.as_deref()).map(drop)
-        }
+        Command::Image { arch, name, verify: false } => image::run(arch, name.as_deref()).map(drop),
         Command::Chart => chart::run(),
         Command::Manifests => chart::write_manifests(),
         Command::Schemas { openapi } => chart::schemas::write(&openapi),
+        Command::Cluster { action } => cluster::run(action),
+        Command::Kubectl { arguments } => cluster::kubectl(&arguments),
         Command::Demo => demo::run(),
         // Its last line is the sum of all checks; an error after it would hide that.
         Command::Test => return test::run(),

@@ -149,9 +149,7 @@ pub(super) const CASES: &[Case] = &[
             ("ServiceAccount automountServiceAccountToken", Is("false")),
             (
                 "ClusterRoleBinding subjects",
-                Is(
-                    r#"[{"kind":"ServiceAccount","name":"tokentrail","namespace":"tokentrail"}]"#,
-                ),
+                Is(r#"[{"kind":"ServiceAccount","name":"tokentrail","namespace":"tokentrail"}]"#),
             ),
             ("DaemonSet spec template spec automountServiceAccountToken", Is("true")),
             ("DaemonSet spec template spec serviceAccountName", Is(r#""tokentrail""#)),
@@ -172,10 +170,7 @@ pub(super) const CASES: &[Case] = &[
         "",
         Renders(&[
             ("DaemonSet spec template spec tolerations", Is(r#"[{"operator":"Exists"}]"#)),
-            (
-                "DaemonSet spec template spec nodeSelector",
-                Is(r#"{"kubernetes.io/os":"linux"}"#),
-            ),
+            ("DaemonSet spec template spec nodeSelector", Is(r#"{"kubernetes.io/os":"linux"}"#)),
             ("DaemonSet spec template spec priorityClassName", Is(r#""system-node-critical""#)),
             (
                 "DaemonSet spec updateStrategy",
@@ -245,10 +240,7 @@ pub(super) const CASES: &[Case] = &[
             ("ConfigMap data config.yaml self-test-seconds", Is("60")),
             // Free keys win: nothing that the agent can do is out of reach.
             ("ConfigMap data config.yaml route", Is(r#""kprobe""#)),
-            (
-                "DaemonSet spec template spec volumes alerts hostPath path",
-                Is(r#""/data/alerts""#),
-            ),
+            ("DaemonSet spec template spec volumes alerts hostPath path", Is(r#""/data/alerts""#)),
             ("DaemonSet spec template spec volumes state hostPath path", Is(r#""/data/state""#)),
         ]),
     ),
@@ -313,10 +305,7 @@ pub(super) const CASES: &[Case] = &[
                     r#""registry.example/tokentrail@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef""#,
                 ),
             ),
-            (
-                "DaemonSet spec template spec containers agent imagePullPolicy",
-                Is(r#""Never""#),
-            ),
+            ("DaemonSet spec template spec containers agent imagePullPolicy", Is(r#""Never""#)),
             ("DaemonSet spec template spec imagePullSecrets", Is(r#"[{"name":"key"}]"#)),
         ]),
     ),

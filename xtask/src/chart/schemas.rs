@@ -38,8 +38,9 @@ pub(crate) fn write(openapi: &Path) -> Result<()> {
     let folder = root().join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("could not create {folder:?}"))?;
     for (group, version, kind) in KINDS {
-        let schema = schema(&document, group, version, kind)
-            .with_context(|| format!("{openapi:?} does not describe {kind} of {group}/{version}"))?;
+        let schema = schema(&document, group, version, kind).with_context(|| {
+            format!("{openapi:?} does not describe {kind} of {group}/{version}")
+        })?;
         let path = folder.join(file_name(group, version, kind));
         fs::write(&path, serde_json::to_string(&schema)? + "\n")
             .with_context(|| format!("could not write {path:?}"))?;

@@ -93,10 +93,8 @@ pub(super) fn write(image: &Image<'_>) -> Result<Vec<u8>> {
         ("index.json".to_owned(), &index),
     ];
     members.extend(blobs);
-    let members: Vec<File<'_>> = members
-        .iter()
-        .map(|(path, content)| File { path, mode: 0o644, content })
-        .collect();
+    let members: Vec<File<'_>> =
+        members.iter().map(|(path, content)| File { path, mode: 0o644, content }).collect();
     tar(&members)
 }
 
