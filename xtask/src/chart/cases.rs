@@ -320,13 +320,13 @@ pub(super) const CASES: &[Case] = &[
     case(
         "an account, labels and annotations of one's own are taken",
         "{serviceAccount: {create: false, name: mine}, fullnameOverride: tt, \
-         podLabels: {team: x}, podAnnotations: {note: y}, metrics: {annotations: false}}",
+         podLabels: {team: x}, podAnnotations: {note: here}, metrics: {annotations: false}}",
         Renders(&[
             ("ServiceAccount", Absent),
             ("DaemonSet metadata name", Is(r#""tt""#)),
             ("DaemonSet spec template spec serviceAccountName", Is(r#""mine""#)),
             ("DaemonSet spec template metadata labels team", Is(r#""x""#)),
-            ("DaemonSet spec template metadata annotations note", Is(r#""y""#)),
+            ("DaemonSet spec template metadata annotations note", Is(r#""here""#)),
             ("DaemonSet spec template metadata annotations prometheus.io/scrape", Absent),
         ]),
     ),
