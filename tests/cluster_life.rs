@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokentrail_tests::{
     Finished, PATIENCE, TOKEN_PATH,
     cluster::{BOX_IMAGE, Cluster, ClusterNode, CutOff, Network, Options},
@@ -94,11 +94,12 @@ impl Machine {
     }
 
     /// Holds the machine as it is now against this.
-    fn assert_unchanged(&self, when: &str) {
-        let now = Self::now().unwrap();
+    fn assert_unchanged(&self, when: &str) -> Result<()> {
+        let now = Self::now()?;
         let more: Vec<_> = now.0.difference(&self.0).collect();
         let less: Vec<_> = self.0.difference(&now.0).collect();
-        assert!(more.is_empty() && less.is_empty(), "{when}: left {more:#?}, lost {less:#?}");
+        ensure!(more.is_empty() && less.is_empty(), "{when}: left {more:#?}, lost {less:#?}");
+        Ok(())
     }
 }
 
@@ -166,7 +167,7 @@ fn pods_run_on_two_nodes_and_nothing_of_them_is_left_afterwards() {
     .unwrap();
 
     cluster.down().unwrap();
-    before.assert_unchanged("after down");
+    before.assert_unchanged("after down").unwrap();
 }
 
 #[test]
@@ -239,7 +240,7 @@ fn what_a_killed_program_has_begun_can_be_taken_down() {
         let refused = Cluster::up(&Options::new(NAME).unwrap()).err().unwrap().to_string();
         assert!(refused.contains("cargo xtask cluster down --name life"), "{refused}");
         Cluster::take_down(NAME).unwrap();
-        before.assert_unchanged(&format!("killed when {component} was started"));
+        before.assert_unchanged(&format!("killed when {component} was started")).unwrap();
     }
 }
 
@@ -262,7 +263,7 @@ fn clusters_leave_each_other_and_what_is_not_theirs_alone() {
     let same = Network { nodes: [10, 88], ..Network::default() };
     let refused = Cluster::up(&Options { network: same, ..options.clone() }).err().unwrap();
     assert!(refused.to_string().contains("cannot both have 10.88.0.0/16"), "{refused}");
-    before.assert_unchanged("after refusals");
+    before.assert_unchanged("after refusals").unwrap();
 
     let other = Options { name: "lifetwo".to_owned(), ..options.clone() };
     Cluster::take_down(&other.name).unwrap();
@@ -274,5 +275,5 @@ fn clusters_leave_each_other_and_what_is_not_theirs_alone() {
     cluster.kubectl_ok(&["get", "node", "node-a"]).unwrap();
     assert!(cluster.components().unwrap().iter().all(|(_, running)| *running));
     drop(cluster);
-    before.assert_unchanged("after two clusters");
+    before.assert_unchanged("after two clusters").unwrap();
 }
