@@ -1,18 +1,83 @@
-//! `cargo xtask build`: from a bare machine with rustup to `target/release/tokentrail`.
+//! `cargo xtask build`: from a bare machine with rustup to `target/release/tokentrail`; and the
+//! agent as a static program for either architecture, which images hold.
 //!
 //! Makes what is missing, announces each step before it runs, and rebuilds nothing the second time.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 
 use crate::{
-    shell::{announce, cargo, run as shell, say, target_dir},
+    debian,
+    shell::{announce, cargo, root, run as shell, say, target_dir},
     toolchain::Rustc,
 };
 
 /// The target of the BPF object.
 pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
+
+/// What an image can be made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arch {
+    /// x86-64
+    Amd64,
+    /// 64-bit ARM
+    Arm64,
+}
+
+impl Arch {
+    /// The one of this machine.
+    ///
+    /// # Errors
+    /// If it is neither.
+    pub(crate) fn of_this_machine() -> Result<Self> {
+        [Self::Amd64, Self::Arm64].into_iter().find(|arch| arch.is_this_machines()).with_context(
+            || format!("this machine is {}; name --arch amd64 or arm64", env::consts::ARCH),
+        )
+    }
+
+    pub(crate) fn is_this_machines(self) -> bool {
+        self.rust_name() == env::consts::ARCH
+    }
+
+    /// As images name it.
+    pub(crate) const fn oci_name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As rustc and QEMU name it.
+    pub(crate) const fn rust_name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    const fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-musl",
+            Self::Arm64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    /// Compiles C for it: some crates hold assembly and a little C. No library of C's is linked but
+    /// the musl that comes with rustc.
+    fn c_compiler(self) -> (&'static str, &'static [debian::Package]) {
+        match self {
+            _ if self.is_this_machines() => ("musl-gcc", &[debian::MUSL_TOOLS]),
+            Self::Amd64 => ("x86_64-linux-gnu-gcc", &[debian::GCC_AMD64]),
+            Self::Arm64 => ("aarch64-linux-gnu-gcc", &[debian::GCC_ARM64]),
+        }
+    }
+}
 
 /// Builds everything and returns the agent.
 ///
@@ -41,12 +106,67 @@ pub(crate) fn bpf_object_path() -> PathBuf {
     target_dir().join("bpf").join(BPF_TARGET).join("bpf/tokentrail-bpf")
 }
 
+/// Builds the agent as a program that needs no other file, and returns it.
+///
+/// # Errors
+/// Names the step that failed.
+pub(crate) fn static_agent(arch: Arch) -> Result<PathBuf> {
+    static_agent_in(&target_dir(), arch)
+}
+
+/// The same, with all that is built for it in a folder of its own.
+///
+/// # Errors
+/// Names the step that failed.
+pub(crate) fn static_agent_in(folder: &Path, arch: Arch) -> Result<PathBuf> {
+    let object = bpf_object_in(folder)?;
+    announce(format_args!("static agent for {}", arch.oci_name()));
+    shell(
+        static_cargo("build", arch)?
+            .args(["--release", "--target-dir"])
+            .arg(folder)
+            .env("TOKENTRAIL_BPF_OBJECT", object),
+    )?;
+    Ok(folder.join(arch.target()).join("release/tokentrail"))
+}
+
+/// A cargo command for the agent as a static program.
+///
+/// # Errors
+/// If the standard library for it or the C compiler is missing and cannot be had.
+pub(crate) fn static_cargo(subcommand: &str, arch: Arch) -> Result<Command> {
+    let rustc = Rustc::current()?;
+    let target = arch.target();
+    rustc.standard_library(target)?;
+    let (c_compiler, packages) = arch.c_compiler();
+    debian::install(packages)?;
+    let underscored = target.replace('-', "_");
+    let mut command = cargo();
+    command
+        .args([subcommand, "--package", "tokentrail", "--target", target])
+        .env(format!("CC_{underscored}"), c_compiler)
+        // rustc's own linker and its own musl: the same for both architectures on every machine.
+        .env(format!("CARGO_TARGET_{}_LINKER", underscored.to_uppercase()), "rust-lld");
+    // What does not run here runs emulated.
+    if !arch.is_this_machines() {
+        let emulator = format!("qemu-{}-static", arch.rust_name());
+        command.env(format!("CARGO_TARGET_{}_RUNNER", underscored.to_uppercase()), emulator);
+    }
+    let flags = ["-Clinker-flavor=ld.lld", "-Clink-self-contained=yes"];
+    set_flags(&mut command, &rustc, &flags)?;
+    Ok(command)
+}
+
 /// A cargo command for the BPF side: right toolchain, right linker, own target folder (its flags
 /// would otherwise throw the host's builds away).
 ///
 /// # Errors
 /// If a tool is missing and cannot be made.
 pub(crate) fn bpf_cargo(subcommand: &str) -> Result<Command> {
+    bpf_cargo_in(&target_dir(), subcommand)
+}
+
+fn bpf_cargo_in(folder: &Path, subcommand: &str) -> Result<Command> {
     let rustc = Rustc::current()?;
     rustc.sources()?;
     let linker = rustc.bpf_linker()?;
@@ -54,18 +174,39 @@ pub(crate) fn bpf_cargo(subcommand: &str) -> Result<Command> {
     command
         .args([subcommand, "--profile", "bpf", "--package", "tokentrail-ebpf"])
         .args(["--target", BPF_TARGET, "-Zbuild-std=core", "--target-dir"])
-        .arg(target_dir().join("bpf"))
+        .arg(folder.join("bpf"))
         // `core` for a target without a released standard library is an unstable feature.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
+    set_flags(&mut command, &rustc, &["-Cdebuginfo=2", "-Clink-arg=--btf"])?;
     Ok(command)
 }
 
 fn bpf_object() -> Result<PathBuf> {
-    let mut build = bpf_cargo("build")?;
+    bpf_object_in(&target_dir())
+}
+
+fn bpf_object_in(folder: &Path) -> Result<PathBuf> {
+    let mut build = bpf_cargo_in(folder, "build")?;
     announce("BPF object");
     shell(build.args(["--bin", "tokentrail-bpf"]))?;
-    Ok(bpf_object_path())
+    Ok(folder.join("bpf").join(BPF_TARGET).join("bpf/tokentrail-bpf"))
+}
+
+/// Sets rustc's flags, and with them that no path of this machine gets into what is built: the
+/// same sources give the same bytes in every clone.
+fn set_flags(command: &mut Command, rustc: &Rustc, flags: &[&str]) -> Result<()> {
+    let cargo_home = match env::var_os("CARGO_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
+            .join(".cargo"),
+    };
+    let hidden = [(root(), "/tokentrail"), (cargo_home, "/cargo"), (rustc.library(), "/rust")];
+    let mut all: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    for (folder, shown) in hidden {
+        all.push(format!("--remap-path-prefix={}={shown}", folder.display()));
+    }
+    // Separated so that folders may hold blanks.
+    command.env("CARGO_ENCODED_RUSTFLAGS", all.join("\u{1f}"));
+    Ok(())
 }

@@ -32,6 +32,20 @@ pub(crate) const BUSYBOX: Package = Package { name: "busybox-static", program: "
 pub(crate) const QEMU: Package = Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
 /// `opensnoop`, which the benchmark compares with.
 pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
+/// `musl-gcc`, which compiles C for this machine's static agent.
+pub(crate) const MUSL_TOOLS: Package = Package { name: "musl-tools", program: "musl-gcc" };
+/// Compiles C for the other architecture's; C++ because that package alone brings C's headers.
+pub(crate) const GCC_AMD64: Package =
+    Package { name: "g++-x86-64-linux-gnu", program: "x86_64-linux-gnu-g++" };
+/// The same, the other way.
+pub(crate) const GCC_ARM64: Package =
+    Package { name: "g++-aarch64-linux-gnu", program: "aarch64-linux-gnu-g++" };
+/// Runs the other architecture's programs.
+pub(crate) const QEMU_USER: Package =
+    Package { name: "qemu-user-static", program: "qemu-aarch64-static" };
+/// The certificate authorities that images trust.
+pub(crate) const CA_CERTIFICATES: Package =
+    Package { name: "ca-certificates", program: "update-ca-certificates" };
 
 /// What a Kubernetes cluster consists of besides Kubernetes.
 pub(crate) const CLUSTER: [Package; 6] = [

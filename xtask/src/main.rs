@@ -3,17 +3,19 @@
 //! A table of contents: each command is one file with one function. What the commands share is in
 //! `shell` (running programs), `toolchain` and `debian` (getting what a bare machine lacks).
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod chart;
 mod cluster;
 mod debian;
 mod demo;
 mod fixtures;
 mod golang;
+mod image;
 mod shell;
 mod system_tests;
 mod tally;
@@ -33,6 +35,27 @@ struct Arguments {
 enum Command {
     /// Build the BPF object and the release agent, and first whatever tool for it is missing
     Build,
+    /// Make the agent's image: an OCI archive of a static program, the same bytes each time
+    Image {
+        /// The architecture to build for; this machine's unless given
+        #[arg(long, value_enum)]
+        arch: Option<build::Arch>,
+        /// Full name of the image, with registry and tag [default: localhost/tokentrail:VERSION]
+        #[arg(long)]
+        name: Option<String>,
+        /// Build it all once more in another folder and compare the bytes
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Check the Helm chart: lint, what it renders, the API's schemas, the plain manifests
+    Chart,
+    /// Render the plain manifests from the Helm chart
+    Manifests,
+    /// Cut a saved answer of /openapi/v2 down to the schemas that the chart is checked against
+    Schemas {
+        /// The answer, as `kubectl get --raw /openapi/v2` prints it
+        openapi: PathBuf,
+    },
     /// See it work: a real container, a token read by hand, an API request, the alert
     Demo,
     /// A real Kubernetes on this machine: up, down, status
@@ -65,6 +88,11 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Build => build::run().map(drop),
+        Command::Image { arch, name, verify: true } => image::verify(arch, name.as_deref()),
+        Command::Image { arch, name, verify: false } => image::run(arch, name.as_deref()).map(drop),
+        Command::Chart => chart::run(),
+        Command::Manifests => chart::write_manifests(),
+        Command::Schemas { openapi } => chart::schemas::write(&openapi),
         Command::Cluster { action } => cluster::run(action),
         Command::Kubectl { arguments } => cluster::kubectl(&arguments),
         Command::Fixtures => fixtures::run(),

@@ -11,7 +11,8 @@ use anyhow::Result;
 use tokentrail_tests::machine::obstacle_to_containers;
 
 use crate::{
-    build, cluster, debian,
+    build::{self, Arch},
+    chart, cluster, debian, image,
     shell::{self, cargo, complain, in_ci, program, say},
     system_tests::{self, stream},
     tally::Tally,
@@ -43,11 +44,14 @@ pub(crate) fn run() -> ExitCode {
                 .env("RUSTDOCFLAGS", "--deny warnings"),
         )
     });
+    report.check("unit tests, arm64 under emulation", other_architecture);
     let built = report.check("build", || build::run().map(|_agent| Outcome::Passed));
     // An agent of an earlier build would pass or fail for what is no longer there.
     let after_build = |check: fn() -> Result<Outcome>| {
         move || if built { check() } else { Ok(Outcome::Impossible("the build failed".to_owned())) }
     };
+    report.check("image: the same bytes twice", after_build(image_twice));
+    report.check("Helm chart and manifests", after_build(helm_chart));
     report.check("whole program, running kernel", after_build(whole_program));
     report.check("whole program, Kubernetes cluster", after_build(cluster));
     report.check("whole program, Debian's 6.12 kernel in a VM", after_build(virtual_machine));
@@ -92,6 +96,31 @@ fn dependencies() -> Result<Outcome> {
         "bans",
         "sources",
     ]))
+}
+
+/// The library's own tests as the image for the other architecture holds it. Properties are
+/// tried a few times only: emulated code is slow, and this machine's own tests try them all.
+fn other_architecture() -> Result<Outcome> {
+    let arch = Arch::Arm64;
+    if arch.is_this_machines() {
+        return Ok(Outcome::Impossible("this machine is one: its own tests are these".to_owned()));
+    }
+    let test = debian::install(&[debian::QEMU_USER])
+        .and_then(|()| build::static_cargo("test", arch))
+        .map_err(|error| format!("{error:#}"));
+    match test {
+        Ok(mut test) => counted(test.args(["--lib", "--no-fail-fast"]).env("PROPTEST_CASES", "16")),
+        Err(why) => Ok(Outcome::NotSetUp(why)),
+    }
+}
+
+fn image_twice() -> Result<Outcome> {
+    say("  built twice, from the BPF object on: `cargo xtask image --verify` does that");
+    image::assembles_the_same_twice().map(|()| Outcome::Passed)
+}
+
+fn helm_chart() -> Result<Outcome> {
+    chart::check().map(Outcome::Counted)
 }
 
 fn whole_program() -> Result<Outcome> {

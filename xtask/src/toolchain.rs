@@ -55,8 +55,7 @@ impl Rustc {
     /// # Errors
     /// If neither has them.
     pub(crate) fn sources(&self) -> Result<()> {
-        let folder = self.sysroot.join("lib/rustlib/src/rust");
-        let library = folder.join("library");
+        let library = self.library();
         if library.join("core/src/lib.rs").exists() {
             return Ok(());
         }
@@ -79,9 +78,10 @@ impl Rustc {
                 )
             })?;
         // Unfolded beside its place and renamed: half a library would pass for a whole one.
-        fs::create_dir_all(&folder)
+        let folder = library.parent().unwrap_or(&library);
+        fs::create_dir_all(folder)
             .with_context(|| format!("could not create {folder:?} in rustc's own folder"))?;
-        let unpacked = tempfile::tempdir_in(&folder)?;
+        let unpacked = tempfile::tempdir_in(folder)?;
         archive.unpack(&format!("rust-src={version}"), unpacked.path())?;
         let sources = unpacked.path().join(format!("usr/src/rustc-{}/library", self.release));
         if library.exists() {
@@ -90,6 +90,25 @@ impl Rustc {
         }
         fs::rename(&sources, &library)
             .with_context(|| format!("could not move {sources:?} to {library:?}"))
+    }
+
+    /// Where this compiler's standard library has its sources, once they are there.
+    pub(crate) fn library(&self) -> PathBuf {
+        self.sysroot.join("lib/rustlib/src/rust/library")
+    }
+
+    /// Makes sure that the standard library for a target is there, as it was released.
+    ///
+    /// # Errors
+    /// If rustup cannot get it.
+    pub(crate) fn standard_library(&self, target: &str) -> Result<()> {
+        if self.sysroot.join("lib/rustlib").join(target).join("lib").exists() {
+            return Ok(());
+        }
+        announce(format_args!("standard library: rustup target add {target}"));
+        run(program("rustup").args(["target", "add", target])).with_context(|| {
+            format!("no standard library for {target}; run `rustup target add {target}` where there is a network")
+        })
     }
 
     /// Makes sure that there is a bpf-linker of the LLVM that this rustc has, and returns it.
