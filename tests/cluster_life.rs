@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     env, fs,
     net::IpAddr,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -75,7 +76,12 @@ impl Machine {
         .map(PathBuf::from);
         let hierarchies = cgroup_hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount);
         for folder in hierarchies.chain(folders) {
-            lines.extend(list(&folder).into_iter().map(|path| path.display().to_string()));
+            lines.extend(
+                list(&folder)
+                    .iter()
+                    .filter(|path| !is_others(path))
+                    .map(|path| path.display().to_string()),
+            );
         }
         for setting in ["kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory"] {
             let value = fs::read_to_string(Path::new("/proc/sys").join(setting))?;
@@ -85,11 +91,7 @@ impl Machine {
         let rules = String::from_utf8_lossy(&rules).into_owned();
         lines.extend(rules.lines().filter(|line| line.starts_with('-')).map(str::to_owned));
         lines.extend(processes());
-        // Somebody may be working with a cluster of their own meanwhile.
-        let others = |line: &String| {
-            line.contains("/tokentrail-") && !line.contains(NAME) && !line.ends_with("-cluster")
-        };
-        lines.retain(|line| !others(line));
+        lines.retain(|line| !names_another(line));
         Ok(Self(lines))
     }
 
@@ -101,6 +103,27 @@ impl Machine {
         ensure!(more.is_empty() && less.is_empty(), "{when}: left {more:#?}, lost {less:#?}");
         Ok(())
     }
+}
+
+/// Whether this is about somebody's own cluster: they may be working with it meanwhile.
+fn names_another(text: &str) -> bool {
+    text.contains("/tokentrail-")
+        && !text.contains(&format!("/tokentrail-{NAME}"))
+        && !text.contains(&format!("/tokentrail-cluster/{NAME}"))
+        && !text.ends_with("/tokentrail-cluster")
+}
+
+/// Whether a file belongs to another cluster, by what it says or points to, or in the case of a
+/// socket by somebody's listening there.
+fn is_others(path: &Path) -> bool {
+    let Ok(facts) = fs::symlink_metadata(path) else { return true };
+    if facts.is_symlink() {
+        return fs::read_link(path).is_ok_and(|to| names_another(&to.to_string_lossy()));
+    }
+    if facts.file_type().is_socket() {
+        return UnixStream::connect(path).is_ok();
+    }
+    facts.is_file() && fs::read_to_string(path).is_ok_and(|text| names_another(&text))
 }
 
 /// Processes that belong to clusters of this name by their cgroup or their command line.
