@@ -1,7 +1,10 @@
 //! `cargo xtask cluster` and `cargo xtask kubectl`: a real Kubernetes on this machine, to try the
 //! product in. What a cluster is made of is in the tests' harness; here it is given its programs.
 
-use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, time::Instant};
+use std::{
+    ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -116,20 +119,38 @@ pub(crate) fn kubectl(arguments: &[OsString]) -> Result<()> {
     Err(error).context("could not start kubectl")
 }
 
+/// What a cluster is made of.
+pub(crate) struct Programs {
+    kube: PathBuf,
+    apicall: PathBuf,
+}
+
+impl Programs {
+    /// Tells a test where they are.
+    pub(crate) fn hand_to(&self, test: &mut Command) {
+        test.env("TOKENTRAIL_KUBE", &self.kube).env("TOKENTRAIL_APICALL", &self.apicall);
+    }
+
+    /// Two nodes made of them.
+    pub(crate) fn options(self, name: &str) -> Options {
+        Options::with_programs(name, self.kube, self.apicall)
+    }
+}
+
 /// Installs and builds what a cluster is made of.
 ///
 /// # Errors
 /// If something cannot be installed or built, or this machine cannot run a cluster.
-pub(crate) fn prepare(name: &str) -> Result<Options> {
+pub(crate) fn prepare() -> Result<Programs> {
     debian::install(&debian::CLUSTER)?;
     if let Some(obstacle) = obstacle_to_clusters() {
         bail!("no cluster can run here: {obstacle}");
     }
-    Ok(Options::with_programs(name, golang::kube()?, golang::apicall()?))
+    Ok(Programs { kube: golang::kube()?, apicall: golang::apicall()? })
 }
 
 fn up(name: &str, nodes: u8, network: Network) -> Result<()> {
-    let options = Options { nodes, network, ..prepare(name)? };
+    let options = Options { nodes, network, ..prepare()?.options(name) };
     announce(format_args!("cluster {name}: {nodes} node(s)"));
     let start = Instant::now();
     let cluster = Cluster::up(&options)?;

@@ -21,11 +21,15 @@ const FEATURE: &str = "system-tests";
 /// Where a package names those of its tests that another kernel may change; without it, all are.
 const OF_THE_KERNEL: &str = "/metadata/tokentrail/tests-of-the-kernel";
 
+/// Where a package names those of its tests that need a Kubernetes cluster.
+const OF_A_CLUSTER: &str = "/metadata/tokentrail/tests-of-a-cluster";
+
 /// One package's whole-program tests.
 pub(crate) struct Suite {
     package: String,
     tests: Vec<String>,
     of_the_kernel: Option<Vec<String>>,
+    of_a_cluster: Vec<String>,
 }
 
 /// All of them.
@@ -42,10 +46,8 @@ pub(crate) fn suites() -> Result<Vec<Suite>> {
             .filter(needs_system)
             .map(|it| text(it, "name"))
             .collect(),
-        of_the_kernel: package
-            .pointer(OF_THE_KERNEL)
-            .and_then(Value::as_array)
-            .map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
+        of_the_kernel: names(package, OF_THE_KERNEL),
+        of_a_cluster: names(package, OF_A_CLUSTER).unwrap_or_default(),
     });
     Ok(packages.filter(|suite| !suite.tests.is_empty()).collect())
 }
@@ -57,6 +59,17 @@ impl Suite {
             self.tests.retain(|test| wanted.contains(test));
         }
         self
+    }
+
+    /// Those that need a cluster, or the others.
+    pub(crate) fn with_cluster(mut self, cluster: bool) -> Self {
+        self.tests.retain(|test| self.of_a_cluster.contains(test) == cluster);
+        self
+    }
+
+    /// Whether there is nothing to run.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tests.is_empty()
     }
 
     /// `cargo test` of these alone, against the agent and the BPF object that were built.
@@ -118,6 +131,12 @@ pub(crate) fn stream(command: &mut Command) -> Result<Tally> {
         tally.failed += 1;
     }
     Ok(tally)
+}
+
+/// Names of tests that a package lists at this place of its manifest.
+fn names(package: &Value, place: &str) -> Option<Vec<String>> {
+    let names = package.pointer(place)?.as_array()?;
+    Some(names.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 fn needs_system(target: &&Value) -> bool {

@@ -12,7 +12,7 @@ use tokentrail_tests::machine::obstacle_to_containers;
 
 use crate::{
     build::{self, Arch},
-    chart, debian, image,
+    chart, cluster, debian, image,
     shell::{self, cargo, complain, in_ci, program, say},
     system_tests::{self, stream},
     tally::Tally,
@@ -53,6 +53,7 @@ pub(crate) fn run() -> ExitCode {
     report.check("image: the same bytes twice", after_build(image_twice));
     report.check("Helm chart and manifests", after_build(helm_chart));
     report.check("whole program, running kernel", after_build(whole_program));
+    report.check("whole program, Kubernetes cluster", after_build(cluster));
     report.check("whole program, Debian's 6.12 kernel in a VM", after_build(virtual_machine));
     report.sum_up()
 }
@@ -130,8 +131,26 @@ fn whole_program() -> Result<Outcome> {
         return Ok(Outcome::NotSetUp(obstacle));
     }
     let mut tally = Tally::default();
-    for suite in system_tests::suites()? {
-        tally += stream(suite.cargo_test().args(["--", "--test-threads=1"]))?;
+    for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(false)) {
+        if !suite.is_empty() {
+            tally += stream(suite.cargo_test().args(["--", "--test-threads=1"]))?;
+        }
+    }
+    Ok(Outcome::Counted(tally))
+}
+
+fn cluster() -> Result<Outcome> {
+    let programs = match cluster::prepare() {
+        Ok(programs) => programs,
+        Err(error) => return Ok(Outcome::NotSetUp(format!("{error:#}"))),
+    };
+    let mut tally = Tally::default();
+    for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(true)) {
+        if !suite.is_empty() {
+            let mut test = suite.cargo_test();
+            programs.hand_to(&mut test);
+            tally += stream(test.args(["--", "--test-threads=1"]))?;
+        }
     }
     Ok(Outcome::Counted(tally))
 }

@@ -34,17 +34,21 @@ const FILE_SYSTEMS: [(&str, &str); 2] =
     [("tracefs", "/sys/kernel/tracing"), ("bpf", "/sys/fs/bpf")];
 
 /// Folders outside of ours that the components make and leave, each after what it may hold.
-const FOLDERS: [&str; 9] = [
+const FOLDERS: [&str; 10] = [
     "/var/log/containers",
     "/var/lib/cni/results",
     "/var/lib/cni",
     "/run/containerd/s",
     "/run/containerd",
+    DEVICE_PLUGINS,
     "/var/lib/kubelet",
     "/opt/containerd",
     "/var/run/nri",
     "/etc/kubernetes",
 ];
+
+/// Where kubelets talk to device plugins, whatever their `--root-dir` is.
+const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
 
 /// The right to add and remove clusters; held for a short time only.
 pub(crate) struct Host {
@@ -137,6 +141,10 @@ impl Host {
                 let _ = unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
             }
             for folder in strings(&before, "folders") {
+                if folder == DEVICE_PLUGINS {
+                    // A kubelet of somebody else would have had it before ours.
+                    let _ = fs::remove_file(Path::new(folder).join("kubelet.sock"));
+                }
                 // Not empty: somebody else's by now.
                 let _ = fs::remove_dir(folder);
             }

@@ -138,10 +138,14 @@ fn shim_sockets(layout: &Layout) -> Result<Vec<PathBuf>> {
     Ok(sockets)
 }
 
+/// Notes about its pods' interfaces: those of its own networks by their name, those of loopback by
+/// the namespace that they tell of.
 fn cni_cache(layout: &Layout) -> Vec<PathBuf> {
+    let prefix = layout.cni_prefix();
+    let below = format!("\"{}/", layout.folder().display());
     let ours = |path: &PathBuf| {
-        path.file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with(&layout.cni_prefix()))
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+            || fs::read_to_string(path).is_ok_and(|text| text.contains(&below))
     };
     files(CNI_CACHE).into_iter().filter(ours).collect()
 }
