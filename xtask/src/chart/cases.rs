@@ -70,7 +70,7 @@ pub(super) const CASES: &[Case] = &[
             ("DaemonSet spec template spec hostIPC", Absent),
             (
                 "DaemonSet spec template spec containers agent securityContext capabilities",
-                Is(r#"{"drop":["ALL"],"add":["BPF","PERFMON","SYS_PTRACE","DAC_READ_SEARCH"]}"#),
+                Is(r#"{"drop":["ALL"],"add":["BPF","PERFMON","SYS_PTRACE"]}"#),
             ),
             (
                 "DaemonSet spec template spec containers agent securityContext privileged",
@@ -130,11 +130,11 @@ pub(super) const CASES: &[Case] = &[
     ),
     case(
         "each privilege beyond BPF and PERFMON is a switch",
-        "security: {capabilities: {sysPtrace: false, dacReadSearch: false, sysResource: true, \
+        "security: {capabilities: {sysPtrace: false, dacReadSearch: true, sysResource: true, \
          sysAdmin: true}}",
         Renders(&[(
             "DaemonSet spec template spec containers agent securityContext capabilities add",
-            Is(r#"["BPF","PERFMON","SYS_RESOURCE","SYS_ADMIN"]"#),
+            Is(r#"["BPF","PERFMON","DAC_READ_SEARCH","SYS_RESOURCE","SYS_ADMIN"]"#),
         )]),
     ),
     case(

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use flate2::{Compression, GzBuilder};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 /// What becomes an image of one layer.
@@ -76,12 +76,14 @@ pub(super) fn write(image: &Image<'_>) -> Result<Vec<u8>> {
         }),
     )?;
     let mut described = manifest.descriptor();
-    described["platform"] = json!({"architecture": image.architecture, "os": "linux"});
+    described
+        .insert("platform".to_owned(), json!({"architecture": image.architecture, "os": "linux"}));
     // The first is containerd's and podman's, the second the specification's.
-    described["annotations"] = json!({
+    let names = json!({
         "io.containerd.image.name": image.name,
         "org.opencontainers.image.ref.name": tag,
     });
+    described.insert("annotations".to_owned(), names);
     let index = serde_json::to_vec(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -124,12 +126,13 @@ impl Blob {
         Ok(Self::new(media_type, serde_json::to_vec(value)?))
     }
 
-    fn descriptor(&self) -> Value {
-        json!({
-            "mediaType": self.media_type,
-            "digest": format!("sha256:{}", self.hash),
-            "size": self.content.len(),
-        })
+    fn descriptor(&self) -> Map<String, Value> {
+        let fields = [
+            ("mediaType", self.media_type.into()),
+            ("digest", format!("sha256:{}", self.hash).into()),
+            ("size", self.content.len().into()),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     fn path(&self) -> String {
