@@ -4,6 +4,8 @@
 
 use std::{
     fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
@@ -14,7 +16,7 @@ use tokentrail_tests::{
     Finished, PATIENCE, TOKEN_PATH,
     cluster::{
         BOX_IMAGE, Cluster, ClusterNode, CutOff,
-        deployment::{Deployment, NAMESPACE, Package},
+        deployment::{Deployment, Package},
     },
     wait_until,
 };
@@ -441,65 +443,65 @@ fn without_permission_the_agent_says_which_one_it_lacks() {
 }
 
 #[test]
-fn what_the_chart_grants_is_what_the_agent_needs() {
+fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
     with_scene(|scene| {
         let node = scene.node_b();
-        let capability = |name: &str| json!({"security": {"capabilities": {name: false}}});
-        // Without a look at other processes there are no mounts, hence no volumes: it says so. The
-        // update stops there, and the agent of before goes on.
-        scene.agents.helm(node, &capability("sysPtrace"))?;
-        let selector = format!("app.kubernetes.io/instance=tokentrail-{}", node.name());
-        let place = ["pods", "--namespace", NAMESPACE, "--selector", &selector];
-        wait_until(PATIENCE, "the agent without SYS_PTRACE ends with code 3", || {
-            let pods = scene.cluster.get(&place)?;
-            let ended = |pod: &Value| {
-                ["/status/containerStatuses/0/lastState", "/status/containerStatuses/0/state"]
-                    .iter()
-                    .any(|state| {
-                        pod.pointer(&format!("{state}/terminated/exitCode")) == Some(&json!(3))
-                    })
-            };
-            Ok(pods["items"].as_array().is_some_and(|pods| pods.iter().any(ended)).then_some(()))
-        })?;
+        let with =
+            |name: &str, granted: bool| json!({"security": {"capabilities": {name: granted}}});
+        let opens = |labels: &[&str]| {
+            scene.agents.metric(node, "tokentrail_attribution_opens_total", labels)
+        };
         let victim = scene.victim(node)?;
-        scene.exec(&victim, &["-it"], &read_and_ask(&victim, ALLOWED))?;
-        scene.alert(&victim)?;
-        // Files that belong to root need no DAC_READ_SEARCH; an audit log of another user's does.
+        // SYS_PTRACE: without it the kubelet's executable cannot be looked at.
+        scene.agents.helm(node, &with("sysPtrace", false))?;
+        scene.agents.wait_until_ready()?;
+        node.restart_kubelet()?;
+        wait_until(PATIENCE, "without SYS_PTRACE the kubelet is taken for an intruder", || {
+            Ok((opens(&["grade=\"outside\""]).unwrap_or_default() > 0.0).then_some(()))
+        })?;
+        scene.agents.helm(node, &json!({}))?;
+        scene.agents.wait_until_ready()?;
+        node.restart_kubelet()?;
+        let ignored = "tokentrail_attribution_ignored_total";
+        wait_until(PATIENCE, "with it the kubelet is known", || {
+            let count = scene.agents.metric(node, ignored, &["reason=\"kubelet\""]);
+            Ok((count.unwrap_or_default() > 0.0).then_some(()))
+        })?;
+        assert!(opens(&["grade=\"outside\""])? < 1.0);
+
+        // DAC_READ_SEARCH: only for an audit log that is not root's.
         let folder = scene.cluster.folder().join("others");
         fs::create_dir_all(&folder)?;
         let log = folder.join("audit.log");
         fs::write(&log, "")?;
-        std::os::unix::fs::chown(&log, Some(1000), Some(1000))?;
-        fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        let mut values = capability("dacReadSearch");
-        values["extraArgs"] = json!([
-            format!("--audit-log={}", scene.cluster.audit_log().display()),
-            format!("--audit-log={}", log.display())
-        ]);
-        values["extraVolumes"] = json!([{"name": "others", "hostPath": {"path": folder}}]);
-        values["extraVolumeMounts"] =
-            json!([{"name": "others", "mountPath": folder, "readOnly": true}]);
-        scene.agents.helm(node, &values)?;
-        let read = |status: &Value, log: &str| {
-            let conditions = status["conditions"].as_object().cloned().unwrap_or_default();
-            conditions.into_iter().find(|(name, _)| name.contains(log)).map(|(_, why)| why)
-        };
-        wait_until(PATIENCE, "an agent without DAC_READ_SEARCH reads root's log alone", || {
-            let pods = scene.cluster.get(&place)?;
-            for pod in pods["items"].as_array().into_iter().flatten() {
-                let url = format!("http://{}:9464/statusz", text(pod, "/status/podIP"));
-                let Ok(answer) = node.get(&url) else { continue };
-                let status: Value = serde_json::from_str(&answer.body)?;
-                let theirs = read(&status, "others");
-                let ours = read(&status, "audit/audit.log");
-                if theirs.is_some_and(|why| why.to_string().contains("no permission"))
-                    && ours == Some(json!("ok"))
-                {
-                    return Ok(Some(()));
-                }
-            }
-            Ok(None)
-        })?;
+        chown(&log, Some(1_000), Some(1_000))?;
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o600))?;
+        let audit_log = |path: &Path| format!("--audit-log={}", path.display());
+        for (granted, expected) in [(false, "no permission"), (true, "ok")] {
+            let mut values = with("dacReadSearch", granted);
+            values["extraArgs"] = json!([audit_log(&scene.cluster.audit_log()), audit_log(&log)]);
+            values["extraVolumes"] = json!([{"name": "others", "hostPath": {"path": folder}}]);
+            values["extraVolumeMounts"] =
+                json!([{"name": "others", "mountPath": folder, "readOnly": true}]);
+            scene.agents.helm(node, &values)?;
+            let what = format!("with DAC_READ_SEARCH {granted} the other's log is {expected}");
+            // Not ready, the new agent stands beside the old one: all of the node's are asked.
+            wait_until(PATIENCE, &what, || {
+                let statuses = scene.agents.statuses(node)?;
+                let found = statuses.iter().any(|status| {
+                    let conditions = status["conditions"].as_object();
+                    let state = |of: &str| {
+                        let mut conditions = conditions.into_iter().flatten();
+                        conditions.find(|(name, _)| name.ends_with(of)).map(|(_, why)| why)
+                    };
+                    state("audit/audit.log") == Some(&json!("ok"))
+                        && state("others/audit.log")
+                            .and_then(Value::as_str)
+                            .is_some_and(|why| why.contains(expected))
+                });
+                Ok(found.then_some(()))
+            })?;
+        }
         scene.agents.helm(node, &json!({}))?;
         scene.agents.wait_until_ready()?;
         scene.remove(&victim)
