@@ -5,11 +5,12 @@ use std::{
     collections::BTreeSet,
     env, fs,
     net::IpAddr,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokentrail_tests::{
     Finished, PATIENCE, TOKEN_PATH,
     cluster::{BOX_IMAGE, Cluster, ClusterNode, CutOff, Network, Options},
@@ -75,7 +76,12 @@ impl Machine {
         .map(PathBuf::from);
         let hierarchies = cgroup_hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount);
         for folder in hierarchies.chain(folders) {
-            lines.extend(list(&folder).into_iter().map(|path| path.display().to_string()));
+            lines.extend(
+                list(&folder)
+                    .iter()
+                    .filter(|path| !is_others(path))
+                    .map(|path| path.display().to_string()),
+            );
         }
         for setting in ["kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory"] {
             let value = fs::read_to_string(Path::new("/proc/sys").join(setting))?;
@@ -85,21 +91,39 @@ impl Machine {
         let rules = String::from_utf8_lossy(&rules).into_owned();
         lines.extend(rules.lines().filter(|line| line.starts_with('-')).map(str::to_owned));
         lines.extend(processes());
-        // Somebody may be working with a cluster of their own meanwhile.
-        let others = |line: &String| {
-            line.contains("/tokentrail-") && !line.contains(NAME) && !line.ends_with("-cluster")
-        };
-        lines.retain(|line| !others(line));
+        lines.retain(|line| !names_another(line));
         Ok(Self(lines))
     }
 
     /// Holds the machine as it is now against this.
-    fn assert_unchanged(&self, when: &str) {
-        let now = Self::now().unwrap();
+    fn assert_unchanged(&self, when: &str) -> Result<()> {
+        let now = Self::now()?;
         let more: Vec<_> = now.0.difference(&self.0).collect();
         let less: Vec<_> = self.0.difference(&now.0).collect();
-        assert!(more.is_empty() && less.is_empty(), "{when}: left {more:#?}, lost {less:#?}");
+        ensure!(more.is_empty() && less.is_empty(), "{when}: left {more:#?}, lost {less:#?}");
+        Ok(())
     }
+}
+
+/// Whether this is about somebody's own cluster: they may be working with it meanwhile.
+fn names_another(text: &str) -> bool {
+    text.contains("/tokentrail-")
+        && !text.contains(&format!("/tokentrail-{NAME}"))
+        && !text.contains(&format!("/tokentrail-cluster/{NAME}"))
+        && !text.ends_with("/tokentrail-cluster")
+}
+
+/// Whether a file belongs to another cluster, by what it says or points to, or in the case of a
+/// socket by somebody's listening there.
+fn is_others(path: &Path) -> bool {
+    let Ok(facts) = fs::symlink_metadata(path) else { return true };
+    if facts.is_symlink() {
+        return fs::read_link(path).is_ok_and(|to| names_another(&to.to_string_lossy()));
+    }
+    if facts.file_type().is_socket() {
+        return UnixStream::connect(path).is_ok();
+    }
+    facts.is_file() && fs::read_to_string(path).is_ok_and(|text| names_another(&text))
 }
 
 /// Processes that belong to clusters of this name by their cgroup or their command line.
@@ -166,7 +190,7 @@ fn pods_run_on_two_nodes_and_nothing_of_them_is_left_afterwards() {
     .unwrap();
 
     cluster.down().unwrap();
-    before.assert_unchanged("after down");
+    before.assert_unchanged("after down").unwrap();
 }
 
 #[test]
@@ -239,7 +263,7 @@ fn what_a_killed_program_has_begun_can_be_taken_down() {
         let refused = Cluster::up(&Options::new(NAME).unwrap()).err().unwrap().to_string();
         assert!(refused.contains("cargo xtask cluster down --name life"), "{refused}");
         Cluster::take_down(NAME).unwrap();
-        before.assert_unchanged(&format!("killed when {component} was started"));
+        before.assert_unchanged(&format!("killed when {component} was started")).unwrap();
     }
 }
 
@@ -262,7 +286,7 @@ fn clusters_leave_each_other_and_what_is_not_theirs_alone() {
     let same = Network { nodes: [10, 88], ..Network::default() };
     let refused = Cluster::up(&Options { network: same, ..options.clone() }).err().unwrap();
     assert!(refused.to_string().contains("cannot both have 10.88.0.0/16"), "{refused}");
-    before.assert_unchanged("after refusals");
+    before.assert_unchanged("after refusals").unwrap();
 
     let other = Options { name: "lifetwo".to_owned(), ..options.clone() };
     Cluster::take_down(&other.name).unwrap();
@@ -274,5 +298,5 @@ fn clusters_leave_each_other_and_what_is_not_theirs_alone() {
     cluster.kubectl_ok(&["get", "node", "node-a"]).unwrap();
     assert!(cluster.components().unwrap().iter().all(|(_, running)| *running));
     drop(cluster);
-    before.assert_unchanged("after two clusters");
+    before.assert_unchanged("after two clusters").unwrap();
 }

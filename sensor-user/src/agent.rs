@@ -1,26 +1,34 @@
 //! Wiring: start and stop order, and why the agent ended. With `engine`, which holds every stage
 //! and turns the loop, the only place that knows them all.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, pin::pin};
 
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
 use crate::{
     admin::{self, Health},
-    alert::log::AlertLogError,
-    attribution::{AttributionConfig, AttributionMetrics, Attributor, volumes::VolumesError},
-    audit::checkpoint::CheckpointError,
+    alert::log::{AlertLogError, AlertLogMetrics},
+    attribution::{
+        AttributionConfig, AttributionMetrics, Attributor,
+        pods::{PodMetrics, watch::AccessError},
+        volumes::VolumesError,
+    },
+    audit::{AuditMetrics, checkpoint::CheckpointError},
     config::Config,
     correlation::journal::JournalError,
     kernel::{KernelMetrics, Sensor, SensorError},
-    metrics::Metrics,
+    metrics::{CorrelationMetrics, Metrics},
 };
 
 mod engine;
+mod podfeed;
+mod standby;
 mod state;
 
-use engine::Engine;
+use engine::{Engine, Parts};
+use podfeed::PodFeed;
+use state::{StateDir, StateError};
 
 /// Why the agent did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +38,7 @@ pub enum AgentError {
     Sensor(#[from] SensorError),
     /// The state directory is unusable.
     #[error(transparent)]
-    State(#[from] state::StateError),
+    State(#[from] StateError),
     /// The checkpoint is unusable.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -58,6 +66,9 @@ pub enum AgentError {
         /// Why not.
         source: io::Error,
     },
+    /// The Kubernetes API cannot be asked at all.
+    #[error(transparent)]
+    Kube(#[from] AccessError),
     /// The node's mounts cannot be read.
     #[error(transparent)]
     Volumes(#[from] VolumesError),
@@ -71,23 +82,62 @@ pub enum AgentError {
     },
 }
 
+/// What every stage counts.
+#[derive(Clone, Debug, Default)]
+struct StageMetrics {
+    kernel: KernelMetrics,
+    attribution: AttributionMetrics,
+    pods: PodMetrics,
+    audit: AuditMetrics,
+    correlation: CorrelationMetrics,
+    alert_log: AlertLogMetrics,
+}
+
+impl StageMetrics {
+    /// Makes those visible whose stages run.
+    fn registry(&self, config: &Config) -> Registry {
+        let mut registry = Registry::default();
+        if !config.no_sensor {
+            self.kernel.register(&mut registry);
+            self.attribution.register(&mut registry);
+        }
+        if config.kube.is_some() {
+            self.pods.register(&mut registry);
+        }
+        self.audit.register(&mut registry);
+        self.correlation.register(&mut registry);
+        self.alert_log.register(&mut registry);
+        registry
+    }
+}
+
 /// Runs until `stop` completes; then everything seen so far is written and checkpointed.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let mut stop = pin!(stop);
     let health = Health::new(config.node_name.clone(), config.cluster_name.clone());
-    let mut registry = Registry::default();
-    let state = state::StateDir::open(&config.state_dir)?;
+    let metrics = StageMetrics::default();
     let mut tasks = JoinSet::new();
-    let (mut engine, batches) =
-        Engine::build(&config, &state, &health, &mut registry, &mut tasks).await?;
-    let listener = admin::bind(config.admin_listen)
-        .await
-        .map_err(|source| AgentError::Listen { address: config.admin_listen, source })?;
-    let metrics = Metrics::new(registry);
-    let admin_health = health.clone();
-    tasks.spawn(async move {
-        let ended = admin::serve(listener, metrics, admin_health).await;
-        AgentError::Ended { part: "the admin server", why: format!("{ended:?}") }
-    });
+    let state = match StateDir::open(&config.state_dir) {
+        Err(StateError::Taken { .. }) if config.take_over => None,
+        state => Some(state?),
+    };
+    let mut sensor =
+        if config.no_sensor { None } else { Some(start_sensor(&config, &metrics).await?) };
+    serve_admin(&config, &metrics, &health, &mut tasks).await?;
+    let (state, held_back) = match state {
+        Some(state) => (state, Vec::new()),
+        None => {
+            let sensor = sensor.as_mut().map(|(sensor, _)| sensor);
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                predecessor = standby::wait(&config.state_dir, sensor, &health) => predecessor?,
+            }
+        }
+    };
+    let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
+    let parts = Parts { sensor, pods, metrics };
+    let (mut engine, batches) = Engine::build(&config, &state, &health, parts, &mut tasks).await?;
+    engine.take_over(&held_back);
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = config.audit_logs.len(),
         alert_log = %config.alert_log.display(), admin = %config.admin_listen, "started"
@@ -100,14 +150,28 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     result
 }
 
+async fn serve_admin(
+    config: &Config,
+    metrics: &StageMetrics,
+    health: &Health,
+    tasks: &mut JoinSet<AgentError>,
+) -> Result<(), AgentError> {
+    let listener = admin::bind(config.admin_listen)
+        .await
+        .map_err(|source| AgentError::Listen { address: config.admin_listen, source })?;
+    let metrics = Metrics::new(metrics.registry(config));
+    let health = health.clone();
+    tasks.spawn(async move {
+        let ended = admin::serve(listener, metrics, health).await;
+        AgentError::Ended { part: "the admin server", why: format!("{ended:?}") }
+    });
+    Ok(())
+}
+
 async fn start_sensor(
     config: &Config,
-    registry: &mut Registry,
+    metrics: &StageMetrics,
 ) -> Result<(Sensor, Attributor), AgentError> {
-    let kernel_metrics = KernelMetrics::default();
-    kernel_metrics.register(registry);
-    let attribution_metrics = AttributionMetrics::default();
-    attribution_metrics.register(registry);
     let mut attribution = AttributionConfig {
         kubelet_cgroup: config.kubelet_cgroup.clone(),
         ..AttributionConfig::default()
@@ -115,7 +179,8 @@ async fn start_sensor(
     if !attribution.kubelet_roots.contains(&config.kubelet_root) {
         attribution.kubelet_roots.push(config.kubelet_root.clone());
     }
-    let sensor = Sensor::start(&config.sensor(), kernel_metrics).await?;
-    let attributor = Attributor::new(attribution, attribution_metrics)?;
+    let sensor = Sensor::start(&config.sensor(), metrics.kernel.clone()).await?;
+    let attributor =
+        Attributor::new(attribution, sensor.own_record(), metrics.attribution.clone())?;
     Ok((sensor, attributor))
 }

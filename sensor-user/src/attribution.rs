@@ -2,7 +2,7 @@
 //! container, and in what manner (the grade).
 //!
 //! The only place that decides what an open *is*. It asks the cgroup names in the record, the
-//! volume map and `/proc`; it never asks the network or a clock. Called by the agent, once per
+//! volume map, `/proc` and the pod index; it never waits for the network or asks a clock. Called by the agent, once per
 //! record; what it makes goes to correlation.
 
 use std::path::PathBuf;
@@ -11,8 +11,10 @@ use tokentrail_ebpf::{Missing, OpenRecord};
 
 use self::{
     kubelet::Kubelet,
-    processes::Processes,
+    pods::PodIndex,
+    processes::{ProcessTime, Processes},
     reader::Reader,
+    scope::Scope,
     volumes::{Volume, VolumeMap, VolumesError},
 };
 pub use self::{
@@ -28,8 +30,10 @@ mod fixture;
 mod kubelet;
 mod metrics;
 mod open;
+pub mod pods;
 mod processes;
 mod reader;
+mod scope;
 pub mod volumes;
 
 /// Searches for the kubelet in a second at most: each looks at every process.
@@ -45,7 +49,7 @@ pub struct AttributionConfig {
     /// Root directories of this node's kubelet.
     pub kubelet_roots: Vec<PathBuf>,
     /// Cgroup below which this node's pods are, as `/node-a`, from the root of its hierarchy.
-    /// `None`: all pods are this node's.
+    /// `None`: those below the same kubelet as the agent's own pod; all, if it runs in none.
     pub kubelet_cgroup: Option<String>,
     /// The agent's own process id in the initial pid namespace: its opens are its canary's.
     pub own_tgid: u32,
@@ -117,7 +121,7 @@ impl Ignored {
 #[derive(Debug)]
 pub struct Attributor {
     own_tgid: u32,
-    kubelet_cgroup: Option<Vec<String>>,
+    scope: Option<Scope>,
     volumes: VolumeMap,
     processes: Processes,
     kubelet: Option<Kubelet>,
@@ -127,11 +131,21 @@ pub struct Attributor {
 
 impl Attributor {
     /// Reads the node's mounts and looks for the kubelet. Without one, mounts are those of pid 1.
+    /// `own` is a record of an open by the agent: it says where the agent itself runs.
     pub fn new(
         config: AttributionConfig,
+        own: Option<&OpenRecord>,
         metrics: AttributionMetrics,
     ) -> Result<Self, VolumesError> {
         let processes = Processes::new(config.proc_root, config.cgroup_root);
+        let beside = || {
+            let place = Reader::of(own?, &processes, None);
+            Scope::beside(&place.cgroup, place.complete)
+        };
+        let scope = config.kubelet_cgroup.as_deref().map(Scope::below).or_else(beside);
+        if let Some(scope) = &scope {
+            tracing::info!(?scope, "pods of other nodes on this kernel are not ours");
+        }
         let kubelet = Kubelet::find(&processes);
         let source = match &kubelet {
             Some(kubelet) => kubelet.directory.clone(),
@@ -139,9 +153,7 @@ impl Attributor {
         };
         Ok(Self {
             own_tgid: config.own_tgid,
-            kubelet_cgroup: config
-                .kubelet_cgroup
-                .map(|path| cgroup::components(&path).into_iter().map(str::to_owned).collect()),
+            scope,
             volumes: VolumeMap::open(&source, config.kubelet_roots, metrics.clone())?,
             processes,
             kubelet,
@@ -155,8 +167,9 @@ impl Attributor {
         &mut self,
         record: &OpenRecord,
         times: OpenTimes,
+        pods: &PodIndex,
     ) -> Result<TokenOpen, Ignored> {
-        let result = self.decide(record, times);
+        let result = self.decide(record, times, pods);
         match &result {
             Ok(open) => self.metrics.opened(open.grade),
             Err(reason) => self.metrics.ignored(*reason),
@@ -175,7 +188,12 @@ impl Attributor {
         self.volumes.take_changed_devices()
     }
 
-    fn decide(&mut self, record: &OpenRecord, times: OpenTimes) -> Result<TokenOpen, Ignored> {
+    fn decide(
+        &mut self,
+        record: &OpenRecord,
+        times: OpenTimes,
+        pods: &PodIndex,
+    ) -> Result<TokenOpen, Ignored> {
         if record.tgid == self.own_tgid {
             return Err(Ignored::Own);
         }
@@ -187,10 +205,9 @@ impl Attributor {
         if facts::is_write_only(record) {
             return Err(Ignored::WriteOnly);
         }
-        let root: Option<Vec<&str>> =
-            self.kubelet_cgroup.as_ref().map(|root| root.iter().map(String::as_str).collect());
+        let root = self.scope.as_ref().and_then(Scope::root);
         let reader = Reader::of(record, &self.processes, root.as_deref());
-        if volume.is_none() && is_out_of_scope(&reader, root.as_deref()) {
+        if volume.is_none() && self.is_out_of_scope(&reader) {
             return Err(Ignored::OutOfScope);
         }
         let outside = is_outside(&reader, volume.as_ref());
@@ -219,8 +236,14 @@ impl Attributor {
         } else {
             // "Unknown" is no ground to say that somebody entered: where ancestors cannot be read,
             // each read of each workload would alert. `degraded` tells what is missing.
-            let tree = if native == Some(false) { Grade::Exec } else { Grade::Workload };
-            facts::terminal_grade(record).unwrap_or(tree)
+            let entered = native == Some(false) || is_ephemeral(&reader, pods);
+            facts::terminal_grade(record).unwrap_or_else(|| {
+                if entered && !self.is_hook(record, &reader, pods) {
+                    Grade::Exec
+                } else {
+                    Grade::Workload
+                }
+            })
         };
         Ok(describe(record, times, Findings { grade, native, volume, reader, file, degraded }))
     }
@@ -250,6 +273,29 @@ impl Attributor {
             _ => Some(false),
         };
         (native, false)
+    }
+
+    /// Whether the reader is in a pod of another node on this kernel.
+    fn is_out_of_scope(&self, reader: &Reader) -> bool {
+        reader.container.is_some()
+            && self
+                .scope
+                .as_ref()
+                .is_some_and(|scope| scope.excludes(&reader.cgroup, reader.complete))
+    }
+
+    /// Whether the session is one of the kubelet's own: an exec probe or a lifecycle hook, by the
+    /// command of its entry process. One that is gone or cut off is none.
+    fn is_hook(&self, record: &OpenRecord, reader: &Reader, pods: &PodIndex) -> bool {
+        let Some(container) = &reader.container else { return false };
+        let entry = record.entry_cgroup;
+        let command = if entry.tgid == record.tgid {
+            facts::whole_command(record)
+        } else {
+            self.processes.command(ProcessTime::from(entry))
+        };
+        let id = container.container_id.as_deref();
+        command.is_some_and(|command| pods.is_hook(&container.pod_uid, id, &command))
     }
 
     /// Whether the kubelet opened. Looked for again if an opener bears its name: it may have been
@@ -288,12 +334,11 @@ fn is_outside(reader: &Reader, volume: Option<&Volume>) -> bool {
         }
 }
 
-/// Whether the reader is in a pod, but in none below this node's kubelet's cgroup root.
-fn is_out_of_scope(reader: &Reader, root: Option<&[&str]>) -> bool {
-    let Some(root) = root else { return false };
-    reader.container.is_some()
-        && reader.complete
-        && !cgroup::components(&reader.cgroup).starts_with(root)
+/// Whether the reader's container was added to its running pod: somebody entered by it.
+fn is_ephemeral(reader: &Reader, pods: &PodIndex) -> bool {
+    reader.container.as_ref().is_some_and(|container| {
+        container.container_id.as_ref().is_some_and(|id| pods.is_ephemeral(&container.pod_uid, id))
+    })
 }
 
 /// What was found out about an open.

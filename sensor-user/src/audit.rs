@@ -234,7 +234,9 @@ pub enum SourceState {
     Starting,
     /// Being read.
     Open,
-    /// Not there or not readable, tried again until it is; the text says why.
+    /// Not there, looked for until it is; the text says so.
+    Absent(String),
+    /// Not readable, tried again until it is; the text says why.
     Waiting(String),
 }
 

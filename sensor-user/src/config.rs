@@ -3,6 +3,7 @@
 //! the key.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -12,7 +13,10 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use crate::kernel::{RouteChoice, SensorConfig};
+use crate::{
+    attribution::pods::watch::Access,
+    kernel::{RouteChoice, SensorConfig},
+};
 
 /// Options of `tokentrail run` and `tokentrail check`.
 #[derive(Args, Clone, Debug, Default)]
@@ -23,6 +27,9 @@ pub struct RunArgs {
     /// Audit log of a kube-apiserver to follow; may be given several times
     #[arg(long, value_name = "FILE")]
     pub audit_log: Vec<PathBuf>,
+    /// A node without the audit log is ready all the same: only control-plane nodes have one
+    #[arg(long)]
+    pub audit_log_optional: bool,
     /// Where alerts go, one JSON document a line; `-` is standard output
     /// [default: /var/log/tokentrail/alerts.ndjson]
     #[arg(long, value_name = "FILE")]
@@ -39,7 +46,7 @@ pub struct RunArgs {
     /// Name of the cluster; part of alerts and of their ids
     #[arg(long, value_name = "NAME")]
     pub cluster_name: Option<String>,
-    /// How to reach the Kubernetes API (this version takes names from audit events alone)
+    /// How to reach the Kubernetes API [default: as a pod does, where KUBERNETES_SERVICE_HOST is set]
     #[arg(long, value_name = "FILE", conflicts_with = "no_kube")]
     pub kubeconfig: Option<PathBuf>,
     /// Never talk to the Kubernetes API
@@ -48,10 +55,14 @@ pub struct RunArgs {
     /// The kubelet's directory [default: /var/lib/kubelet]
     #[arg(long, value_name = "DIR")]
     pub kubelet_root: Option<PathBuf>,
-    /// Cgroup below which this node's pods are, as `/kubelet`; needed only where several nodes
-    /// share a kernel
+    /// Cgroup below which this node's pods are, as `/kubelet`; matters only where several nodes
+    /// share a kernel [default: where the agent's own pod is]
     #[arg(long, value_name = "PATH")]
     pub kubelet_cgroup: Option<String>,
+    /// While another agent holds the state directory, stand by: be ready, and take over from it
+    /// without a gap when it ends
+    #[arg(long)]
+    pub take_over: bool,
     /// Hook route; `auto` takes the first that works [default: auto]
     #[arg(long, value_enum)]
     pub route: Option<RouteChoice>,
@@ -102,6 +113,7 @@ pub enum LogLevel {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct FileConfig {
     audit_log: Vec<PathBuf>,
+    audit_log_optional: bool,
     alert_log: Option<PathBuf>,
     alert_log_max_mib: Option<u64>,
     alert_log_keep: Option<u32>,
@@ -113,6 +125,8 @@ struct FileConfig {
     no_kube: bool,
     kubelet_root: Option<PathBuf>,
     kubelet_cgroup: Option<String>,
+    pod_labels: BTreeSet<String>,
+    take_over: bool,
     route: Option<RouteChoice>,
     record: Option<PathBuf>,
     no_sensor: bool,
@@ -129,6 +143,8 @@ struct FileConfig {
 pub struct Config {
     /// Audit logs to follow.
     pub audit_logs: Vec<PathBuf>,
+    /// Whether this node need not have them.
+    pub audit_log_optional: bool,
     /// Alert log, `-` for standard output.
     pub alert_log: PathBuf,
     /// Size at which it is rotated, bytes.
@@ -143,14 +159,16 @@ pub struct Config {
     pub node_name: String,
     /// The cluster, if named.
     pub cluster_name: Option<String>,
-    /// Kubeconfig, if given.
-    pub kubeconfig: Option<PathBuf>,
-    /// Whether the Kubernetes API is out of bounds.
-    pub no_kube: bool,
+    /// How to reach the Kubernetes API; `None`: not at all.
+    pub kube: Option<Access>,
     /// The kubelet's directory.
     pub kubelet_root: PathBuf,
     /// Cgroup of this node's pods, if restricted.
     pub kubelet_cgroup: Option<String>,
+    /// Labels of pods that alerts show.
+    pub pod_labels: BTreeSet<String>,
+    /// Whether to stand by while another agent holds the state directory.
+    pub take_over: bool,
     /// Hook route.
     pub route: RouteChoice,
     /// Where to record opens.
@@ -230,11 +248,19 @@ impl Config {
 
     fn merge(args: RunArgs, file: FileConfig) -> Result<Self, ConfigError> {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let kubeconfig = args.kubeconfig.or(file.kubeconfig);
+        let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        let kube = match kubeconfig {
+            _ if args.no_kube || file.no_kube => None,
+            Some(path) => Some(Access::Kubeconfig(path)),
+            None => in_cluster.then_some(Access::InCluster),
+        };
         let audit_logs = if args.audit_log.is_empty() { file.audit_log } else { args.audit_log };
         let seconds =
             |value: Option<u32>, default| Duration::from_secs(value.unwrap_or(default).into());
         let config = Self {
             audit_logs,
+            audit_log_optional: args.audit_log_optional || file.audit_log_optional,
             alert_log: args
                 .alert_log
                 .or(file.alert_log)
@@ -251,13 +277,14 @@ impl Config {
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9464))),
             node_name: args.node_name.or(file.node_name).unwrap_or_else(host_name),
             cluster_name: args.cluster_name.or(file.cluster_name),
-            kubeconfig: args.kubeconfig.or(file.kubeconfig),
-            no_kube: args.no_kube || file.no_kube,
+            kube,
             kubelet_root: args
                 .kubelet_root
                 .or(file.kubelet_root)
                 .unwrap_or_else(|| "/var/lib/kubelet".into()),
             kubelet_cgroup: args.kubelet_cgroup.or(file.kubelet_cgroup),
+            pod_labels: file.pod_labels,
+            take_over: args.take_over || file.take_over,
             route: args.route.or(file.route).unwrap_or_default(),
             record: args.record.or(file.record),
             no_sensor: args.no_sensor || file.no_sensor,

@@ -197,6 +197,11 @@ impl Sensor {
         &self.degraded
     }
 
+    /// A record of an open by this very process: the last self-test's.
+    pub fn own_record(&self) -> Option<&OpenRecord> {
+        self.canary.record()
+    }
+
     /// Waits until there may be records. Cancelling loses nothing.
     pub async fn ready(&self) -> io::Result<()> {
         if self.backlog.is_empty() { self.reader.ready().await } else { Ok(()) }

@@ -213,6 +213,16 @@ impl Cluster {
         self.layout.audit_log()
     }
 
+    /// Where the API server listens, in the nodes' networks.
+    pub fn api_server(&self) -> String {
+        self.network.api_server()
+    }
+
+    /// The certificate that the API server is verified by.
+    pub fn authority(&self) -> PathBuf {
+        self.layout.pki("ca.crt")
+    }
+
     /// The administrator's kubeconfig; its address is one of the first node's network.
     pub fn kubeconfig(&self) -> PathBuf {
         self.layout.kubeconfig("admin")
@@ -254,7 +264,7 @@ impl Cluster {
     /// # Errors
     /// If it does not start or end; not if it fails.
     pub fn kubectl(&self, args: &[&str]) -> Result<Finished> {
-        run_with_pipes(&self.ledger, self.kubectl_command()?.args(args))
+        self.run(self.kubectl_command()?.args(args))
     }
 
     /// Runs `kubectl` and returns what it printed.
@@ -278,7 +288,23 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::kubectl`].
     pub fn kubectl_tty(&self, args: &[&str]) -> Result<Finished> {
-        run_with_terminal(&self.ledger, self.kubectl_command()?.args(args))
+        self.run_tty(self.kubectl_command()?.args(args))
+    }
+
+    /// Runs a program of [`Cluster::command`] to its end; its output goes through pipes.
+    ///
+    /// # Errors
+    /// If it does not start or end; not if it fails.
+    pub fn run(&self, command: &mut Command) -> Result<Finished> {
+        run_with_pipes(&self.ledger, command)
+    }
+
+    /// Runs a program of [`Cluster::command`] to its end, at a terminal.
+    ///
+    /// # Errors
+    /// As [`Cluster::run`].
+    pub fn run_tty(&self, command: &mut Command) -> Result<Finished> {
+        run_with_terminal(&self.ledger, command)
     }
 
     /// Makes or changes the objects of a manifest, YAML or JSON.

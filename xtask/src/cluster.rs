@@ -2,7 +2,10 @@
 //! product in. What a cluster is made of is in the tests' harness; here it is given its programs.
 
 use std::{
-    ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command,
+    ffi::OsString,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
@@ -131,9 +134,14 @@ impl Programs {
         test.env("TOKENTRAIL_KUBE", &self.kube).env("TOKENTRAIL_APICALL", &self.apicall);
     }
 
+    /// The API client, which runs outside of pods too.
+    pub(crate) fn apicall(&self) -> &Path {
+        &self.apicall
+    }
+
     /// Two nodes made of them.
-    pub(crate) fn options(self, name: &str) -> Options {
-        Options::with_programs(name, self.kube, self.apicall)
+    pub(crate) fn options(&self, name: &str) -> Options {
+        Options::with_programs(name, self.kube.clone(), self.apicall.clone())
     }
 }
 

@@ -13,6 +13,7 @@ mod chart;
 mod cluster;
 mod debian;
 mod demo;
+mod fixtures;
 mod golang;
 mod image;
 mod shell;
@@ -68,6 +69,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Record tests/fixtures/audit anew: what a real API server logs of each kind of request
+    Fixtures,
     /// Every check: format, lints, dependencies, tests, the running kernel and one in a VM
     Test,
     /// The checks of this repository's own rules
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::Schemas { openapi } => chart::schemas::write(&openapi),
         Command::Cluster { action } => cluster::run(action),
         Command::Kubectl { arguments } => cluster::kubectl(&arguments),
+        Command::Fixtures => fixtures::run(),
         Command::Demo => demo::run(),
         // Its last line is the sum of all checks; an error after it would hide that.
         Command::Test => return test::run(),

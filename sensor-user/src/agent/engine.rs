@@ -2,12 +2,12 @@
 //! blocks in it (alert log, journal, `/proc`) is local and bounded.
 
 use std::{
+    borrow::Cow,
     path::PathBuf,
     pin::pin,
     time::{Duration, Instant},
 };
 
-use prometheus_client::registry::Registry;
 use tokentrail_ebpf::OpenRecord;
 use tokio::{
     sync::{mpsc, watch},
@@ -15,15 +15,15 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, start_sensor, state};
+use super::{AgentError, PodFeed, StageMetrics, state};
 use crate::{
     admin::{Condition, Health},
     alert::{
         document::{self, Origin},
-        log::{AlertLog, AlertLogMetrics, AlertLogSettings, Appended},
+        log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
-    attribution::{Attributor, OpenTimes},
+    attribution::{Attributor, OpenTimes, ProcessKey},
     audit::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
@@ -48,10 +48,12 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) struct Engine {
     sensor: Option<Sensor>,
     attributor: Option<Attributor>,
+    pods: PodFeed,
     clock: Clock,
     boot_id: String,
     correlator: Correlator<FileJournal>,
     sources: Vec<Source>,
+    sources_optional: bool,
     lateness: Micros,
     checkpoints: Checkpoints,
     alert_log: AlertLog,
@@ -62,6 +64,35 @@ pub(super) struct Engine {
     self_test: Interval,
     sensor_failure: Option<String>,
     findings: Vec<Finding>,
+    /// Opens of this boot that the journal held at the start.
+    remembered: Vec<SeenOpen>,
+}
+
+/// What the engine is built from and does not start itself.
+pub(super) struct Parts {
+    pub(super) sensor: Option<(Sensor, Attributor)>,
+    pub(super) pods: PodFeed,
+    pub(super) metrics: StageMetrics,
+}
+
+/// Which open it was, whichever agent's sensor saw it.
+#[derive(PartialEq, Eq)]
+struct SeenOpen {
+    process: ProcessKey,
+    inode: u64,
+    ktime_ns: u64,
+}
+
+impl SeenOpen {
+    /// Two sensors that are attached at once read the clock one after the other.
+    const APART_NS: u64 = 1_000_000;
+
+    fn is(&self, record: &OpenRecord) -> bool {
+        self.process.tgid == record.tgid
+            && self.process.start_boottime_ns == record.start_boottime_ns
+            && self.inode == record.file_ino
+            && self.ktime_ns.abs_diff(record.ktime_ns) < Self::APART_NS
+    }
 }
 
 /// One audit source as the engine sees it.
@@ -77,19 +108,15 @@ impl Engine {
         config: &Config,
         state: &state::StateDir,
         health: &Health,
-        registry: &mut Registry,
+        Parts { sensor, pods, metrics }: Parts,
         tasks: &mut JoinSet<AgentError>,
     ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
-        let alert_metrics = AlertLogMetrics::default();
-        alert_metrics.register(registry);
-        let metrics = CorrelationMetrics::default();
-        metrics.register(registry);
         let settings = AlertLogSettings {
             path: config.alert_log.clone(),
             max_bytes: config.alert_log_max_bytes,
             keep: config.alert_log_keep,
         };
-        let alert_log = AlertLog::open(settings, alert_metrics)?;
+        let alert_log = AlertLog::open(settings, metrics.alert_log)?;
         let record = |path: &PathBuf| {
             Recorder::open(path, 0)
                 .map_err(|source| AgentError::Record { path: path.clone(), source })
@@ -101,16 +128,11 @@ impl Engine {
             tracing::warn!(damaged, "lines of the journal were no entries and are ignored");
         }
         let checkpoints = Checkpoints::open(&config.state_dir)?;
-        let (sensor, attributor) = if config.no_sensor {
-            (None, None)
-        } else {
-            let (sensor, attributor) = start_sensor(config, registry).await?;
-            (Some(sensor), Some(attributor))
-        };
+        let (sensor, attributor) = sensor.unzip();
         let route = sensor.as_ref().map_or("none", |sensor| kernel::route_name(sensor.route()));
         let mut degraded: Vec<String> =
             sensor.as_ref().map_or_else(Vec::new, |sensor| sensor.degraded().to_vec());
-        if !config.no_kube {
+        if config.kube.is_none() {
             degraded.push("no pod index: names come from audit events alone".to_owned());
         }
         let mut engine = Self {
@@ -118,6 +140,7 @@ impl Engine {
             boot_id: state::boot_id(),
             correlator: Correlator::new(Settings::new(cluster), journal),
             sources: Vec::new(),
+            sources_optional: config.audit_log_optional,
             lateness: Micros(i64::try_from(config.audit_lateness.as_micros()).unwrap_or(i64::MAX)),
             checkpoints,
             alert_log,
@@ -131,36 +154,66 @@ impl Engine {
                 degraded,
             },
             health: health.clone(),
-            metrics,
+            metrics: metrics.correlation,
             self_test: tokio::time::interval(config.self_test_every),
             sensor_failure: None,
             findings: Vec::new(),
+            remembered: Vec::new(),
             sensor,
             attributor,
+            pods,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
         engine.self_test.reset();
         engine.watch_volumes();
         let now = engine.clock.now().steady;
+        engine.pods.fill(now).await;
         for mut entry in entries {
             engine.place(&mut entry);
+            engine.remember(&entry);
             engine.correlator.restore(entry, now, &mut engine.findings);
         }
         engine.tell(None);
-        let batches = engine.follow(config, registry, tasks);
+        let batches = engine.follow(config, &metrics.audit, tasks);
         Ok((engine, batches))
+    }
+
+    /// Takes the opens that were held back while another agent was at work: those that it did not
+    /// journal before it ended.
+    pub(super) fn take_over(&mut self, held_back: &[OpenRecord]) {
+        self.clock.now();
+        if let Some(mut attributor) = self.attributor.take() {
+            for record in held_back {
+                if !self.remembered.iter().any(|open| open.is(record)) {
+                    self.open(record, &mut attributor);
+                }
+            }
+            self.attributor = Some(attributor);
+        }
+        self.remembered = Vec::new();
+        self.tell(None);
+    }
+
+    fn remember(&mut self, entry: &Entry) {
+        if let Entry::Open(Open { boot_id, open }) = entry
+            && *boot_id == self.boot_id
+        {
+            self.remembered.push(SeenOpen {
+                process: open.process,
+                inode: open.inode,
+                ktime_ns: open.ktime_ns,
+            });
+        }
     }
 
     /// Starts the tasks that follow the audit logs.
     fn follow(
         &mut self,
         config: &Config,
-        registry: &mut Registry,
+        metrics: &AuditMetrics,
         tasks: &mut JoinSet<AgentError>,
     ) -> mpsc::Receiver<AuditBatch> {
-        let metrics = AuditMetrics::default();
-        metrics.register(registry);
         let (sender, batches) = mpsc::channel(BATCHES);
         for (index, path) in config.audit_logs.iter().enumerate() {
             let (status_sender, status) = watch::channel(SourceStatus::default());
@@ -219,6 +272,9 @@ impl Engine {
                     self.drain();
                 }
                 // While alerts wait for space, so does what would make more of them.
+                Some(change) = self.pods.changed() => {
+                    self.pods.index.apply(change, self.clock.now().steady);
+                }
                 Some(batch) = batches.recv(), if self.alert_log.has_room() => {
                     // An open may be in the ring that this batch's requests follow from.
                     self.drain();
@@ -253,10 +309,11 @@ impl Engine {
             time: self.clock.boot_to_steady(record.ktime_ns),
             wall: self.clock.boot_to_wall(record.ktime_ns),
         };
-        let Ok(open) = attributor.attribute(record, times) else { return };
+        let Ok(open) = attributor.attribute(record, times, &self.pods.index) else { return };
         tracing::debug!(grade = ?open.grade, pod = open.pod_uid, comm = open.comm, "token opened");
         if let Some(recorder) = &mut self.recorder {
-            recorder.add(&self.boot_id, &open);
+            let pod = open.pod_uid.as_deref().and_then(|uid| self.pods.index.pod(uid));
+            recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
         }
         let open = Open { boot_id: self.boot_id.clone(), open };
         self.correlator.open(open, self.clock.now().steady, &mut self.findings);
@@ -280,8 +337,9 @@ impl Engine {
     /// Writes what was found.
     fn tell(&mut self, read_at: Option<Instant>) {
         for finding in std::mem::take(&mut self.findings) {
-            let document =
-                document::document(&finding, &self.origin, read_at, self.clock.now().wall);
+            let now = self.clock.now().wall;
+            let origin = self.origin_now();
+            let document = document::document(&finding, &origin, &self.pods.index, read_at, now);
             let line = match serde_json::to_vec(&document) {
                 Ok(line) => line,
                 Err(error) => {
@@ -307,6 +365,15 @@ impl Engine {
         }
     }
 
+    /// What an alert of this moment says about this process.
+    fn origin_now(&self) -> Cow<'_, Origin> {
+        let mut origin = Cow::Borrowed(&self.origin);
+        if let Some(why) = self.pods.degraded() {
+            origin.to_mut().degraded.push(why);
+        }
+        origin
+    }
+
     /// What happens once a second.
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
         // What is in the ring happened before: it must not find its exposure gone.
@@ -314,6 +381,7 @@ impl Engine {
         let now = self.clock.now().steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.correlator.advance(watermark, now, &mut self.findings);
+        self.pods.index.forget(now);
         self.tell(None);
         self.alert_log.maintain();
         let journal = self.correlator.flush_journal();
@@ -341,7 +409,13 @@ impl Engine {
             newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
         };
         // Without any source no request can come, and exposures need not wait for one.
-        self.sources.iter().map(of_source).min().unwrap_or(now)
+        let there = self.sources.iter().filter(|source| !self.may_be_absent(source));
+        there.map(of_source).min().unwrap_or(now)
+    }
+
+    /// Whether this node has no such audit log, and need not have one.
+    fn may_be_absent(&self, source: &Source) -> bool {
+        self.sources_optional && matches!(source.status.borrow().state, SourceState::Absent(_))
     }
 
     /// Makes alerts durable, then moves the checkpoint, then lets the journal forget. What a crash
@@ -396,12 +470,19 @@ impl Engine {
             let failure = self.sensor_failure.clone().map_or(Ok(()), Err);
             conditions.push(("sensor".to_owned(), failure.into()));
         }
+        let mut followed = 0;
         for source in &self.sources {
+            if self.may_be_absent(source) {
+                continue;
+            }
+            followed += 1;
             let name = format!("audit log {}", source.path.display());
             let condition = match &source.status.borrow().state {
                 SourceState::Open => Condition::Holds,
                 SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
-                SourceState::Waiting(why) => Condition::Fails(why.clone()),
+                SourceState::Absent(why) | SourceState::Waiting(why) => {
+                    Condition::Fails(why.clone())
+                }
             };
             conditions.push((name, condition));
         }
@@ -409,10 +490,10 @@ impl Engine {
         self.metrics.observe(held, self.correlator.losses());
         self.health.publish(|report| {
             report.route.clone_from(&self.origin.route);
-            report.degraded.clone_from(&self.origin.degraded);
+            report.degraded.clone_from(&self.origin_now().degraded);
             report.conditions = conditions.into_iter().collect();
             report.correlation = held.into();
-            report.audit = match self.sources.len() {
+            report.audit = match followed {
                 0 => "none: this node only sees opens, alerts need an audit source".to_owned(),
                 count => format!("{count} file(s) on this node"),
             };

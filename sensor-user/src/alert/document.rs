@@ -6,14 +6,18 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use super::{
     ecs::{
         Agent, CharDevice, Client, Cluster, Container, DataStream, Document, Ecs, EntryLeader,
-        EntryMeta, Event, File, Host, IdName, IncidentFields, Kind, Kubernetes, Orchestrator, Os,
-        Process, ProcessId, RawFile, Related, Resource, RuleFields, Sensor, Source, Threat,
-        ThreatTechnique, Tokentrail, Tty, UserAgent, UserId, UserName,
+        EntryMeta, Event, File, Host, IdName, Image, ImageHash, IncidentFields, Kind, Kubernetes,
+        Orchestrator, Os, Parent, PodFields, Process, ProcessId, RawFile, Related, Resource,
+        RuleFields, Sensor, Source, Threat, ThreatTechnique, Tokentrail, Tty, UserAgent, UserId,
+        UserName,
     },
     evidence::{self, Evidence},
 };
 use crate::{
-    attribution::{Grade, ProcessKey, TokenOpen},
+    attribution::{
+        ContainerRef, Grade, ProcessKey, TokenOpen,
+        pods::{self, Pod, PodIndex},
+    },
     audit::{self, AuditRecord},
     correlation,
     redact::redact,
@@ -38,11 +42,12 @@ pub struct Origin {
     pub degraded: Vec<String>,
 }
 
-/// Makes the document of a finding. `read_at` is when the completing audit line was read, if it
+/// Makes the document of a finding, with what `pods` knows by now. `read_at` is when the completing audit line was read, if it
 /// was just now; `now` is the wall clock.
 pub fn document(
     finding: &correlation::Finding,
     origin: &Origin,
+    pods: &PodIndex,
     read_at: Option<Instant>,
     now: Micros,
 ) -> Document {
@@ -52,9 +57,13 @@ pub fn document(
     };
     let rule = alert.rule;
     let (open, request) = (&*alert.open, &*alert.request);
-    let (namespace, _) = request.service_account().unzip();
     let pod_uid = open.pod_uid.clone().unwrap_or_default();
-    let pod_name = request.extra(audit::POD_NAME);
+    let pod = pods.pod(&pod_uid).map(AsRef::as_ref);
+    // The token's own words first: they are there without the Kubernetes API, too.
+    let (namespace, _) = request.service_account().unzip();
+    let namespace = namespace.or(pod.map(|pod| &*pod.namespace));
+    let pod_name = request.extra(audit::POD_NAME).or(pod.map(|pod| &*pod.name));
+    let known_container = open.reader.as_ref().and_then(|reader| container_of(reader, pods));
     let mut ips: Vec<String> = Vec::new();
     for address in alert.requests.iter().flat_map(|request| &request.source_ips) {
         if !ips.contains(address) {
@@ -104,21 +113,20 @@ pub fn document(
         host: Host {
             name: origin.node_name.clone(),
             id: origin.host_id.clone(),
+            ip: pod.map(|pod| texts(&pod.host_ips)).unwrap_or_default(),
             os: Os { kind: "linux".into() },
         },
         orchestrator: Orchestrator {
             kind: "kubernetes".into(),
             cluster: origin.cluster_name.clone().map(|name| Cluster { name }),
             namespace: namespace.map(str::to_owned),
-            resource: Resource {
-                kind: "pod".into(),
-                id: pod_uid.clone(),
-                name: pod_name.map(str::to_owned),
-            },
+            resource: resource(pod_uid.clone(), pod_name, pod),
         },
         container: open.reader.as_ref().map(|reader| Container {
             id: reader.container_id.clone(),
+            name: known_container.map(|container| container.name.to_string()),
             runtime: reader.runtime.clone(),
+            image: known_container.map(image),
         }),
         process: process(open),
         file: File {
@@ -149,10 +157,16 @@ pub fn document(
             grade: open.grade,
             native: open.native,
             confidence: "medium".into(),
-            reasons: evidence::reasons(open, request, &origin.node_name),
+            reasons: evidence::reasons(open, request, &origin.node_name, pod),
             request: "unknown".into(),
             file: RawFile { raw_path: redact(&open.raw_path).into_owned() },
             volume: open.volume.as_ref().map(|volume| volume.name.clone()),
+            pod: pod.map(|pod| PodFields {
+                service_account: pod.service_account.to_string(),
+                owner: pod.owner.as_ref().map(|owner| owner.name.to_string()),
+                host_network: pod.host_network,
+                container: known_container.map(|container| container.kind.as_str().to_owned()),
+            }),
             incident: IncidentFields {
                 id: alert.incident_id.clone(),
                 state: match kind {
@@ -164,7 +178,7 @@ pub fn document(
                 first: alert.first,
                 last: alert.last,
             },
-            evidence: Evidence::of(alert, &origin.node_name),
+            evidence: Evidence::of(alert, &origin.node_name, pod),
             response: evidence::containment(namespace, pod_name),
             latency_us: read_at
                 .map(|read_at| u64::try_from(read_at.elapsed().as_micros()).unwrap_or(u64::MAX)),
@@ -221,6 +235,40 @@ fn message(
             alert.open_count, alert.request_count
         ),
     }
+}
+
+fn resource(uid: String, name: Option<&str>, pod: Option<&Pod>) -> Resource {
+    let owner = pod.and_then(|pod| pod.owner.as_ref());
+    Resource {
+        kind: "pod".into(),
+        id: uid,
+        name: name.map(str::to_owned),
+        ip: pod.map(|pod| texts(&pod.ips)).unwrap_or_default(),
+        parent: owner.map(|owner| Parent { kind: owner.kind.to_string() }),
+        label: pod
+            .into_iter()
+            .flat_map(|pod| &pod.labels)
+            .map(|(key, value)| format!("{key}:{value}"))
+            .collect(),
+    }
+}
+
+/// The opener's container; its pod need not be the one whose token it is.
+fn container_of<'a>(reader: &ContainerRef, pods: &'a PodIndex) -> Option<&'a pods::Container> {
+    pods.pod(&reader.pod_uid)?.container(reader.container_id.as_deref()?)
+}
+
+fn image(container: &pods::Container) -> Image {
+    let (name, tag) = container.image_name_and_tag();
+    Image {
+        name: name.to_owned(),
+        tag: tag.into_iter().map(str::to_owned).collect(),
+        hash: container.digest.as_ref().map(|digest| ImageHash { all: vec![digest.to_string()] }),
+    }
+}
+
+fn texts(list: &[Box<str>]) -> Vec<String> {
+    list.iter().map(ToString::to_string).collect()
 }
 
 fn rule_fields(rule: &Rule) -> RuleFields {

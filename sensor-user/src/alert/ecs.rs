@@ -198,6 +198,9 @@ pub struct Host {
     /// Machine id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Its addresses, where the Kubernetes API told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ip: Vec<String>,
     /// Always Linux.
     pub os: Os,
 }
@@ -244,6 +247,23 @@ pub struct Resource {
     /// The pod's name, as its token carries it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Its addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ip: Vec<String>,
+    /// What made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// Those of its labels that were asked for, `key:value`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub label: Vec<String>,
+}
+
+/// `orchestrator.resource.parent`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Parent {
+    /// Kind of the controller, such as `ReplicaSet`.
+    #[serde(rename = "type")]
+    pub kind: String,
 }
 
 /// `container`
@@ -252,9 +272,35 @@ pub struct Container {
     /// Without a `runtime://` prefix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Its name in the pod's spec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// `containerd`, `cri-o` or `docker`, where the cgroup's name tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// The image it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
+}
+
+/// `container.image`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Image {
+    /// As the pod's spec names it, without its tag.
+    pub name: String,
+    /// Its tag.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tag: Vec<String>,
+    /// Its digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<ImageHash>,
+}
+
+/// `container.image.hash`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ImageHash {
+    /// `sha256:…`
+    pub all: Vec<String>,
 }
 
 /// `process`
@@ -416,6 +462,9 @@ pub struct Tokentrail {
     /// The volume, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
+    /// The pod's side of it, where the Kubernetes API told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodFields>,
     /// The incident.
     pub incident: IncidentFields,
     /// What an analyst would look up next.
@@ -435,6 +484,21 @@ pub struct Tokentrail {
 pub struct RawFile {
     /// `d_path`, or as much of it as the route can tell.
     pub raw_path: String,
+}
+
+/// `tokentrail.pod`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PodFields {
+    /// Its service account.
+    pub service_account: String,
+    /// Name of the controller that made it; its kind is `orchestrator.resource.parent.type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Whether it uses the node's network.
+    pub host_network: bool,
+    /// What the opener's container is to its pod: `main`, `init`, `sidecar` or `ephemeral`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
 }
 
 /// `tokentrail.incident`

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    attribution::{Grade, TokenFile, TokenOpen},
+    attribution::{Grade, TokenFile, TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
     correlation::Alert,
     redact::redact,
@@ -125,8 +125,8 @@ pub struct ContainmentStep {
 }
 
 impl Evidence {
-    /// Everything known about an incident now.
-    pub fn of(alert: &Alert, node_name: &str) -> Self {
+    /// Everything known about an incident now; `pod` is the one whose token was opened.
+    pub fn of(alert: &Alert, node_name: &str, pod: Option<&Pod>) -> Self {
         let request = &alert.request;
         Self {
             initiator: alert
@@ -145,12 +145,46 @@ impl Evidence {
             }),
             requests: alert.requests.iter().map(|request| RequestLine::of(request)).collect(),
             origin: OriginOfRequest {
-                address: "unknown".into(),
+                address: Address::of(request, pod).as_str().into(),
                 node_claim_is_this_node: request
                     .extra(audit::NODE_NAME)
                     .map(|claim| claim == node_name),
             },
             credential: request.extra(audit::CREDENTIAL_ID).map(|id| Credential { id: id.into() }),
+        }
+    }
+}
+
+/// Whose address a request came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Address {
+    Pod,
+    Node,
+    Neither,
+    Unknown,
+}
+
+impl Address {
+    /// By the one address that a client cannot set. On the host's network the two are one: then it
+    /// is the node's.
+    fn of(request: &AuditRecord, pod: Option<&Pod>) -> Self {
+        let (Some(ip), Some(pod)) = (request.source_ip(), pod) else { return Self::Unknown };
+        let among = |list: &[Box<str>]| list.iter().any(|it| **it == *ip);
+        match (among(&pod.host_ips), among(&pod.ips)) {
+            (true, _) => Self::Node,
+            (false, true) => Self::Pod,
+            // A pod has no address before the kubelet reports one.
+            (false, false) if pod.ips.is_empty() || pod.host_ips.is_empty() => Self::Unknown,
+            (false, false) => Self::Neither,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Node => "node",
+            Self::Neither => "neither",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -231,7 +265,12 @@ pub fn outcome(record: &AuditRecord) -> &'static str {
 }
 
 /// What speaks for and against, as sentences.
-pub fn reasons(open: &TokenOpen, request: &AuditRecord, node_name: &str) -> Vec<String> {
+pub fn reasons(
+    open: &TokenOpen,
+    request: &AuditRecord,
+    node_name: &str,
+    pod: Option<&Pod>,
+) -> Vec<String> {
     let mut reasons = Vec::new();
     reasons.push(
         match open.grade {
@@ -254,6 +293,13 @@ pub fn reasons(open: &TokenOpen, request: &AuditRecord, node_name: &str) -> Vec<
     if let Some(claim) = request.extra(audit::NODE_NAME).filter(|claim| *claim != node_name) {
         reasons.push(format!("the token's node claim names {claim}, this node is {node_name}"));
     }
+    let from = match Address::of(request, pod) {
+        Address::Pod => "the request came from the pod's own address",
+        Address::Node => "the request came from the node's address",
+        Address::Neither => "the request came from neither the pod's nor the node's address",
+        Address::Unknown => return reasons,
+    };
+    reasons.push(from.to_owned());
     reasons
 }
 

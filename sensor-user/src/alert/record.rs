@@ -10,7 +10,10 @@ use std::{
 
 use serde_json::json;
 
-use crate::{attribution::TokenOpen, redact::redact};
+use crate::{
+    attribution::{TokenOpen, pods::Pod},
+    redact::redact,
+};
 
 /// The file.
 #[derive(Debug)]
@@ -27,9 +30,10 @@ impl Recorder {
         Ok(Self { path: path.to_owned(), file, skew_us })
     }
 
-    /// Adds an open. A failure is told, and the open goes on without.
-    pub fn add(&mut self, boot_id: &str, open: &TokenOpen) {
-        let mut line = document(boot_id, open, self.skew_us).to_string().into_bytes();
+    /// Adds an open, with its pod where that is known. A failure is told, and the open goes on
+    /// without.
+    pub fn add(&mut self, boot_id: &str, open: &TokenOpen, pod: Option<&Pod>) {
+        let mut line = document(boot_id, open, pod, self.skew_us).to_string().into_bytes();
         line.push(b'\n');
         if let Err(error) = self.file.write_all(&line) {
             tracing::error!(path = %self.path.display(), %error, "an open was not recorded");
@@ -37,7 +41,7 @@ impl Recorder {
     }
 }
 
-fn document(boot_id: &str, open: &TokenOpen, skew_us: i64) -> serde_json::Value {
+fn document(boot_id: &str, open: &TokenOpen, pod: Option<&Pod>, skew_us: i64) -> serde_json::Value {
     let args: Vec<_> = open.args.iter().map(|arg| redact(arg)).collect();
     json!({
         "@timestamp": open.wall,
@@ -57,7 +61,10 @@ fn document(boot_id: &str, open: &TokenOpen, skew_us: i64) -> serde_json::Value 
             "args": args,
         },
         "container": open.reader.as_ref().map(|reader| json!({"id": reader.container_id})),
-        "orchestrator": {"resource": {"type": "pod", "id": open.pod_uid}},
+        "orchestrator": {
+            "namespace": pod.map(|pod| &pod.namespace),
+            "resource": {"type": "pod", "id": open.pod_uid, "name": pod.map(|pod| &pod.name)},
+        },
         "tokentrail": {"grade": open.grade, "skew_us": skew_us, "open": open},
     })
 }

@@ -38,10 +38,19 @@ pub fn render(document: &Value) -> String {
     row(
         "pod",
         format_args!(
-            "{}/{} uid {} container {}",
+            "{}/{} uid {}",
             text("/orchestrator/namespace"),
             text("/orchestrator/resource/name"),
             text("/orchestrator/resource/id"),
+        ),
+    );
+    row(
+        "container",
+        format_args!(
+            "{} image {} {} id {}",
+            text("/container/name"),
+            text("/container/image/name"),
+            text("/container/image/tag/0"),
             text("/container/id"),
         ),
     );

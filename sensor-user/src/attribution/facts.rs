@@ -92,18 +92,28 @@ fn join_upwards<'a>(
 
 /// The arguments, secrets redacted, and whether the record holds only the first of them.
 pub(super) fn arguments(record: &OpenRecord) -> (Vec<String>, bool) {
+    let (words, cut) = words(record);
+    let texts = words.into_iter().map(|word| String::from_utf8_lossy(word).into_owned());
+    (redact_args(texts.collect()), cut)
+}
+
+/// The command as it was given, for comparing; `None` if it was cut or not read.
+pub(super) fn whole_command(record: &OpenRecord) -> Option<Vec<Vec<u8>>> {
+    let (words, cut) = words(record);
+    let usable = !cut && !words.is_empty() && record.missing & Missing::ARGV == 0;
+    usable.then(|| words.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// Words of the command, and whether it filled its field, so that its end may be missing.
+fn words(record: &OpenRecord) -> (Vec<&[u8]>, bool) {
     let length = usize::try_from(record.argv_len).unwrap_or(TEXT_LEN).min(TEXT_LEN);
-    let bytes = record.argv.get(..length).unwrap_or_default();
-    let whole = bytes.strip_suffix(b"\0").unwrap_or(bytes);
-    let arguments = if whole.is_empty() {
-        Vec::new()
-    } else {
-        whole
-            .split(|byte| *byte == 0)
-            .map(|one| String::from_utf8_lossy(one).into_owned())
-            .collect()
-    };
-    (redact_args(arguments), length == TEXT_LEN)
+    (split_words(record.argv.get(..length).unwrap_or_default()), length == TEXT_LEN)
+}
+
+/// Words of a command as the kernel keeps it: each ends with a NUL.
+pub(super) fn split_words(command: &[u8]) -> Vec<&[u8]> {
+    let whole = command.strip_suffix(b"\0").unwrap_or(command);
+    if whole.is_empty() { Vec::new() } else { whole.split(|byte| *byte == 0).collect() }
 }
 
 /// An ancestor, as a related process.

@@ -165,6 +165,6 @@ impl Node {
     }
 
     pub(super) fn attributor(&self) -> Attributor {
-        Attributor::new(self.config(), AttributionMetrics::default()).unwrap()
+        Attributor::new(self.config(), None, AttributionMetrics::default()).unwrap()
     }
 }

@@ -7,6 +7,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
@@ -17,6 +18,7 @@ use tokentrail_ebpf::Ancestor;
 use super::{
     ContainerRef, ProcessKey,
     cgroup::{self, Located},
+    facts,
     reader::Reader,
 };
 
@@ -28,6 +30,8 @@ const MAX_CONTAINERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 const MAX_PROCESSES: usize = 4096;
 /// Cgroups below a container's looked into: a container may be free to make any number.
 const MAX_CGROUPS: usize = 64;
+/// Bytes of a command that are read: more than any probe has.
+const MAX_COMMAND: u64 = 64 << 10;
 /// Steps towards `init`, as in the kernel side.
 const MAX_ANCESTORS: usize = 32;
 /// What `/proc/self/ns/pid` says in the initial pid namespace (`PROC_PID_INIT_INO`).
@@ -97,6 +101,18 @@ impl Processes {
     /// Whether the process that had this id at this time still lives.
     pub(super) fn lives(&self, process: ProcessTime) -> bool {
         self.stat(process.tgid).is_some_and(|stat| stat.start_ticks == process.start_ticks)
+    }
+
+    /// The command of a live process, word by word; `None` if it is gone, or has none.
+    pub(super) fn command(&self, process: ProcessTime) -> Option<Vec<Vec<u8>>> {
+        let path = self.proc_root.join(process.tgid.to_string()).join("cmdline");
+        let mut text = Vec::new();
+        // A command of megabytes is no probe's.
+        fs::File::open(path).ok()?.take(MAX_COMMAND).read_to_end(&mut text).ok()?;
+        let words = facts::split_words(&text);
+        // Asked after reading: the id may have passed to another process before.
+        (!words.is_empty() && self.lives(process))
+            .then(|| words.into_iter().map(<[u8]>::to_vec).collect())
     }
 
     /// The cgroup path of a live process: of its hierarchies, the first that names a pod, else the

@@ -9,13 +9,14 @@ use super::{
         CONTAINER, Node, OTHER_POD, OWN, PIPE, POD, PTS, PTY, TICK, ancestor, cgroup_names,
         cgroup_of, exec_record, name, names, record,
     },
+    pods::{ContainerKind, Pod, PodChange},
     *,
 };
 
 const TIMES: OpenTimes = OpenTimes { time: Micros(1_000_000), wall: Micros(2_000_000) };
 
 fn attribute(node: &Node, record: &OpenRecord) -> Result<TokenOpen, Ignored> {
-    node.attributor().attribute(record, TIMES)
+    node.attributor().attribute(record, TIMES, &PodIndex::default())
 }
 
 fn grade(node: &Node, record: &OpenRecord) -> Result<Grade, Ignored> {
@@ -136,11 +137,11 @@ fn what_is_no_token_of_a_service_account_is_ignored() {
 fn pods_of_another_node_on_this_kernel_are_out_of_scope() {
     let node = Node::new();
     let config = AttributionConfig { kubelet_cgroup: Some("/node-a".to_owned()), ..node.config() };
-    let mut attributor = Attributor::new(config, AttributionMetrics::default()).unwrap();
+    let mut attributor = Attributor::new(config, None, AttributionMetrics::default()).unwrap();
     let mut grade = |path: &str, s_dev| {
         let cgroup_names = cgroup_names(path);
         let record = OpenRecord { cgroup_names, s_dev, ..record() };
-        attributor.attribute(&record, TIMES).map(|open| open.grade)
+        attributor.attribute(&record, TIMES, &PodIndex::default()).map(|open| open.grade)
     };
     let (ours, theirs) =
         (format!("/node-a{}", cgroup_of(POD)), format!("/node-b{}", cgroup_of(OTHER_POD)));
@@ -148,6 +149,89 @@ fn pods_of_another_node_on_this_kernel_are_out_of_scope() {
     assert_eq!(grade(&ours, 4_000), Ok(Grade::Workload));
     assert_eq!(grade(&theirs, 4_000), Err(Ignored::OutOfScope));
     assert_eq!(grade(&theirs, 77), Ok(Grade::Outside), "our token, read from over there");
+}
+
+#[test]
+fn the_agents_own_cgroup_says_which_pods_are_this_nodes() {
+    let node = Node::new();
+    let own = OpenRecord {
+        cgroup_names: cgroup_names(&format!("/node-a{}", cgroup_of(OTHER_POD))),
+        ..record()
+    };
+    let metrics = AttributionMetrics::default();
+    let mut attributor = Attributor::new(node.config(), Some(&own), metrics).unwrap();
+    for (path, expected) in [
+        (format!("/node-a{}", cgroup_of(POD)), Ok(Grade::Workload)),
+        (format!("/node-b{}", cgroup_of(POD)), Err(Ignored::OutOfScope)),
+    ] {
+        let record = OpenRecord { cgroup_names: cgroup_names(&path), s_dev: 4_000, ..record() };
+        let open = attributor.attribute(&record, TIMES, &PodIndex::default());
+        assert_eq!(open.map(|open| open.grade), expected, "{path}");
+    }
+}
+
+/// An index with the pod, whose container runs `command` as a probe.
+fn index_with(kind: ContainerKind, command: &[&str]) -> PodIndex {
+    let container = pods::Container {
+        name: "main".into(),
+        kind,
+        image: "app:1".into(),
+        digest: None,
+        ids: vec![CONTAINER.into()],
+        hooks: vec![command.iter().map(|word| (*word).into()).collect()],
+    };
+    let pod = Pod { uid: POD.into(), containers: vec![container], ..Pod::default() };
+    let mut pods = PodIndex::default();
+    pods.apply(PodChange::Present(Box::new(pod)), TIMES.time);
+    pods
+}
+
+#[test]
+fn a_session_with_the_command_of_a_probe_is_the_workloads() {
+    let node = Node::new();
+    let pods = index_with(ContainerKind::Main, &["sh", "-c", "cat token"]);
+    let told = |command: &[u8]| {
+        let mut record =
+            OpenRecord { entry_cgroup: ancestor(200, 8_000, 20, "sh"), ..exec_record() };
+        record.argv[..command.len()].copy_from_slice(command);
+        record.argv_len = u32::try_from(command.len()).unwrap();
+        record
+    };
+    let by_child = exec_record();
+    let grade = |record: &OpenRecord| {
+        node.attributor().attribute(record, TIMES, &pods).map(|open| open.grade)
+    };
+    // The opener is the entry process: the record tells.
+    assert_eq!(grade(&told(b"sh\0-c\0cat token\0")), Ok(Grade::Workload));
+    assert_eq!(grade(&told(b"sh\0-c\0cat  token\0")), Ok(Grade::Exec));
+    assert_eq!(grade(&told(b"sh\0-c\0cat\0")), Ok(Grade::Exec));
+    assert_eq!(grade(&told(&[b'x'; tokentrail_ebpf::TEXT_LEN])), Ok(Grade::Exec), "cut off");
+    let unread = OpenRecord { missing: Missing::ARGV, ..told(b"sh\0-c\0cat token\0") };
+    assert_eq!(grade(&unread), Ok(Grade::Exec), "not read");
+    // A child opens: its entry process is asked, as long as it lives.
+    assert_eq!(grade(&by_child), Ok(Grade::Exec), "gone");
+    node.process(190, "sh", 50, 7_000, &cgroup_of(POD));
+    node.write("proc/190/cmdline", "sh\0-c\0cat token\0");
+    assert_eq!(grade(&by_child), Ok(Grade::Workload));
+    node.process(190, "sh", 50, 7_001, &cgroup_of(POD));
+    assert_eq!(grade(&by_child), Ok(Grade::Exec), "another process of that id");
+    // A terminal is never the kubelet's.
+    let tty = OpenRecord { tty_dev: PTS, fds: [PTY; 3], ..told(b"sh\0-c\0cat token\0") };
+    assert_eq!(grade(&tty), Ok(Grade::Interactive));
+}
+
+#[test]
+fn the_first_process_of_an_ephemeral_container_has_entered() {
+    let node = Node::new();
+    for (kind, expected) in [
+        (ContainerKind::Ephemeral, Grade::Exec),
+        (ContainerKind::Main, Grade::Workload),
+        (ContainerKind::Sidecar, Grade::Workload),
+    ] {
+        let pods = index_with(kind, &[]);
+        let open = node.attributor().attribute(&record(), TIMES, &pods).unwrap();
+        assert_eq!((open.grade, open.native), (expected, Some(true)), "{kind:?}");
+    }
 }
 
 /// A node whose kubelet is process 60, and a record of its open.
@@ -201,7 +285,7 @@ fn a_kubelet_that_starts_after_the_agent_or_anew_is_recognised() {
     let mut attributor = node.attributor();
     let mut grade = |record: &OpenRecord, second| {
         let times = OpenTimes { time: Micros::from_secs(second), ..TIMES };
-        attributor.attribute(record, times).map(|open| open.grade)
+        attributor.attribute(record, times, &PodIndex::default()).map(|open| open.grade)
     };
     assert_eq!(grade(&by_kubelet, 1), Ok(Grade::Outside));
     fs::rename(node.path("later"), node.path("proc/60")).unwrap();
@@ -314,9 +398,9 @@ fn opens_and_ignored_records_are_counted_by_kind() {
     let metrics = AttributionMetrics::default();
     let mut registry = prometheus_client::registry::Registry::default();
     metrics.register(&mut registry);
-    let mut attributor = Attributor::new(node.config(), metrics).unwrap();
+    let mut attributor = Attributor::new(node.config(), None, metrics).unwrap();
     for record in [record(), exec_record(), OpenRecord { tgid: OWN, ..record() }] {
-        let _ = attributor.attribute(&record, TIMES);
+        let _ = attributor.attribute(&record, TIMES, &PodIndex::default());
     }
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -170,6 +170,9 @@ impl Tail {
     async fn settle(&mut self, outcome: Result<(), Stop>) -> Result<(), Closed> {
         match outcome {
             Ok(()) => {}
+            Err(Stop::Waiting(error @ OpenError::Missing(_))) => {
+                self.set_state(SourceState::Absent(error.to_string()));
+            }
             Err(Stop::Waiting(error)) => self.set_state(SourceState::Waiting(error.to_string())),
             Err(Stop::Closed) => return Err(Closed),
         }
@@ -315,7 +318,9 @@ impl Tail {
             if changed {
                 let path = self.config.path.display();
                 match &state {
-                    SourceState::Waiting(reason) => warn!(%path, %reason, "audit log not open"),
+                    SourceState::Absent(reason) | SourceState::Waiting(reason) => {
+                        warn!(%path, %reason, "audit log not open");
+                    }
                     SourceState::Open | SourceState::Starting => info!(%path, "audit log open"),
                 }
                 status.state = state;

@@ -26,6 +26,8 @@ pub(super) struct Canary {
     /// Kernel-encoded device and inode of the file of the running or last test.
     awaited: Option<(u32, u64)>,
     seen: bool,
+    /// The record of the last test that succeeded: an open of which the opener is known.
+    record: Option<Box<OpenRecord>>,
 }
 
 impl Canary {
@@ -40,7 +42,12 @@ impl Canary {
         for candidate in candidates {
             match is_suitable(candidate) {
                 Ok(()) => {
-                    return Ok(Self { place: candidate.to_owned(), awaited: None, seen: false });
+                    return Ok(Self {
+                        place: candidate.to_owned(),
+                        awaited: None,
+                        seen: false,
+                        record: None,
+                    });
                 }
                 Err(error) => refused.push(format!("{}: {error}", candidate.display())),
             }
@@ -73,8 +80,16 @@ impl Canary {
     pub(super) fn recognise(&mut self, record: &OpenRecord) -> bool {
         let by_us = record.nspid == std::process::id() || record.missing & Missing::NAMESPACES != 0;
         let own = by_us && self.awaited == Some((record.s_dev, record.file_ino));
-        self.seen |= own;
+        if own {
+            self.seen = true;
+            self.record = Some(Box::new(*record));
+        }
         own
+    }
+
+    /// The record of the last test that succeeded.
+    pub(super) fn record(&self) -> Option<&OpenRecord> {
+        self.record.as_deref()
     }
 
     /// Whether the record of the last [`open`](Self::open) came.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Scan, classify, last_stage_timestamp};
 use crate::{
-    audit::{AuditRecord, BadLine, POD_UID, Stage},
+    audit::{AuditRecord, BadLine, CREDENTIAL_ID, POD_UID, Stage},
     time::Micros,
 };
 
@@ -69,6 +69,116 @@ fn of_real_lines_exactly_those_with_a_pod_uid_or_a_way_into_a_pod_are_records() 
         assert_eq!(last_stage_timestamp(line.as_bytes()), stage);
     }
     assert_eq!((REAL.lines().count(), with_uid, ways_in), (116, 20, 11));
+}
+
+/// Recorded by `cargo xtask fixtures`.
+macro_rules! recorded {
+    ($kind:literal) => {
+        include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/audit/",
+            $kind,
+            ".ndjson"
+        ))
+    };
+}
+
+/// What the scan makes of a line, in a few words.
+fn told(line: &str) -> String {
+    let record = match classify(line.as_bytes()) {
+        Scan::Record(record) => record,
+        Scan::Skip => return "skipped".to_owned(),
+        Scan::Bad(reason) => return format!("{reason:?}"),
+    };
+    let object = record.object_ref.as_ref().unwrap();
+    let status = record.response_status.as_ref();
+    format!(
+        "{:?}: {} {} {}{} {} {}",
+        record.stage,
+        if record.pod_uid().is_some() { "pod" } else { "somebody" },
+        record.verb,
+        object.resource.as_deref().unwrap_or_default(),
+        object.subresource.as_deref().map(|sub| format!("/{sub}")).unwrap_or_default(),
+        status.and_then(|status| status.code).map_or("-".to_owned(), |code| code.to_string()),
+        record.decision().unwrap_or("-"),
+    )
+}
+
+#[test]
+fn of_each_kind_of_request_the_scan_tells_what_it_was() {
+    let exec = |verb: &str| {
+        [
+            format!("RequestReceived: somebody {verb} pods/exec - -"),
+            format!("ResponseStarted: somebody {verb} pods/exec 101 allow"),
+            format!("ResponseComplete: somebody {verb} pods/exec 101 allow"),
+        ]
+    };
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let listed =
+        ["RequestReceived: pod list pods - -", "ResponseComplete: pod list pods 200 allow"];
+    let cases = [
+        (recorded!("exec-websocket-tty"), exec("get").to_vec()),
+        (recorded!("exec-websocket"), exec("get").to_vec()),
+        (recorded!("exec-spdy-tty"), exec("create").to_vec()),
+        (recorded!("exec-spdy"), exec("create").to_vec()),
+        (
+            recorded!("ephemeral-container"),
+            texts(&[
+                "RequestReceived: somebody patch pods/ephemeralcontainers - -",
+                "ResponseComplete: somebody patch pods/ephemeralcontainers 200 allow",
+            ]),
+        ),
+        (recorded!("pod-allowed"), texts(&listed)),
+        (
+            recorded!("pod-watch"),
+            texts(&[
+                "RequestReceived: pod watch pods - -",
+                "ResponseStarted: pod watch pods 200 allow",
+                "ResponseComplete: pod watch pods 200 allow",
+            ]),
+        ),
+        (
+            recorded!("pod-denied"),
+            texts(&[
+                "RequestReceived: pod get secrets - -",
+                "ResponseComplete: pod get secrets 403 forbid",
+            ]),
+        ),
+        // A token that somebody had bound to the pod passes for the pod's own.
+        (recorded!("token-request-bound"), [texts(&["skipped"; 2]), texts(&listed)].concat()),
+        (recorded!("token-request-user"), texts(&["skipped"; 4])),
+        (recorded!("token-request-kubelet"), texts(&["skipped"; 2])),
+        (recorded!("legacy-token"), texts(&["skipped"; 2])),
+        (recorded!("impersonation"), texts(&["skipped"; 2])),
+        (recorded!("unauthorized"), texts(&["skipped"])),
+    ];
+    for (lines, expected) in cases {
+        assert_eq!(lines.lines().map(told).collect::<Vec<_>>(), expected, "{lines}");
+    }
+}
+
+#[test]
+fn the_uri_of_a_session_tells_whether_it_has_a_terminal() {
+    for (lines, terminal) in [
+        (recorded!("exec-websocket-tty"), true),
+        (recorded!("exec-websocket"), false),
+        (recorded!("exec-spdy-tty"), true),
+        (recorded!("exec-spdy"), false),
+    ] {
+        for line in lines.lines() {
+            assert_eq!(record(line).request_uri.contains("tty=true"), terminal, "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_token_bound_to_a_pod_by_somebody_carries_that_pod_and_comes_from_elsewhere() {
+    let own = record(recorded!("pod-allowed").lines().last().unwrap());
+    let bound = record(recorded!("token-request-bound").lines().last().unwrap());
+    assert_eq!(own.pod_uid(), bound.pod_uid());
+    assert_eq!(own.user.username, bound.user.username);
+    assert_ne!(own.user.extra[CREDENTIAL_ID], bound.user.extra[CREDENTIAL_ID]);
+    assert_ne!(own.source_ip(), bound.source_ip());
 }
 
 #[test]

@@ -111,9 +111,10 @@ impl Following {
     }
 
     async fn waiting(&mut self, reason: &str) {
-        self.until(
-            |status| matches!(&status.state, SourceState::Waiting(text) if text.contains(reason)),
-        )
+        self.until(|status| match &status.state {
+            SourceState::Absent(why) | SourceState::Waiting(why) => why.contains(reason),
+            SourceState::Starting | SourceState::Open => false,
+        })
         .await;
     }
 

@@ -1,0 +1,226 @@
+//! Objects as the API writes them, the table that they make, and its bounds.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::{object::PodObject, *};
+
+const ID: &str = "5694f82f44168cc048e014ae14d1b0c8ef673bec49f329dc169911ea638f63c2";
+const ID_BEFORE: &str = "0000f82f44168cc048e014ae14d1b0c8ef673bec49f329dc169911ea638f63c2";
+
+fn decode(object: Value) -> Option<Pod> {
+    let object: PodObject = serde_json::from_value(object).unwrap();
+    object::pod(object, &BTreeSet::from(["app".to_owned()]))
+}
+
+/// A pod with one container of each kind, as a 1.34 API server writes it (other fields left out).
+fn full() -> Value {
+    let status = |name: &str, id: &str| {
+        json!({"name": name, "containerID": format!("containerd://{id}"), "ready": true,
+               "imageID": "registry.test/box@sha256:aa", "image": "registry.test/box:1",
+               "state": {"running": {"startedAt": "2026-11-21T20:29:11Z"}}, "lastState": {}})
+    };
+    let mut restarted = status("main", ID);
+    restarted["lastState"] =
+        json!({"terminated": {"containerID": format!("containerd://{ID_BEFORE}"), "exitCode": 1}});
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "uid": "u1", "namespace": "shop", "name": "cart-0", "resourceVersion": "7",
+            "labels": {"app": "cart", "secret": "s"},
+            "ownerReferences": [
+                {"apiVersion": "v1", "kind": "Thing", "name": "t", "uid": "x"},
+                {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "cart", "uid": "y", "controller": true},
+            ],
+        },
+        "spec": {
+            "serviceAccountName": "cart", "nodeName": "node-a",
+            "containers": [{
+                "name": "main", "image": "registry.test:5000/box:1",
+                "livenessProbe": {"exec": {"command": ["cat", "/token"]}, "periodSeconds": 1},
+                "readinessProbe": {"exec": {"command": ["cat", "/token"]}},
+                "startupProbe": {"httpGet": {"path": "/", "port": 80}},
+                "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", "bye"]}}},
+            }],
+            "initContainers": [
+                {"name": "first", "image": "box"},
+                {"name": "mesh", "image": "mesh@sha256:bb", "restartPolicy": "Always"},
+            ],
+            "ephemeralContainers": [{"name": "debugger", "image": "box", "targetContainerName": "main"}],
+        },
+        "status": {
+            "phase": "Running", "hostIP": "10.90.0.1", "hostIPs": [{"ip": "10.90.0.1"}],
+            "podIP": "10.88.0.3", "podIPs": [{"ip": "10.88.0.3"}, {"ip": "fd00::3"}],
+            "containerStatuses": [restarted],
+            "initContainerStatuses": [status("first", "f0"), status("mesh", "e0")],
+        },
+    })
+}
+
+fn pod(uid: &str) -> PodChange {
+    let pod = Pod { uid: uid.into(), name: uid.into(), ..Pod::default() };
+    PodChange::Present(Box::new(pod))
+}
+
+fn gone(uid: &str) -> PodChange {
+    PodChange::Gone { uid: uid.into() }
+}
+
+fn at(seconds: i64) -> Micros {
+    Micros::from_secs(seconds)
+}
+
+#[test]
+fn an_object_becomes_what_alerts_and_grades_need() {
+    let pod = decode(full()).unwrap();
+    assert_eq!((&*pod.uid, &*pod.namespace, &*pod.name), ("u1", "shop", "cart-0"));
+    assert_eq!((&*pod.service_account, pod.host_network), ("cart", false));
+    assert_eq!(pod.owner, Some(Owner { kind: "StatefulSet".into(), name: "cart".into() }));
+    assert_eq!(pod.labels, BTreeMap::from([("app".into(), "cart".into())]));
+    assert_eq!(pod.ips, ["10.88.0.3".into(), "fd00::3".into()]);
+    assert_eq!(pod.host_ips, ["10.90.0.1".into()]);
+    let kinds: Vec<_> = pod.containers.iter().map(|it| (&*it.name, it.kind)).collect();
+    assert_eq!(
+        kinds,
+        [
+            ("main", ContainerKind::Main),
+            ("first", ContainerKind::Init),
+            ("mesh", ContainerKind::Sidecar),
+            ("debugger", ContainerKind::Ephemeral),
+        ]
+    );
+    let main = pod.container(ID).unwrap();
+    assert_eq!(main.digest.as_deref(), Some("sha256:aa"));
+    assert_eq!(main.hooks.len(), 2, "the same probe twice is one: {:?}", main.hooks);
+    assert_eq!(pod.container(ID_BEFORE), Some(main), "before its restart");
+}
+
+#[test]
+fn an_object_with_almost_nothing_in_it_is_still_a_pod_but_not_without_a_uid() {
+    let bare = |metadata| json!({"metadata": metadata, "spec": {}});
+    let names = json!({"uid": "u", "namespace": "n", "name": "p"});
+    assert_eq!(&*decode(bare(names)).unwrap().uid, "u");
+    for metadata in [
+        json!({"namespace": "n", "name": "p"}),
+        json!({"uid": "", "namespace": "n", "name": "p"}),
+        json!({"uid": "u", "name": "p"}),
+    ] {
+        assert_eq!(decode(bare(metadata.clone())), None, "{metadata}");
+    }
+    let old = json!({"metadata": {"uid": "u", "namespace": "n", "name": "p"}, "spec": {},
+                     "status": {"hostIP": "10.0.0.1"}});
+    assert_eq!(decode(old).unwrap().host_ips, ["10.0.0.1".into()], "before 1.28");
+}
+
+#[test]
+fn an_image_has_a_name_and_perhaps_a_tag() {
+    for (image, name, tag) in [
+        ("nginx", "nginx", None),
+        ("nginx:1.27", "nginx", Some("1.27")),
+        ("registry.test:5000/a/b", "registry.test:5000/a/b", None),
+        ("registry.test:5000/a/b:2", "registry.test:5000/a/b", Some("2")),
+        ("a/b:2@sha256:cc", "a/b", Some("2")),
+        ("a/b@sha256:cc", "a/b", None),
+    ] {
+        let mut object = full();
+        object["spec"]["containers"][0]["image"] = image.into();
+        let pod = decode(object).unwrap();
+        assert_eq!(pod.container(ID).unwrap().image_name_and_tag(), (name, tag), "{image}");
+    }
+}
+
+#[test]
+fn a_list_decides_at_its_end_who_is_gone_and_deleted_pods_stay_for_a_while() {
+    let mut pods = PodIndex::default();
+    for change in [PodChange::Listing, pod("a"), pod("b"), PodChange::Listed] {
+        pods.apply(change, at(0));
+    }
+    // A new list begins: until its end everything is there.
+    pods.apply(PodChange::Listing, at(10));
+    pods.apply(pod("b"), at(10));
+    pods.forget(at(10_000));
+    assert!(pods.pod("a").is_some() && pods.pod("b").is_some());
+    pods.apply(PodChange::Listed, at(10));
+    pods.forget(at(10 + 15 * 60));
+    assert!(pods.pod("a").is_some(), "still within the quarter of an hour");
+    pods.forget(at(11 + 15 * 60));
+    assert!(pods.pod("a").is_none() && pods.pod("b").is_some());
+    // Deleted and seen again by a list that was older: it is there again.
+    pods.apply(gone("b"), at(2_000));
+    pods.apply(pod("b"), at(2_001));
+    pods.forget(at(9_000));
+    assert!(pods.pod("b").is_some());
+    pods.apply(gone("never-seen"), at(9_000));
+}
+
+#[test]
+fn a_static_pod_is_found_by_both_its_uids() {
+    let hash = "09a70ae9ccc491e651e5c773579b3490";
+    let mut object = full();
+    object["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": hash});
+    let mut pods = PodIndex::default();
+    pods.apply(PodChange::Present(Box::new(decode(object).unwrap())), at(0));
+    assert_eq!(pods.pod(hash).unwrap().name, pods.pod("u1").unwrap().name);
+    pods.apply(gone("u1"), at(0));
+    pods.forget(at(1_000));
+    assert!(pods.pod(hash).is_none());
+}
+
+#[test]
+fn a_container_that_was_just_added_counts_as_ephemeral_before_its_id_is_known() {
+    let mut pods = PodIndex::default();
+    let put = |pods: &mut PodIndex, object: Value| {
+        pods.apply(PodChange::Present(Box::new(decode(object).unwrap())), at(0));
+    };
+    put(&mut pods, full());
+    assert!(pods.is_ephemeral("u1", "0a"), "only the debugger has no id");
+    assert!(!pods.is_ephemeral("u1", ID) && !pods.is_ephemeral("unknown", "0a"));
+    let mut starting = full();
+    starting["status"]["containerStatuses"] = json!([]);
+    put(&mut pods, starting);
+    assert!(!pods.is_ephemeral("u1", "0a"), "it may as well be the main one");
+    let mut reported = full();
+    reported["status"]["ephemeralContainerStatuses"] =
+        json!([{"name": "debugger", "containerID": "containerd://0a"}]);
+    put(&mut pods, reported);
+    assert!(pods.is_ephemeral("u1", "0a") && !pods.is_ephemeral("u1", "0b"));
+}
+
+#[test]
+fn the_kubelets_own_commands_are_known_by_container_where_that_is_known() {
+    let mut pods = PodIndex::default();
+    pods.apply(PodChange::Present(Box::new(decode(full()).unwrap())), at(0));
+    let words = |text: &str| -> Vec<Vec<u8>> {
+        text.split(' ').map(|word| word.as_bytes().to_vec()).collect()
+    };
+    for (container, command, expected) in [
+        (Some(ID), "cat /token", true),
+        (Some(ID), "sh -c bye", true),
+        (Some(ID), "cat", false),
+        (Some(ID), "cat /token /other", false),
+        (Some("f0"), "cat /token", false),
+        // The kubelet has not reported this id yet.
+        (Some("0a"), "cat /token", true),
+        (None, "cat /token", true),
+    ] {
+        let found = pods.is_hook("u1", container, &words(command));
+        assert_eq!(found, expected, "{container:?} {command}");
+    }
+    assert!(!pods.is_hook("u2", Some(ID), &words("cat /token")));
+}
+
+#[test]
+fn the_table_is_bounded_and_deleted_pods_give_way_first() {
+    let mut pods = PodIndex::default();
+    for number in 0..MAX_PODS {
+        pods.apply(pod(&number.to_string()), at(0));
+    }
+    pods.apply(pod("too-many"), at(0));
+    assert!(pods.pod("too-many").is_none());
+    pods.apply(gone("5"), at(2));
+    pods.apply(gone("3"), at(1));
+    pods.apply(pod("fits"), at(3));
+    assert!(pods.pod("fits").is_some() && pods.pod("3").is_none() && pods.pod("5").is_some());
+    assert_eq!(pods.pods.len(), MAX_PODS);
+}
