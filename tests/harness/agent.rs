@@ -282,7 +282,7 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 /// Sums samples in the text format of Prometheus: `name{label="value",…} number`.
-fn sum_of_samples(text: &str, name: &str, labels: &[&str]) -> f64 {
+pub(crate) fn sum_of_samples(text: &str, name: &str, labels: &[&str]) -> f64 {
     text.lines()
         .filter_map(|line| {
             let rest = line.strip_prefix(name)?;

@@ -6,6 +6,7 @@
 //!   ├─ pki, control_plane ── who is who; etcd, API server, controllers on node a
 //!   ├─ ClusterNode ── containerd, kubelet, what its pods answer, faults
 //!   ├─ network, components, images ── what both are made of
+//!   ├─ Deployment ── the agent on every node, by its chart and from its image
 //!   └─ teardown, host ── all of it gone, the machine as before
 //! ```
 //!
@@ -37,6 +38,7 @@ use crate::{
 
 mod components;
 mod control_plane;
+pub mod deployment;
 mod host;
 mod images;
 mod layout;

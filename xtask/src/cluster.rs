@@ -11,10 +11,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use tokentrail_tests::cluster::{Cluster, Network, Options, obstacle_to_clusters};
+use tokentrail_tests::cluster::{
+    Cluster, Network, Options,
+    deployment::{Deployment, Package},
+    obstacle_to_clusters,
+};
 
 use crate::{
-    debian, golang,
+    debian, golang, image,
     shell::{announce, say},
 };
 
@@ -123,6 +127,7 @@ pub(crate) fn kubectl(arguments: &[OsString]) -> Result<()> {
 }
 
 /// What a cluster is made of.
+#[derive(Clone)]
 pub(crate) struct Programs {
     kube: PathBuf,
     apicall: PathBuf,
@@ -155,6 +160,44 @@ pub(crate) fn prepare() -> Result<Programs> {
         bail!("no cluster can run here: {obstacle}");
     }
     Ok(Programs { kube: golang::kube()?, apicall: golang::apicall()? })
+}
+
+/// A cluster with the agent in it, as whole-program tests, the demo and the benchmark need it. It
+/// goes when this is dropped.
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    pub(crate) package: Package,
+    programs: Programs,
+}
+
+impl Scene {
+    /// Brings the cluster up, makes the agent's image and installs it by its chart.
+    ///
+    /// # Errors
+    /// If something cannot be built or does not get ready.
+    pub(crate) fn set(programs: Programs) -> Result<Self> {
+        let package = Package { helm: golang::helm()?, image: image::run(None, None)? };
+        announce("a cluster of two nodes with the agent on both");
+        let cluster = Cluster::up(&programs.clone().options("test"))?;
+        Deployment::install(&cluster, package.clone())?;
+        Ok(Self { cluster, package, programs })
+    }
+
+    /// Tells a test where everything is.
+    pub(crate) fn hand_to(&self, test: &mut Command) {
+        self.programs.hand_to(test);
+        test.env(NAME_VARIABLE, self.cluster.name())
+            .env("TOKENTRAIL_HELM", &self.package.helm)
+            .env("TOKENTRAIL_IMAGE", &self.package.image);
+    }
+
+    /// Takes it down.
+    ///
+    /// # Errors
+    /// Names what cannot be removed.
+    pub(crate) fn clear(self) -> Result<()> {
+        self.cluster.down()
+    }
 }
 
 fn up(name: &str, nodes: u8, network: Network) -> Result<()> {

@@ -144,14 +144,16 @@ fn cluster() -> Result<Outcome> {
         Ok(programs) => programs,
         Err(error) => return Ok(Outcome::NotSetUp(format!("{error:#}"))),
     };
+    let scene = cluster::Scene::set(programs)?;
     let mut tally = Tally::default();
     for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(true)) {
         if !suite.is_empty() {
             let mut test = suite.cargo_test();
-            programs.hand_to(&mut test);
+            scene.hand_to(&mut test);
             tally += stream(test.args(["--", "--test-threads=1"]))?;
         }
     }
+    scene.clear()?;
     Ok(Outcome::Counted(tally))
 }
 
