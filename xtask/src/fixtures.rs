@@ -1,5 +1,5 @@
 //! `cargo xtask fixtures`: what a real API server logs, one file for each kind of request that the
-//! product must know, recorded from a cluster of its own.
+//! product must know, recorded from a cluster of its own; and how it describes its objects.
 //!
 //! The lines are kept byte for byte. Names are always the same; uids, addresses of credentials and
 //! times are those of the recording.
@@ -19,6 +19,7 @@ use tokentrail_tests::{
 };
 
 use crate::{
+    chart::schemas,
     cluster,
     shell::{announce, root, say},
 };
@@ -45,6 +46,8 @@ pub(crate) fn run() -> Result<()> {
     recorder.requests_of_the_pod()?;
     recorder.tokens()?;
     recorder.others()?;
+    let description = recorder.cluster.kubectl_ok(&["get", "--raw", "/openapi/v2"])?;
+    schemas::write(&serde_json::from_str(&description)?)?;
     recorder.cluster.down()
 }
 

@@ -3,7 +3,7 @@
 //! A table of contents: each command is one file with one function. What the commands share is in
 //! `shell` (running programs), `toolchain` and `debian` (getting what a bare machine lacks).
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -51,11 +51,6 @@ enum Command {
     Chart,
     /// Render the plain manifests from the Helm chart
     Manifests,
-    /// Cut a saved answer of /openapi/v2 down to the schemas that the chart is checked against
-    Schemas {
-        /// The answer, as `kubectl get --raw /openapi/v2` prints it
-        openapi: PathBuf,
-    },
     /// See it work: a real container, a token read by hand, an API request, the alert
     Demo {
         /// In a real cluster of two nodes, with the agent installed by its chart
@@ -99,7 +94,6 @@ fn main() -> ExitCode {
         Command::Image { arch, name, verify: false } => image::run(arch, name.as_deref()).map(drop),
         Command::Chart => chart::run(),
         Command::Manifests => chart::write_manifests(),
-        Command::Schemas { openapi } => chart::schemas::write(&openapi),
         Command::Cluster { action } => cluster::run(action),
         Command::Kubectl { arguments } => cluster::kubectl(&arguments),
         Command::Fixtures => fixtures::run(),

@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
 };
 
 use anyhow::{Context as _, Result};
@@ -27,19 +26,16 @@ const KINDS: [(&str, &str, &str); 7] = [
     ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"),
 ];
 
-/// Reads a saved `/openapi/v2` and writes the schemas anew.
+/// Writes the schemas anew from an API server's answer.
 ///
 /// # Errors
-/// If it is no such document, lacks a kind, or a file cannot be written.
-pub(crate) fn write(openapi: &Path) -> Result<()> {
-    let text = fs::read(openapi).with_context(|| format!("could not read {openapi:?}"))?;
-    let document: Value = serde_json::from_slice(&text)
-        .with_context(|| format!("{openapi:?} is no answer of /openapi/v2"))?;
+/// If it lacks a kind, or a file cannot be written.
+pub(crate) fn write(openapi: &Value) -> Result<()> {
     let folder = root().join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("could not create {folder:?}"))?;
     for (group, version, kind) in KINDS {
-        let schema = schema(&document, group, version, kind).with_context(|| {
-            format!("{openapi:?} does not describe {kind} of {group}/{version}")
+        let schema = schema(openapi, group, version, kind).with_context(|| {
+            format!("the API server does not describe {kind} of {group}/{version}")
         })?;
         let path = folder.join(file_name(group, version, kind));
         fs::write(&path, serde_json::to_string(&schema)? + "\n")
