@@ -4,37 +4,31 @@
 
 use std::{
     fs,
-    sync::atomic::{AtomicU32, Ordering},
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tokentrail_tests::{
-    Finished, PATIENCE, TOKEN_PATH,
+    PATIENCE, TOKEN_PATH,
     cluster::{
         BOX_IMAGE, Cluster, ClusterNode, CutOff,
-        deployment::{Deployment, NAMESPACE, Package},
+        deployment::{Deployment, Package},
+        victim::Victim,
     },
     wait_until,
 };
 
 /// A request that the pods of these tests may make, and one that they may not.
-const ALLOWED: &str = "/pods";
-const DENIED: &str = "/secrets/db";
+const ALLOWED: &str = "pods";
+const DENIED: &str = "secrets/db";
 
 /// The cluster with its agents, and what tests do in it.
 struct Scene<'cluster> {
     cluster: &'cluster Cluster,
     agents: Deployment<'cluster>,
-}
-
-/// A pod that is attacked.
-struct Victim<'cluster> {
-    node: &'cluster ClusterNode,
-    namespace: String,
-    pod: &'static str,
-    uid: String,
 }
 
 fn with_scene(test: impl FnOnce(&Scene<'_>) -> Result<()>) {
@@ -45,84 +39,34 @@ fn with_scene(test: impl FnOnce(&Scene<'_>) -> Result<()>) {
         let agents = Deployment::attach(&cluster, Package::from_environment()?);
         test(&Scene { cluster: &cluster, agents })
     };
-    if let Err(error) = run() {
-        panic!("{error:?}");
-    }
+    run().unwrap();
 }
 
 impl<'cluster> Scene<'cluster> {
     fn node_a(&self) -> &'cluster ClusterNode {
-        &self.cluster.nodes()[0]
+        self.cluster.node("node-a").unwrap()
     }
 
     fn node_b(&self) -> &'cluster ClusterNode {
-        &self.cluster.nodes()[1]
+        self.cluster.node("node-b").unwrap()
     }
 
-    /// A pod in a namespace of its own, whose account may list pods there and nothing else.
     fn victim(&self, node: &'cluster ClusterNode) -> Result<Victim<'cluster>> {
-        self.victim_with(node, &json!({}))
-    }
-
-    /// The same, with more in its container.
-    fn victim_with(
-        &self,
-        node: &'cluster ClusterNode,
-        container: &Value,
-    ) -> Result<Victim<'cluster>> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("shop-{}-{number}", std::process::id());
-        self.cluster.create_namespace(&namespace)?;
-        let mut main = json!({"name": "main", "image": BOX_IMAGE, "imagePullPolicy": "Never"});
-        for (key, value) in container.as_object().into_iter().flatten() {
-            main[key] = value.clone();
-        }
-        let name = json!({"name": "cart", "namespace": namespace});
-        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": name},
-            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": name,
-             "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]},
-            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": name,
-             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "cart"},
-             "subjects": [{"kind": "ServiceAccount", "name": "cart", "namespace": namespace}]},
-            {"apiVersion": "v1", "kind": "Pod",
-             "metadata": {"name": "cart", "namespace": namespace, "labels": {"app": "cart"}},
-             "spec": {"serviceAccountName": "cart", "nodeName": node.name(),
-                      "terminationGracePeriodSeconds": 1, "containers": [main]}},
-        ]});
-        self.cluster.apply(&objects.to_string())?;
-        self.cluster.wait_for_pod(&namespace, "cart")?;
-        let pod = self.cluster.get(&["pod", "cart", "--namespace", &namespace])?;
-        let uid = text(&pod, "/metadata/uid").to_owned();
-        Ok(Victim { node, namespace, pod: "cart", uid })
-    }
-
-    /// `kubectl exec` with these options.
-    fn exec(&self, victim: &Victim<'_>, options: &[&str], script: &str) -> Result<Finished> {
-        let place = ["exec", "--namespace", &victim.namespace, victim.pod];
-        let args = [&place, options, &["--", "sh", "-c", script]].concat();
-        if options.contains(&"-it") || options.contains(&"-t") {
-            self.cluster.kubectl_tty(&args)
-        } else {
-            self.cluster.kubectl(&args)
-        }
+        Victim::create(self.cluster, node, &json!({}))
     }
 
     /// The alert about this victim on its node, once it is there.
     fn alert(&self, victim: &Victim<'_>) -> Result<Value> {
         let alerts = self.agents.alerts(victim.node);
         let what = format!("{} alerts about {}", victim.node.name(), victim.namespace);
-        alerts
-            .wait_for(&what, |it| is_alert(it, victim))
-            .with_context(|| self.agents.said(victim.node))
+        alerts.wait_for(&what, |it| victim.is_of(it)).with_context(|| self.agents.said(victim.node))
     }
 
     /// All alerts about this victim, by node.
     fn alerts(&self, victim: &Victim<'_>) -> Result<Vec<(&'static str, Value)>> {
         let mut found = Vec::new();
         for node in self.cluster.nodes() {
-            let alerts = self.agents.alerts(node).matching(|it| is_alert(it, victim))?;
+            let alerts = self.agents.alerts(node).matching(|it| victim.is_of(it))?;
             found.extend(alerts.into_iter().map(|alert| (node.name(), alert)));
         }
         Ok(found)
@@ -133,9 +77,9 @@ impl<'cluster> Scene<'cluster> {
     fn settle(&self) -> Result<()> {
         for node in self.cluster.nodes() {
             let witness = self.victim(node)?;
-            self.exec(&witness, &["-it"], &read_and_ask(&witness, ALLOWED))?;
+            witness.exec(&["-it"], &read_and_ask(&witness))?;
             self.alert(&witness)?;
-            self.remove(&witness)?;
+            witness.remove()?;
         }
         Ok(())
     }
@@ -151,11 +95,6 @@ impl<'cluster> Scene<'cluster> {
         Ok(alert)
     }
 
-    fn remove(&self, victim: &Victim<'_>) -> Result<()> {
-        let args = ["delete", "namespace", &victim.namespace, "--wait=false"];
-        self.cluster.kubectl_ok(&args).map(drop)
-    }
-
     /// Attacks in one way, and returns the one alert that there is.
     fn alert_after(
         &self,
@@ -163,25 +102,21 @@ impl<'cluster> Scene<'cluster> {
         script: impl Fn(&Victim<'_>) -> String,
     ) -> Result<Value> {
         let victim = self.victim(self.node_a())?;
-        let done = self.exec(&victim, options, &script(&victim))?;
+        let done = victim.exec(options, &script(&victim))?;
         let alert = self.only_alert(&victim).with_context(|| format!("{done:?}"))?;
-        self.remove(&victim)?;
+        victim.remove()?;
         Ok(alert)
     }
 }
 
 /// Shell: the program that asks reads the token itself.
-fn read_and_ask(victim: &Victim<'_>, what: &str) -> String {
-    format!("apicall {}", uri(victim, what))
+fn read_and_ask(victim: &Victim<'_>) -> String {
+    format!("apicall {}", victim.uri(ALLOWED))
 }
 
-fn uri(victim: &Victim<'_>, what: &str) -> String {
-    format!("/api/v1/namespaces/{}{what}", victim.namespace)
-}
-
-fn is_alert(document: &Value, victim: &Victim<'_>) -> bool {
-    text(document, "/tokentrail/kind") == "alert"
-        && text(document, "/orchestrator/resource/id") == victim.uid
+/// Shell: a token from elsewhere is used.
+fn ask_with(token: &str, victim: &Victim<'_>) -> String {
+    format!("apicall --insecure --token {} {}", token.trim(), victim.uri(ALLOWED))
 }
 
 fn text<'value>(value: &'value Value, pointer: &str) -> &'value str {
@@ -196,9 +131,9 @@ fn grade(alert: &Value) -> &str {
 fn a_token_read_at_a_terminal_and_used_is_one_alert_with_everything_in_it() {
     with_scene(|scene| {
         let victim = scene.victim(scene.node_a())?;
-        let (allowed, denied) = (uri(&victim, ALLOWED), uri(&victim, DENIED));
+        let (allowed, denied) = (victim.uri(ALLOWED), victim.uri(DENIED));
         let script = format!("cat {TOKEN_PATH} >/dev/null; apicall {allowed}; apicall {denied}");
-        let done = scene.exec(&victim, &["-it"], &script)?;
+        let done = victim.exec(&["-it"], &script)?;
         assert!(done.output.contains("200 ") && done.output.contains("403 "), "{done:?}");
         let alert = scene.only_alert(&victim)?;
         for (field, expected) in [
@@ -226,16 +161,17 @@ fn a_token_read_at_a_terminal_and_used_is_one_alert_with_everything_in_it() {
         assert_eq!(text(&alert, "/user/name"), user);
         assert!(text(&alert, "/container/image/hash/all/0").starts_with("sha256:"), "{alert:#}");
         assert_eq!(text(&alert, "/host/ip/0"), victim.node.ip().to_string());
-        scene.remove(&victim)
+        victim.remove()
     });
 }
 
 #[test]
 fn the_grade_tells_how_somebody_got_in() {
     with_scene(|scene| {
-        let ask = |victim: &Victim<'_>| read_and_ask(victim, ALLOWED);
+        let ask = |victim: &Victim<'_>| read_and_ask(victim);
         assert_eq!(grade(&scene.alert_after(&[], ask)?), "exec");
-        assert_eq!(grade(&scene.alert_after(&["-t"], ask)?), "interactive", "-t without -i");
+        // Without -i kubectl asks for no terminal, whatever -t says (kubectl `SetupTTY`).
+        assert_eq!(grade(&scene.alert_after(&["-t"], ask)?), "exec");
         let silent = |victim: &Victim<'_>| format!("{} 2>/dev/null", ask(victim));
         assert_eq!(grade(&scene.alert_after(&["-it"], silent)?), "terminal");
         Ok(())
@@ -249,7 +185,7 @@ fn a_debug_container_that_reads_its_neighbours_token_is_named() {
             let victim = scene.victim(scene.node_a())?;
             let script = format!(
                 "apicall --insecure --token-file /proc/1/root{TOKEN_PATH} {}",
-                uri(&victim, ALLOWED)
+                victim.uri(ALLOWED)
             );
             let place = ["debug", "--namespace", &victim.namespace, victim.pod];
             let how = ["--image", BOX_IMAGE, "--image-pull-policy=Never", "--target=main"];
@@ -264,7 +200,7 @@ fn a_debug_container_that_reads_its_neighbours_token_is_named() {
             assert_eq!(grade(&alert), expected, "{alert:#}");
             assert_eq!(text(&alert, "/container/name"), "debugger", "{alert:#}");
             assert_eq!(text(&alert, "/tokentrail/pod/container"), "ephemeral");
-            scene.remove(&victim)?;
+            victim.remove()?;
         }
         Ok(())
     });
@@ -275,17 +211,17 @@ fn a_pod_of_the_same_name_elsewhere_explains_nothing() {
     with_scene(|scene| {
         let victim = scene.victim(scene.node_a())?;
         let busy = json!({"command": ["apicall", "--every", "200ms", "/version"]});
-        let namesake = scene.victim_with(scene.node_a(), &busy)?;
-        scene.exec(&victim, &["-it"], &format!("cat {TOKEN_PATH}"))?;
+        let namesake = Victim::create(scene.cluster, scene.node_a(), &busy)?;
+        victim.exec(&["-it"], &format!("cat {TOKEN_PATH}"))?;
         scene.settle()?;
         let none = (scene.alerts(&victim)?, scene.alerts(&namesake)?);
         assert!(none.0.is_empty() && none.1.is_empty(), "{none:#?}");
-        scene.exec(&victim, &["-it"], &read_and_ask(&victim, ALLOWED))?;
+        victim.exec(&["-it"], &read_and_ask(&victim))?;
         let alert = scene.only_alert(&victim)?;
         assert_eq!(text(&alert, "/orchestrator/namespace"), victim.namespace);
         assert!(scene.alerts(&namesake)?.is_empty());
-        scene.remove(&victim)?;
-        scene.remove(&namesake)
+        victim.remove()?;
+        namesake.remove()
     });
 }
 
@@ -293,13 +229,13 @@ fn a_pod_of_the_same_name_elsewhere_explains_nothing() {
 fn a_pod_that_is_deleted_at_once_is_still_told_of_by_name() {
     with_scene(|scene| {
         let victim = scene.victim(scene.node_a())?;
-        scene.exec(&victim, &["-it"], &read_and_ask(&victim, ALLOWED))?;
+        victim.exec(&["-it"], &read_and_ask(&victim))?;
         let args = ["delete", "pod", "cart", "--namespace", &victim.namespace];
         scene.cluster.kubectl_ok(&[&args[..], &["--force", "--grace-period=0"]].concat())?;
         let alert = scene.only_alert(&victim)?;
         assert_eq!(text(&alert, "/orchestrator/resource/name"), "cart");
         assert_eq!(text(&alert, "/container/name"), "main", "{alert:#}");
-        scene.remove(&victim)
+        victim.remove()
     });
 }
 
@@ -308,23 +244,26 @@ fn a_token_that_the_kubelet_renews_meanwhile_is_still_that_pods_and_the_kubelet_
     with_scene(|scene| {
         let victim = scene.victim(scene.node_a())?;
         let folder = format!("{}/..data", TOKEN_PATH.trim_end_matches("/token"));
-        let version = || -> Result<String> {
-            Ok(scene.exec(&victim, &[], &format!("readlink {folder}"))?.output)
+        // While the kubelet restarts there is no answer, which is no version.
+        let version = || -> Result<Option<String>> {
+            let done = victim.exec(&[], &format!("readlink {folder}"))?;
+            Ok(Some(done.output).filter(|version| !version.is_empty()))
         };
-        let before = version()?;
-        scene.exec(&victim, &["-it"], &format!("cat {TOKEN_PATH} > /tmp/taken"))?;
+        let before = version()?.context("the token has no version")?;
+        victim.exec(&["-it"], &format!("cat {TOKEN_PATH} > /tmp/taken"))?;
         victim.node.restart_kubelet()?;
         wait_until(PATIENCE, "the kubelet has renewed the token", || {
-            Ok((version()? != before).then_some(()))
+            Ok(version()?.filter(|version| *version != before))
         })?;
-        let ask = format!("apicall --token-file /tmp/taken {}", uri(&victim, ALLOWED));
-        scene.exec(&victim, &["-it"], &ask)?;
+        let ask = format!("apicall --token-file /tmp/taken {}", victim.uri(ALLOWED));
+        victim.exec(&["-it"], &ask)?;
         assert_eq!(grade(&scene.only_alert(&victim)?), "interactive");
-        for node in scene.cluster.nodes() {
-            let outside = scene.agents.alerts(node).matching(|it| grade(it) == "outside")?;
-            assert!(outside.is_empty(), "the kubelet reads and writes its volumes: {outside:#?}");
-        }
-        scene.remove(&victim)
+        // The kubelet wrote the new one and reads what it wrote.
+        let seen = |name: &str, label: &str| scene.agents.metric(victim.node, name, &[label]);
+        let ignored = seen("tokentrail_attribution_ignored_total", "reason=\"kubelet\"")?;
+        let outside = seen("tokentrail_attribution_opens_total", "grade=\"outside\"")?;
+        assert!(ignored > 0.0 && outside < 1.0, "ignored {ignored}, outside {outside}");
+        victim.remove()
     });
 }
 
@@ -333,15 +272,14 @@ fn a_token_used_from_a_pod_of_another_node_alerts_where_it_was_read() {
     with_scene(|scene| {
         let victim = scene.victim(scene.node_a())?;
         let thief = scene.victim(scene.node_b())?;
-        let stolen = scene.exec(&victim, &["-it"], &format!("cat {TOKEN_PATH}"))?.output;
+        let stolen = victim.exec(&["-it"], &format!("cat {TOKEN_PATH}"))?.output;
         // Its own volume is not touched: only the victim's token is used.
-        let ask = format!("apicall --insecure --token {} {}", stolen.trim(), uri(&victim, ALLOWED));
-        scene.exec(&thief, &[], &ask)?;
+        thief.exec(&[], &ask_with(&stolen, &victim))?;
         let alert = scene.only_alert(&victim)?;
         assert_eq!(text(&alert, "/tokentrail/evidence/origin/address"), "neither", "{alert:#}");
         assert!(!alert.to_string().contains(stolen.trim()), "a token in an alert");
-        scene.remove(&victim)?;
-        scene.remove(&thief)
+        victim.remove()?;
+        thief.remove()
     });
 }
 
@@ -349,14 +287,14 @@ fn a_token_used_from_a_pod_of_another_node_alerts_where_it_was_read() {
 fn an_agent_that_is_replaced_between_open_and_request_still_alerts() {
     with_scene(|scene| {
         let victim = scene.victim(scene.node_a())?;
-        scene.exec(&victim, &["-it"], &format!("cp {TOKEN_PATH} /tmp/taken"))?;
+        victim.exec(&["-it"], &format!("cp {TOKEN_PATH} /tmp/taken"))?;
         scene.agents.restart(victim.node)?;
-        let ask = format!("apicall --insecure --token-file /tmp/taken {}", uri(&victim, ALLOWED));
+        let ask = format!("apicall --insecure --token-file /tmp/taken {}", victim.uri(ALLOWED));
         // Without a terminal and without a file of the volume: only the first open explains it.
-        scene.exec(&victim, &[], &ask)?;
+        victim.exec(&[], &ask)?;
         let alert = scene.only_alert(&victim)?;
         assert_eq!((grade(&alert), text(&alert, "/container/name")), ("interactive", "main"));
-        scene.remove(&victim)
+        victim.remove()
     });
 }
 
@@ -369,7 +307,7 @@ fn an_update_leaves_no_moment_in_which_an_attack_goes_unseen() {
         // Any change of the template is an update.
         scene.agents.helm(node, &json!({"podAnnotations": {"updated": "once"}}))?;
         for victim in &victims {
-            scene.exec(victim, &["-it"], &read_and_ask(victim, ALLOWED))?;
+            victim.exec(&["-it"], &read_and_ask(victim))?;
         }
         scene.agents.wait_until_ready()?;
         assert_ne!(text(&scene.agents.pod(node)?, "/metadata/uid"), before);
@@ -380,7 +318,7 @@ fn an_update_leaves_no_moment_in_which_an_attack_goes_unseen() {
         for victim in &victims {
             let alerts = scene.alerts(victim)?;
             assert_eq!(alerts.len(), 1, "{alerts:#?}");
-            scene.remove(victim)?;
+            victim.remove()?;
         }
         Ok(())
     });
@@ -399,9 +337,8 @@ fn without_the_kubernetes_api_alerts_go_out_and_are_whole_again_afterwards() {
         })?;
         // The pod's own way to the API server is cut as well: the token is used from elsewhere.
         let victim = scene.victim(node)?;
-        let stolen = scene.exec(&victim, &["-it"], &format!("cat {TOKEN_PATH}"))?.output;
-        let ask = format!("apicall --insecure --token {} {}", stolen.trim(), uri(&victim, ALLOWED));
-        scene.exec(&thief, &[], &ask)?;
+        let stolen = victim.exec(&["-it"], &format!("cat {TOKEN_PATH}"))?.output;
+        thief.exec(&[], &ask_with(&stolen, &victim))?;
         let alert = scene.alert(&victim)?;
         assert_eq!(text(&alert, "/orchestrator/resource/id"), victim.uid);
         assert!(alert.pointer("/container/name").is_none(), "nobody told it: {alert:#}");
@@ -411,10 +348,10 @@ fn without_the_kubernetes_api_alerts_go_out_and_are_whole_again_afterwards() {
             !status["degraded"].to_string().contains("pods")
         })?;
         let later = scene.victim(node)?;
-        scene.exec(&later, &["-it"], &read_and_ask(&later, ALLOWED))?;
+        later.exec(&["-it"], &read_and_ask(&later))?;
         assert_eq!(text(&scene.only_alert(&later)?, "/container/name"), "main");
         for victim in [&victim, &thief, &later] {
-            scene.remove(victim)?;
+            victim.remove()?;
         }
         Ok(())
     });
@@ -441,68 +378,68 @@ fn without_permission_the_agent_says_which_one_it_lacks() {
 }
 
 #[test]
-fn what_the_chart_grants_is_what_the_agent_needs() {
+fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
     with_scene(|scene| {
         let node = scene.node_b();
-        let capability = |name: &str| json!({"security": {"capabilities": {name: false}}});
-        // Without a look at other processes there are no mounts, hence no volumes: it says so. The
-        // update stops there, and the agent of before goes on.
-        scene.agents.helm(node, &capability("sysPtrace"))?;
-        let selector = format!("app.kubernetes.io/instance=tokentrail-{}", node.name());
-        let place = ["pods", "--namespace", NAMESPACE, "--selector", &selector];
-        wait_until(PATIENCE, "the agent without SYS_PTRACE ends with code 3", || {
-            let pods = scene.cluster.get(&place)?;
-            let ended = |pod: &Value| {
-                ["/status/containerStatuses/0/lastState", "/status/containerStatuses/0/state"]
-                    .iter()
-                    .any(|state| {
-                        pod.pointer(&format!("{state}/terminated/exitCode")) == Some(&json!(3))
-                    })
-            };
-            Ok(pods["items"].as_array().is_some_and(|pods| pods.iter().any(ended)).then_some(()))
-        })?;
+        let with =
+            |name: &str, granted: bool| json!({"security": {"capabilities": {name: granted}}});
+        let opens = |labels: &[&str]| {
+            scene.agents.metric(node, "tokentrail_attribution_opens_total", labels)
+        };
         let victim = scene.victim(node)?;
-        scene.exec(&victim, &["-it"], &read_and_ask(&victim, ALLOWED))?;
-        scene.alert(&victim)?;
-        // Files that belong to root need no DAC_READ_SEARCH; an audit log of another user's does.
+        // SYS_PTRACE: without it the kubelet's executable cannot be looked at.
+        scene.agents.helm(node, &with("sysPtrace", false))?;
+        scene.agents.wait_until_ready()?;
+        node.restart_kubelet()?;
+        wait_until(PATIENCE, "without SYS_PTRACE the kubelet is taken for an intruder", || {
+            Ok((opens(&["grade=\"outside\""]).unwrap_or_default() > 0.0).then_some(()))
+        })?;
+        scene.agents.helm(node, &json!({}))?;
+        scene.agents.wait_until_ready()?;
+        node.restart_kubelet()?;
+        let ignored = "tokentrail_attribution_ignored_total";
+        wait_until(PATIENCE, "with it the kubelet is known", || {
+            let count = scene.agents.metric(node, ignored, &["reason=\"kubelet\""]);
+            Ok((count.unwrap_or_default() > 0.0).then_some(()))
+        })?;
+        assert!(opens(&["grade=\"outside\""])? < 1.0);
+
+        // DAC_READ_SEARCH: only for an audit log that is not root's.
         let folder = scene.cluster.folder().join("others");
         fs::create_dir_all(&folder)?;
         let log = folder.join("audit.log");
         fs::write(&log, "")?;
-        std::os::unix::fs::chown(&log, Some(1000), Some(1000))?;
-        fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        let mut values = capability("dacReadSearch");
-        values["extraArgs"] = json!([
-            format!("--audit-log={}", scene.cluster.audit_log().display()),
-            format!("--audit-log={}", log.display())
-        ]);
-        values["extraVolumes"] = json!([{"name": "others", "hostPath": {"path": folder}}]);
-        values["extraVolumeMounts"] =
-            json!([{"name": "others", "mountPath": folder, "readOnly": true}]);
-        scene.agents.helm(node, &values)?;
-        let read = |status: &Value, log: &str| {
-            let conditions = status["conditions"].as_object().cloned().unwrap_or_default();
-            conditions.into_iter().find(|(name, _)| name.contains(log)).map(|(_, why)| why)
-        };
-        wait_until(PATIENCE, "an agent without DAC_READ_SEARCH reads root's log alone", || {
-            let pods = scene.cluster.get(&place)?;
-            for pod in pods["items"].as_array().into_iter().flatten() {
-                let url = format!("http://{}:9464/statusz", text(pod, "/status/podIP"));
-                let Ok(answer) = node.get(&url) else { continue };
-                let status: Value = serde_json::from_str(&answer.body)?;
-                let theirs = read(&status, "others");
-                let ours = read(&status, "audit/audit.log");
-                if theirs.is_some_and(|why| why.to_string().contains("no permission"))
-                    && ours == Some(json!("ok"))
-                {
-                    return Ok(Some(()));
-                }
-            }
-            Ok(None)
-        })?;
+        chown(&log, Some(1_000), Some(1_000))?;
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o600))?;
+        let audit_log = |path: &Path| format!("--audit-log={}", path.display());
+        for (granted, expected) in [(false, "no permission"), (true, "ok")] {
+            let mut values = with("dacReadSearch", granted);
+            values["extraArgs"] = json!([audit_log(&scene.cluster.audit_log()), audit_log(&log)]);
+            values["extraVolumes"] = json!([{"name": "others", "hostPath": {"path": folder}}]);
+            values["extraVolumeMounts"] =
+                json!([{"name": "others", "mountPath": folder, "readOnly": true}]);
+            scene.agents.helm(node, &values)?;
+            let what = format!("with DAC_READ_SEARCH {granted} the other's log is {expected}");
+            // Not ready, the new agent stands beside the old one: all of the node's are asked.
+            wait_until(PATIENCE, &what, || {
+                let statuses = scene.agents.statuses(node)?;
+                let found = statuses.iter().any(|status| {
+                    let conditions = status["conditions"].as_object();
+                    let state = |of: &str| {
+                        let mut conditions = conditions.into_iter().flatten();
+                        conditions.find(|(name, _)| name.ends_with(of)).map(|(_, why)| why)
+                    };
+                    state("audit/audit.log") == Some(&json!("ok"))
+                        && state("others/audit.log")
+                            .and_then(Value::as_str)
+                            .is_some_and(|why| why.contains(expected))
+                });
+                Ok(found.then_some(()))
+            })?;
+        }
         scene.agents.helm(node, &json!({}))?;
         scene.agents.wait_until_ready()?;
-        scene.remove(&victim)
+        victim.remove()
     });
 }
 
@@ -510,11 +447,11 @@ fn what_the_chart_grants_is_what_the_agent_needs() {
 fn a_workload_that_polls_and_a_probe_that_reads_the_token_never_alert() {
     with_scene(|scene| {
         let poller = json!({"command": ["apicall", "--every", "5s", "/api/v1/nodes"]});
-        let poller = scene.victim_with(scene.node_a(), &poller)?;
+        let poller = Victim::create(scene.cluster, scene.node_a(), &poller)?;
         let ask = "apicall /api/v1/nodes";
         let probe = json!({"livenessProbe": {"periodSeconds": 1, "timeoutSeconds": 5, "exec": {
             "command": ["sh", "-c", format!("cat {TOKEN_PATH} > /dev/null; {ask}; true")]}}});
-        let probed = scene.victim_with(scene.node_b(), &probe)?;
+        let probed = Victim::create(scene.cluster, scene.node_b(), &probe)?;
         let began = SystemTime::now();
         let two_minutes = Duration::from_secs(120);
         wait_until(two_minutes + PATIENCE, "both have gone on for two minutes", || {
@@ -537,7 +474,7 @@ fn a_workload_that_polls_and_a_probe_that_reads_the_token_never_alert() {
             let requests = fs::read_to_string(scene.cluster.audit_log())?;
             let count = requests.lines().filter(|line| line.contains(&victim.uid)).count();
             assert!(count >= 20, "only {count} requests of {}", victim.namespace);
-            scene.remove(victim)?;
+            victim.remove()?;
         }
         Ok(())
     });

@@ -7,6 +7,7 @@
 //!   ├─ ClusterNode ── containerd, kubelet, what its pods answer, faults
 //!   ├─ network, components, images ── what both are made of
 //!   ├─ Deployment ── the agent on every node, by its chart and from its image
+//!   ├─ Victim ── a pod to be attacked
 //!   └─ teardown, host ── all of it gone, the machine as before
 //! ```
 //!
@@ -46,6 +47,7 @@ mod network;
 mod node;
 mod pki;
 mod teardown;
+pub mod victim;
 
 pub use images::BOX_IMAGE;
 pub use layout::Network;

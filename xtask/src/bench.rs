@@ -14,6 +14,7 @@ use crate::{
     shell::{announce, say},
 };
 
+mod cluster;
 mod latency;
 mod opens;
 mod report;
@@ -34,7 +35,13 @@ pub(crate) enum Part {
 ///
 /// # Errors
 /// If something cannot be built, started or measured; not if a bar is missed.
-pub(crate) fn run(part: Option<Part>) -> Result<()> {
+pub(crate) fn run(part: Option<Part>, in_cluster: bool) -> Result<()> {
+    if in_cluster {
+        let rows = cluster::measure()?;
+        announce(format_args!("measured on {}", machine()));
+        report::print("in a cluster of two nodes", &rows);
+        return Ok(());
+    }
     let wanted = |it: Part| part.is_none_or(|part| part == it);
     if wanted(Part::Opens) {
         debian::install(&[debian::LIBBPF_TOOLS])?;

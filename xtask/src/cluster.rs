@@ -30,6 +30,9 @@ pub(crate) enum Action {
         /// How many nodes
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
         nodes: u8,
+        /// Also install the agent on each node, by its chart from its image
+        #[arg(long)]
+        agent: bool,
         #[command(flatten)]
         network: NetworkArgs,
         #[command(flatten)]
@@ -92,14 +95,14 @@ const NAME_VARIABLE: &str = "TOKENTRAIL_CLUSTER";
 /// If it fails; what was begun is undone.
 pub(crate) fn run(action: Action) -> Result<()> {
     match action {
-        Action::Up { nodes, network, name } => {
+        Action::Up { nodes, agent, network, name } => {
             let network = Network {
                 nodes: network.nodes_net,
                 pods: network.pods_net,
                 services: network.services_net,
                 api_port: network.api_port,
             };
-            up(&name.name, nodes, network)
+            up(&name.name, nodes, network, agent)
         }
         Action::Down { name } => {
             let start = Instant::now();
@@ -176,7 +179,7 @@ impl Scene {
     /// # Errors
     /// If something cannot be built or does not get ready.
     pub(crate) fn set(programs: Programs) -> Result<Self> {
-        let package = Package { helm: golang::helm()?, image: image::run(None, None)? };
+        let package = package()?;
         announce("a cluster of two nodes with the agent on both");
         let cluster = Cluster::up(&programs.clone().options("test"))?;
         Deployment::install(&cluster, package.clone())?;
@@ -200,12 +203,28 @@ impl Scene {
     }
 }
 
-fn up(name: &str, nodes: u8, network: Network) -> Result<()> {
+/// Makes what the agent is installed from.
+fn package() -> Result<Package> {
+    Ok(Package { helm: golang::helm()?, image: image::run(None, None)? })
+}
+
+fn up(name: &str, nodes: u8, network: Network, agent: bool) -> Result<()> {
     let options = Options { nodes, network, ..prepare()?.options(name) };
+    let package = if agent { Some(package()?) } else { None };
     announce(format_args!("cluster {name}: {nodes} node(s)"));
     let start = Instant::now();
     let cluster = Cluster::up(&options)?;
     say(format_args!("cluster {name} is up ({:.1} s)", seconds(start)));
+    if let Some(package) = package {
+        let agents = Deployment::install(&cluster, package)?;
+        for node in cluster.nodes() {
+            say(format_args!(
+                "  alerts of {}: {}",
+                node.name(),
+                agents.alerts(node).path().display()
+            ));
+        }
+    }
     say(format_args!("  audit log: {}", cluster.audit_log().display()));
     let variable = if name == DEFAULT_NAME { "" } else { NAME_VARIABLE };
     let equals = if variable.is_empty() { String::new() } else { format!("={name} ") };

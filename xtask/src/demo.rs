@@ -21,6 +21,8 @@ use crate::{
     shell::{program, read, say},
 };
 
+pub(crate) mod cluster;
+
 /// The rule that act 1 is about.
 const RULE: &str = "token-access-then-api-request";
 

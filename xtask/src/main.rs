@@ -52,7 +52,11 @@ enum Command {
     /// Render the plain manifests from the Helm chart
     Manifests,
     /// See it work: a real container, a token read by hand, an API request, the alert
-    Demo,
+    Demo {
+        /// In a real cluster of two nodes, with the agent installed by its chart
+        #[arg(long)]
+        cluster: bool,
+    },
     /// A real Kubernetes on this machine: up, down, status
     Cluster {
         #[command(subcommand)]
@@ -74,6 +78,9 @@ enum Command {
     Vm,
     /// Measure against the bars: cost of an open, latency of an alert, memory and CPU at rest
     Bench {
+        /// In a real cluster: answered request to alert, memory and CPU with few pods and with fifty
+        #[arg(long, conflicts_with = "part")]
+        cluster: bool,
         /// Only this; all without it
         #[command(subcommand)]
         part: Option<bench::Part>,
@@ -90,12 +97,13 @@ fn main() -> ExitCode {
         Command::Cluster { action } => cluster::run(action),
         Command::Kubectl { arguments } => cluster::kubectl(&arguments),
         Command::Fixtures => fixtures::run(),
-        Command::Demo => demo::run(),
+        Command::Demo { cluster: false } => demo::run(),
+        Command::Demo { cluster: true } => demo::cluster::run(),
         // Its last line is the sum of all checks; an error after it would hide that.
         Command::Test => return test::run(),
         Command::Tidy => tidy::run(),
         Command::Vm => vm::run(),
-        Command::Bench { part } => bench::run(part),
+        Command::Bench { part, cluster } => bench::run(part, cluster),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

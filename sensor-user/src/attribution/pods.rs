@@ -194,18 +194,10 @@ impl PodIndex {
     }
 
     /// Whether a container was added to its running pod, as by `kubectl debug`.
-    ///
-    /// The kubelet reports an id up to a second after the start. Until then a container is taken
-    /// for an ephemeral one if the pod has one without an id and no other without.
     pub fn is_ephemeral(&self, pod_uid: &str, container_id: &str) -> bool {
-        let Some(pod) = self.pod(pod_uid) else { return false };
-        if let Some(container) = pod.container(container_id) {
-            return container.kind == ContainerKind::Ephemeral;
-        }
-        let mut nameless = pod.containers.iter().filter(|container| container.ids.is_empty());
-        let first = nameless.next();
-        first.is_some_and(|container| container.kind == ContainerKind::Ephemeral)
-            && nameless.all(|container| container.kind == ContainerKind::Ephemeral)
+        self.pod(pod_uid)
+            .and_then(|pod| pod.container(container_id))
+            .is_some_and(|container| container.kind == ContainerKind::Ephemeral)
     }
 
     /// Whether the kubelet itself runs this command in the container, as a probe or a hook.
@@ -251,8 +243,15 @@ impl PodIndex {
 
 impl Pod {
     /// The container of this id, running or before its last restart.
+    ///
+    /// The kubelet reports an id up to a second after the start. Until then it is the one container
+    /// without an id, if there is just one.
     pub fn container(&self, id: &str) -> Option<&Container> {
-        self.containers.iter().find(|container| container.ids.iter().any(|it| **it == *id))
+        let known = |container: &&Container| container.ids.iter().any(|it| **it == *id);
+        self.containers.iter().find(known).or_else(|| {
+            let mut nameless = self.containers.iter().filter(|it| it.ids.is_empty());
+            nameless.next().filter(|_| nameless.next().is_none())
+        })
     }
 }
 

@@ -120,16 +120,32 @@ impl<'cluster> Deployment<'cluster> {
     /// # Errors
     /// If there is none that runs, or more than one.
     pub fn pod(&self, node: &ClusterNode) -> Result<Value> {
-        let label = format!("app.kubernetes.io/instance={}", release(node));
-        let pods = self.cluster.get(&["pods", "--namespace", NAMESPACE, "--selector", &label])?;
-        let pods = pods.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
-        let mut live =
-            pods.into_iter().filter(|pod| pod.pointer("/metadata/deletionTimestamp").is_none());
+        let mut live = self.pods(node)?.into_iter();
         match (live.next(), live.next()) {
             (Some(pod), None) => Ok(pod),
             (None, _) => bail!("{} has no agent", node.name()),
             (Some(_), Some(_)) => bail!("{} has two agents", node.name()),
         }
+    }
+
+    /// What `/statusz` says of each of a node's agents; during an update there are two.
+    ///
+    /// # Errors
+    /// If the API server does not answer.
+    pub fn statuses(&self, node: &ClusterNode) -> Result<Vec<Value>> {
+        let ask = |pod: &Value| {
+            let answer = ask(node, pod, "/statusz").ok()?;
+            serde_json::from_str(&answer.body).ok()
+        };
+        Ok(self.pods(node)?.iter().filter_map(ask).collect())
+    }
+
+    fn pods(&self, node: &ClusterNode) -> Result<Vec<Value>> {
+        let label = format!("app.kubernetes.io/instance={}", release(node));
+        let pods = self.cluster.get(&["pods", "--namespace", NAMESPACE, "--selector", &label])?;
+        let pods = pods.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+        let live = |pod: &Value| pod.pointer("/metadata/deletionTimestamp").is_none();
+        Ok(pods.into_iter().filter(live).collect())
     }
 
     /// Deletes the pod of a node's agent and waits for its successor.
@@ -147,9 +163,7 @@ impl<'cluster> Deployment<'cluster> {
     /// # Errors
     /// If there is no answer.
     pub fn get(&self, node: &ClusterNode, path: &str) -> Result<Answer> {
-        let pod = self.pod(node)?;
-        let ip = text(&pod, "/status/podIP");
-        node.get(&format!("http://{ip}:{ADMIN_PORT}{path}"))
+        ask(node, &self.pod(node)?, path)
     }
 
     /// Sum of a metric's samples of a node's agent.
@@ -223,6 +237,12 @@ impl<'cluster> Deployment<'cluster> {
             "config": {"audit-lateness-seconds": 2},
         })
     }
+}
+
+/// Asks an agent's HTTP side from its node, as the kubelet does.
+fn ask(node: &ClusterNode, pod: &Value, path: &str) -> Result<Answer> {
+    let ip = text(pod, "/status/podIP");
+    node.get(&format!("http://{ip}:{ADMIN_PORT}{path}"))
 }
 
 /// Name of a node's release.

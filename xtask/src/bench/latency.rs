@@ -107,7 +107,7 @@ fn created(alert: &Value, pod: &Pod) -> Result<Timestamp> {
 }
 
 /// The alert log as a shipper follows it: woken up by each write.
-struct AlertLines {
+pub(super) struct AlertLines {
     file: File,
     writes: OwnedFd,
     read: Vec<u8>,
@@ -115,7 +115,7 @@ struct AlertLines {
 
 impl AlertLines {
     /// From the log's beginning.
-    fn follow(path: &Path) -> Result<Self> {
+    pub(super) fn follow(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("could not open {path:?}"))?;
         let writes = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         add_watch(&writes, path, WatchFlags::MODIFY)
@@ -124,7 +124,7 @@ impl AlertLines {
     }
 
     /// The next line, and when all of it could be read.
-    fn next(&mut self) -> Result<(Instant, Value)> {
+    pub(super) fn next(&mut self) -> Result<(Instant, Value)> {
         let deadline = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
         loop {
             self.file.read_to_end(&mut self.read)?;

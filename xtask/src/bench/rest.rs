@@ -11,7 +11,7 @@ use tokentrail_tests::{AgentSetup, AuditLog, Sandbox};
 use crate::{bench::report::Row, shell::announce};
 
 /// How long it is watched: many turns of its clock of one second.
-const REST: Duration = Duration::from_secs(20);
+pub(super) const REST: Duration = Duration::from_secs(20);
 
 /// Measures.
 ///
@@ -36,7 +36,7 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
 
 /// CPU time of all threads that a process has. The sum that `/proc/<pid>/stat` keeps is in
 /// hundredths of a second, a quarter of what is allowed here.
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let mut nanos = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = thread?.path().join("schedstat");
@@ -48,7 +48,7 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(Duration::from_nanos(nanos).as_secs_f64())
 }
 
-fn resident_mb(pid: u32) -> Result<f64> {
+pub(super) fn resident_mb(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib: u32 = status
         .lines()

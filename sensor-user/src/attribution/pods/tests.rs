@@ -168,13 +168,14 @@ fn a_static_pod_is_found_by_both_its_uids() {
 }
 
 #[test]
-fn a_container_that_was_just_added_counts_as_ephemeral_before_its_id_is_known() {
+fn the_one_container_without_an_id_is_the_one_that_was_just_started() {
     let mut pods = PodIndex::default();
     let put = |pods: &mut PodIndex, object: Value| {
         pods.apply(PodChange::Present(Box::new(decode(object).unwrap())), at(0));
     };
     put(&mut pods, full());
     assert!(pods.is_ephemeral("u1", "0a"), "only the debugger has no id");
+    assert_eq!(&*pods.pod("u1").unwrap().container("0a").unwrap().name, "debugger");
     assert!(!pods.is_ephemeral("u1", ID) && !pods.is_ephemeral("unknown", "0a"));
     let mut starting = full();
     starting["status"]["containerStatuses"] = json!([]);
@@ -200,14 +201,18 @@ fn the_kubelets_own_commands_are_known_by_container_where_that_is_known() {
         (Some(ID), "cat", false),
         (Some(ID), "cat /token /other", false),
         (Some("f0"), "cat /token", false),
-        // The kubelet has not reported this id yet.
-        (Some("0a"), "cat /token", true),
+        // The kubelet has not reported this id yet: it can only be the debugger's.
+        (Some("0a"), "cat /token", false),
         (None, "cat /token", true),
     ] {
         let found = pods.is_hook("u1", container, &words(command));
         assert_eq!(found, expected, "{container:?} {command}");
     }
     assert!(!pods.is_hook("u2", Some(ID), &words("cat /token")));
+    let mut starting = full();
+    starting["status"] = json!({});
+    pods.apply(PodChange::Present(Box::new(decode(starting).unwrap())), at(0));
+    assert!(pods.is_hook("u1", Some(ID), &words("cat /token")), "a startup probe runs at once");
 }
 
 #[test]
