@@ -234,7 +234,12 @@ fn set_flags(command: &mut Command, rustc: &Rustc, flags: &[String]) -> Result<(
         None => PathBuf::from(env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
             .join(".cargo"),
     };
-    let hidden = [(root(), "/tokentrail"), (cargo_home, "/cargo"), (rustc.library(), "/rust")];
+    // A registry's folder is called after where crates came from: a mirror, perhaps.
+    let registries = fs::read_dir(cargo_home.join("registry/src"));
+    let registries = registries.into_iter().flatten().filter_map(Result::ok);
+    let mut hidden =
+        vec![(root(), "/tokentrail"), (cargo_home, "/cargo"), (rustc.library(), "/rust")];
+    hidden.extend(registries.map(|entry| (entry.path(), "/crates")));
     let mut all = flags.to_vec();
     for (folder, shown) in hidden {
         all.push(format!("--remap-path-prefix={}={shown}", folder.display()));
