@@ -4,7 +4,7 @@
 //! Makes what is missing, announces each step before it runs, and rebuilds nothing the second time.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,7 +14,7 @@ use clap::ValueEnum;
 
 use crate::{
     debian,
-    shell::{announce, cargo, root, run as shell, say, target_dir},
+    shell::{announce, cargo, program, root, run as shell, say, target_dir},
     toolchain::Rustc,
 };
 
@@ -137,7 +137,6 @@ pub(crate) fn static_agent_in(folder: &Path, arch: Arch) -> Result<PathBuf> {
 pub(crate) fn static_cargo(subcommand: &str, arch: Arch) -> Result<Command> {
     let rustc = Rustc::current()?;
     let target = arch.target();
-    rustc.standard_library(target)?;
     let (c_compiler, packages) = arch.c_compiler();
     debian::install(packages)?;
     let underscored = target.replace('-', "_");
@@ -145,16 +144,49 @@ pub(crate) fn static_cargo(subcommand: &str, arch: Arch) -> Result<Command> {
     command
         .args([subcommand, "--package", "tokentrail", "--target", target])
         .env(format!("CC_{underscored}"), c_compiler)
-        // rustc's own linker and its own musl: the same for both architectures on every machine.
+        // rustc's own linker: the same for both architectures on every machine.
         .env(format!("CARGO_TARGET_{}_LINKER", underscored.to_uppercase()), "rust-lld");
     // What does not run here runs emulated.
     if !arch.is_this_machines() {
         let emulator = format!("qemu-{}-static", arch.rust_name());
         command.env(format!("CARGO_TARGET_{}_RUNNER", underscored.to_uppercase()), emulator);
     }
-    let flags = ["-Clinker-flavor=ld.lld", "-Clink-self-contained=yes"];
+    let mut flags = vec!["-Clinker-flavor=ld.lld".to_owned()];
+    match rustc.standard_library(target) {
+        Ok(()) => flags.push("-Clink-self-contained=yes".to_owned()),
+        Err(error) if !arch.is_this_machines() => return Err(error),
+        Err(error) => {
+            say(format_args!("  {error:#}; making it from its sources and Debian's musl"));
+            rustc.sources()?;
+            flags.extend(debians_musl(arch)?);
+            command
+                .args(["-Zbuild-std=std,panic_abort", "-Zbuild-std-features="])
+                .env("RUSTC_BOOTSTRAP", "1");
+        }
+    }
     set_flags(&mut command, &rustc, &flags)?;
     Ok(command)
+}
+
+/// Linker flags for the C library of musl-tools. It comes without an unwinder; the agent aborts on
+/// a panic and needs one for backtraces alone, so it does without.
+fn debians_musl(arch: Arch) -> Result<Vec<String>> {
+    let musl = PathBuf::from(format!("/usr/lib/{}-linux-musl", arch.rust_name()));
+    let folder = target_dir().join("musl");
+    fs::create_dir_all(&folder).with_context(|| format!("could not create {folder:?}"))?;
+    // rustc insists on the library: it gets an empty one.
+    fs::write(folder.join("libunwind.a"), "!<arch>\n")?;
+    let source = folder.join("no_unwinder.c");
+    let stubs = folder.join("no_unwinder.o");
+    fs::write(&source, include_str!("build/no_unwinder.c"))?;
+    shell(program("musl-gcc").args(["-O2", "-fPIC", "-c", "-o"]).args([&stubs, &source]))?;
+    let objects = ["rcrt1.o", "crti.o", "crtn.o"].map(|name| musl.join(name));
+    let mut flags = vec!["-Clink-self-contained=no".to_owned()];
+    flags.extend([&musl, &folder].map(|folder| format!("-Lnative={}", folder.display())));
+    flags.extend(
+        objects.iter().chain([&stubs]).map(|object| format!("-Clink-arg={}", object.display())),
+    );
+    Ok(flags)
 }
 
 /// A cargo command for the BPF side: right toolchain, right linker, own target folder (its flags
@@ -178,7 +210,8 @@ fn bpf_cargo_in(folder: &Path, subcommand: &str) -> Result<Command> {
         // `core` for a target without a released standard library is an unstable feature.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
-    set_flags(&mut command, &rustc, &["-Cdebuginfo=2", "-Clink-arg=--btf"])?;
+    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf"].map(str::to_owned);
+    set_flags(&mut command, &rustc, &flags)?;
     Ok(command)
 }
 
@@ -195,14 +228,19 @@ fn bpf_object_in(folder: &Path) -> Result<PathBuf> {
 
 /// Sets rustc's flags, and with them that no path of this machine gets into what is built: the
 /// same sources give the same bytes in every clone.
-fn set_flags(command: &mut Command, rustc: &Rustc, flags: &[&str]) -> Result<()> {
+fn set_flags(command: &mut Command, rustc: &Rustc, flags: &[String]) -> Result<()> {
     let cargo_home = match env::var_os("CARGO_HOME") {
         Some(folder) => PathBuf::from(folder),
         None => PathBuf::from(env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
             .join(".cargo"),
     };
-    let hidden = [(root(), "/tokentrail"), (cargo_home, "/cargo"), (rustc.library(), "/rust")];
-    let mut all: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    // A registry's folder is called after where crates came from: a mirror, perhaps.
+    let registries = fs::read_dir(cargo_home.join("registry/src"));
+    let registries = registries.into_iter().flatten().filter_map(Result::ok);
+    let mut hidden =
+        vec![(root(), "/tokentrail"), (cargo_home, "/cargo"), (rustc.library(), "/rust")];
+    hidden.extend(registries.map(|entry| (entry.path(), "/crates")));
+    let mut all = flags.to_vec();
     for (folder, shown) in hidden {
         all.push(format!("--remap-path-prefix={}={shown}", folder.display()));
     }

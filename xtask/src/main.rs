@@ -77,9 +77,10 @@ enum Command {
     /// Boot Debian's 6.12 kernel under QEMU and run the whole-program tests in it
     Vm,
     /// Measure against the bars: cost of an open, latency of an alert, memory and CPU at rest
+    #[command(args_conflicts_with_subcommands = true)]
     Bench {
         /// In a real cluster: answered request to alert, memory and CPU with few pods and with fifty
-        #[arg(long, conflicts_with = "part")]
+        #[arg(long)]
         cluster: bool,
         /// Only this; all without it
         #[command(subcommand)]
@@ -111,5 +112,15 @@ fn main() -> ExitCode {
             shell::complain(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        super::Arguments::command().debug_assert();
     }
 }

@@ -106,8 +106,8 @@ impl Rustc {
             return Ok(());
         }
         announce(format_args!("standard library: rustup target add {target}"));
-        run(program("rustup").args(["target", "add", target])).with_context(|| {
-            format!("no standard library for {target}; run `rustup target add {target}` where there is a network")
+        read(program("rustup").args(["target", "add", target])).map(drop).with_context(|| {
+            format!("no standard library for {target}: run `rustup target add {target}` where there is a network")
         })
     }
 
