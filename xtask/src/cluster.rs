@@ -174,14 +174,14 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Brings the cluster up, makes the agent's image and installs it by its chart.
+    /// Brings a cluster of this name up, makes the agent's image and installs it by its chart.
     ///
     /// # Errors
     /// If something cannot be built or does not get ready.
-    pub(crate) fn set(programs: Programs) -> Result<Self> {
+    pub(crate) fn set(programs: Programs, name: &str) -> Result<Self> {
         let package = package()?;
         announce("a cluster of two nodes with the agent on both");
-        let cluster = Cluster::up(&programs.clone().options("test"))?;
+        let cluster = Cluster::up(&programs.clone().options(name))?;
         Deployment::install(&cluster, package.clone())?;
         Ok(Self { cluster, package, programs })
     }

@@ -144,7 +144,7 @@ fn cluster() -> Result<Outcome> {
         Ok(programs) => programs,
         Err(error) => return Ok(Outcome::NotSetUp(format!("{error:#}"))),
     };
-    let scene = cluster::Scene::set(programs)?;
+    let scene = cluster::Scene::set(programs, "test")?;
     let mut tally = Tally::default();
     for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(true)) {
         if !suite.is_empty() {

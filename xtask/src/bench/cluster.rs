@@ -34,7 +34,7 @@ const PODS: u32 = 50;
 /// # Errors
 /// If something does not start, or an attack raises no alert.
 pub(crate) fn measure() -> Result<Vec<Row>> {
-    let scene = Scene::set(cluster::prepare()?)?;
+    let scene = Scene::set(cluster::prepare()?, "bench")?;
     let rows = measure_in(&scene.cluster, scene.package.clone())?;
     scene.clear()?;
     Ok(rows)

@@ -24,7 +24,7 @@ use crate::{
 /// # Errors
 /// If something is missing, or the alert is not as it must be.
 pub(crate) fn run() -> Result<()> {
-    let scene = Scene::set(cluster::prepare()?)?;
+    let scene = Scene::set(cluster::prepare()?, "demo")?;
     let start = Instant::now();
     play(&scene)?;
     scene.clear().context("the demo did not clean up after itself")?;
