@@ -31,6 +31,7 @@ struct Scene<'cluster> {
     agents: Deployment<'cluster>,
 }
 
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking, with the error and its causes")]
 fn with_scene(test: impl FnOnce(&Scene<'_>) -> Result<()>) {
     let run = || {
         let name = std::env::var("TOKENTRAIL_CLUSTER")
@@ -43,12 +44,12 @@ fn with_scene(test: impl FnOnce(&Scene<'_>) -> Result<()>) {
 }
 
 impl<'cluster> Scene<'cluster> {
-    fn node_a(&self) -> &'cluster ClusterNode {
-        self.cluster.node("node-a").unwrap()
+    fn node_a(&self) -> Result<&'cluster ClusterNode> {
+        self.cluster.node("node-a")
     }
 
-    fn node_b(&self) -> &'cluster ClusterNode {
-        self.cluster.node("node-b").unwrap()
+    fn node_b(&self) -> Result<&'cluster ClusterNode> {
+        self.cluster.node("node-b")
     }
 
     fn victim(&self, node: &'cluster ClusterNode) -> Result<Victim<'cluster>> {
@@ -101,7 +102,7 @@ impl<'cluster> Scene<'cluster> {
         options: &[&str],
         script: impl Fn(&Victim<'_>) -> String,
     ) -> Result<Value> {
-        let victim = self.victim(self.node_a())?;
+        let victim = self.victim(self.node_a()?)?;
         let done = victim.exec(options, &script(&victim))?;
         let alert = self.only_alert(&victim).with_context(|| format!("{done:?}"))?;
         victim.remove()?;
@@ -130,7 +131,7 @@ fn grade(alert: &Value) -> &str {
 #[test]
 fn a_token_read_at_a_terminal_and_used_is_one_alert_with_everything_in_it() {
     with_scene(|scene| {
-        let victim = scene.victim(scene.node_a())?;
+        let victim = scene.victim(scene.node_a()?)?;
         let (allowed, denied) = (victim.uri(ALLOWED), victim.uri(DENIED));
         let script = format!("cat {TOKEN_PATH} >/dev/null; apicall {allowed}; apicall {denied}");
         let done = victim.exec(&["-it"], &script)?;
@@ -182,7 +183,7 @@ fn the_grade_tells_how_somebody_got_in() {
 fn a_debug_container_that_reads_its_neighbours_token_is_named() {
     with_scene(|scene| {
         for (options, expected) in [(&["-it"][..], "interactive"), (&[], "exec")] {
-            let victim = scene.victim(scene.node_a())?;
+            let victim = scene.victim(scene.node_a()?)?;
             let script = format!(
                 "apicall --insecure --token-file /proc/1/root{TOKEN_PATH} {}",
                 victim.uri(ALLOWED)
@@ -209,9 +210,9 @@ fn a_debug_container_that_reads_its_neighbours_token_is_named() {
 #[test]
 fn a_pod_of_the_same_name_elsewhere_explains_nothing() {
     with_scene(|scene| {
-        let victim = scene.victim(scene.node_a())?;
+        let victim = scene.victim(scene.node_a()?)?;
         let busy = json!({"command": ["apicall", "--every", "200ms", "/version"]});
-        let namesake = Victim::create(scene.cluster, scene.node_a(), &busy)?;
+        let namesake = Victim::create(scene.cluster, scene.node_a()?, &busy)?;
         victim.exec(&["-it"], &format!("cat {TOKEN_PATH}"))?;
         scene.settle()?;
         let none = (scene.alerts(&victim)?, scene.alerts(&namesake)?);
@@ -228,7 +229,7 @@ fn a_pod_of_the_same_name_elsewhere_explains_nothing() {
 #[test]
 fn a_pod_that_is_deleted_at_once_is_still_told_of_by_name() {
     with_scene(|scene| {
-        let victim = scene.victim(scene.node_a())?;
+        let victim = scene.victim(scene.node_a()?)?;
         victim.exec(&["-it"], &read_and_ask(&victim))?;
         let args = ["delete", "pod", "cart", "--namespace", &victim.namespace];
         scene.cluster.kubectl_ok(&[&args[..], &["--force", "--grace-period=0"]].concat())?;
@@ -242,7 +243,7 @@ fn a_pod_that_is_deleted_at_once_is_still_told_of_by_name() {
 #[test]
 fn a_token_that_the_kubelet_renews_meanwhile_is_still_that_pods_and_the_kubelet_is_silent() {
     with_scene(|scene| {
-        let victim = scene.victim(scene.node_a())?;
+        let victim = scene.victim(scene.node_a()?)?;
         let folder = format!("{}/..data", TOKEN_PATH.trim_end_matches("/token"));
         // While the kubelet restarts there is no answer, which is no version.
         let version = || -> Result<Option<String>> {
@@ -270,8 +271,8 @@ fn a_token_that_the_kubelet_renews_meanwhile_is_still_that_pods_and_the_kubelet_
 #[test]
 fn a_token_used_from_a_pod_of_another_node_alerts_where_it_was_read() {
     with_scene(|scene| {
-        let victim = scene.victim(scene.node_a())?;
-        let thief = scene.victim(scene.node_b())?;
+        let victim = scene.victim(scene.node_a()?)?;
+        let thief = scene.victim(scene.node_b()?)?;
         let stolen = victim.exec(&["-it"], &format!("cat {TOKEN_PATH}"))?.output;
         // Its own volume is not touched: only the victim's token is used.
         thief.exec(&[], &ask_with(&stolen, &victim))?;
@@ -286,7 +287,7 @@ fn a_token_used_from_a_pod_of_another_node_alerts_where_it_was_read() {
 #[test]
 fn an_agent_that_is_replaced_between_open_and_request_still_alerts() {
     with_scene(|scene| {
-        let victim = scene.victim(scene.node_a())?;
+        let victim = scene.victim(scene.node_a()?)?;
         victim.exec(&["-it"], &format!("cp {TOKEN_PATH} /tmp/taken"))?;
         scene.agents.restart(victim.node)?;
         let ask = format!("apicall --insecure --token-file /tmp/taken {}", victim.uri(ALLOWED));
@@ -301,7 +302,7 @@ fn an_agent_that_is_replaced_between_open_and_request_still_alerts() {
 #[test]
 fn an_update_leaves_no_moment_in_which_an_attack_goes_unseen() {
     with_scene(|scene| {
-        let node = scene.node_a();
+        let node = scene.node_a()?;
         let before = text(&scene.agents.pod(node)?, "/metadata/uid").to_owned();
         let victims: Vec<_> = (0..6).map(|_| scene.victim(node)).collect::<Result<_>>()?;
         // Any change of the template is an update.
@@ -327,8 +328,8 @@ fn an_update_leaves_no_moment_in_which_an_attack_goes_unseen() {
 #[test]
 fn without_the_kubernetes_api_alerts_go_out_and_are_whole_again_afterwards() {
     with_scene(|scene| {
-        let node = scene.node_b();
-        let thief = scene.victim(scene.node_a())?;
+        let node = scene.node_b()?;
+        let thief = scene.victim(scene.node_a()?)?;
         let cut = node.cut_off(CutOff::Pods)?;
         scene.agents.restart(node)?;
         scene.agents.wait_for_status(node, "the agent says that it lacks names", |status| {
@@ -360,7 +361,7 @@ fn without_the_kubernetes_api_alerts_go_out_and_are_whole_again_afterwards() {
 #[test]
 fn without_permission_the_agent_says_which_one_it_lacks() {
     with_scene(|scene| {
-        let node = scene.node_b();
+        let node = scene.node_b()?;
         let binding = format!("tokentrail-{}", node.name());
         scene.cluster.kubectl_ok(&["delete", "clusterrolebinding", &binding])?;
         scene.agents.restart(node)?;
@@ -380,7 +381,7 @@ fn without_permission_the_agent_says_which_one_it_lacks() {
 #[test]
 fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
     with_scene(|scene| {
-        let node = scene.node_b();
+        let node = scene.node_b()?;
         let with =
             |name: &str, granted: bool| json!({"security": {"capabilities": {name: granted}}});
         let opens = |labels: &[&str]| {
@@ -447,11 +448,11 @@ fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
 fn a_workload_that_polls_and_a_probe_that_reads_the_token_never_alert() {
     with_scene(|scene| {
         let poller = json!({"command": ["apicall", "--every", "5s", "/api/v1/nodes"]});
-        let poller = Victim::create(scene.cluster, scene.node_a(), &poller)?;
+        let poller = Victim::create(scene.cluster, scene.node_a()?, &poller)?;
         let ask = "apicall /api/v1/nodes";
         let probe = json!({"livenessProbe": {"periodSeconds": 1, "timeoutSeconds": 5, "exec": {
             "command": ["sh", "-c", format!("cat {TOKEN_PATH} > /dev/null; {ask}; true")]}}});
-        let probed = Victim::create(scene.cluster, scene.node_b(), &probe)?;
+        let probed = Victim::create(scene.cluster, scene.node_b()?, &probe)?;
         let began = SystemTime::now();
         let two_minutes = Duration::from_secs(120);
         wait_until(two_minutes + PATIENCE, "both have gone on for two minutes", || {
@@ -460,7 +461,7 @@ fn a_workload_that_polls_and_a_probe_that_reads_the_token_never_alert() {
         })?;
         scene.settle()?;
         for (node, victim, least) in
-            [(scene.node_a(), &poller, 20.0), (scene.node_b(), &probed, 60.0)]
+            [(scene.node_a()?, &poller, 20.0), (scene.node_b()?, &probed, 60.0)]
         {
             let alerts = scene.alerts(victim)?;
             assert!(alerts.is_empty(), "{alerts:#?}");
