@@ -2,15 +2,18 @@
 //! the alert line that a log shipper can read, over 200 attacks; and what the agent costs, with few
 //! pods on its node and with fifty.
 
-use std::{thread, time::Instant};
+use std::{sync::mpsc, thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokentrail_tests::cluster::{
-    BOX_IMAGE, Cluster, ClusterNode,
-    deployment::{Deployment, Package},
-    victim::Victim,
+use tokentrail_tests::{
+    PATIENCE,
+    cluster::{
+        BOX_IMAGE, Cluster, ClusterNode,
+        deployment::{Deployment, Package},
+        victim::Victim,
+    },
 };
 
 use super::{
@@ -73,7 +76,16 @@ fn cost(agents: &Deployment<'_>, node: &ClusterNode, when: &str) -> Result<Vec<R
 }
 
 fn latency(cluster: &Cluster, agents: &Deployment<'_>, node: &ClusterNode) -> Result<Vec<Row>> {
+    // Read while kubectl is still ending: the time that counts is when the line could be read.
     let mut lines = AlertLines::follow(agents.alerts(node).path())?;
+    let (sender, seen) = mpsc::channel();
+    thread::spawn(move || {
+        while let Ok((at, document)) = lines.next() {
+            if sender.send((Timestamp::now() - at.elapsed(), document)).is_err() {
+                break;
+            }
+        }
+    });
     let mut millis = Vec::new();
     while millis.len() < ATTACKS {
         announce(format_args!("attacks {} to {}", millis.len() + 1, millis.len() + VICTIMS));
@@ -83,13 +95,13 @@ fn latency(cluster: &Cluster, agents: &Deployment<'_>, node: &ClusterNode) -> Re
         for victim in &victims {
             let done = victim.exec(&["-it"], &format!("apicall {}", victim.uri("pods")))?;
             let answered = answered(&done.output).with_context(|| format!("{done:?}"))?;
-            let seen = loop {
-                let (seen, document) = lines.next()?;
+            let at = loop {
+                let (at, document) = seen.recv_timeout(PATIENCE).context("no alert came")?;
                 if victim.is_of(&document) {
-                    break Timestamp::now() - seen.elapsed();
+                    break at;
                 }
             };
-            millis.push(seen.duration_since(answered).as_secs_f64() * 1e3);
+            millis.push(at.duration_since(answered).as_secs_f64() * 1e3);
             victim.remove()?;
         }
     }
