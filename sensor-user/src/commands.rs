@@ -2,7 +2,10 @@
 
 use clap::Subcommand;
 
-use crate::config::{Config, RunArgs};
+use crate::{
+    config::{Config, RunArgs},
+    errors::with_causes,
+};
 
 pub mod alerts;
 pub mod check;
@@ -70,15 +73,5 @@ fn configure(args: RunArgs) -> Result<Config, Exit> {
 /// Tells an error and its causes on standard error, as `tokentrail: what; why`.
 #[expect(clippy::print_stderr, reason = "the one place where commands tell errors")]
 pub fn tell(error: &dyn std::error::Error) {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        // Many errors already quote their cause.
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    eprintln!("tokentrail: {text}");
+    eprintln!("tokentrail: {}", with_causes(error));
 }

@@ -18,7 +18,7 @@
 //! | [`rules`] | what counts as an open, a request, an incident; pure |
 //! | [`correlation`] | the join: exposures, incidents, ids, journal; pure but for the journal |
 //! | [`alert`] | the alert document and where it is written |
-//! | [`redact`] | takes secrets out of text that is shown |
+//! | [`redact`], [`errors`] | takes secrets out of text that is shown; errors with their causes |
 //! | [`metrics`], [`admin`] | what operators see |
 //! | [`config`], [`agent`], [`commands`] | options, wiring, subcommands |
 pub mod admin;
@@ -29,6 +29,7 @@ pub mod audit;
 pub mod commands;
 pub mod config;
 pub mod correlation;
+pub mod errors;
 pub mod kernel;
 pub mod metrics;
 pub mod redact;

@@ -170,15 +170,7 @@ impl Agent {
     /// # Errors
     /// If there is no answer; any status is one.
     pub fn get(&self, path: &str) -> Result<Answer> {
-        let client = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(10)))
-            .proxy(None)
-            .build()
-            .new_agent();
-        let mut response = client.get(format!("http://{}{path}", self.admin)).call()?;
-        let body = response.body_mut().read_to_string()?;
-        Ok(Answer { status: response.status().as_u16(), body })
+        http_get(&format!("http://{}{path}", self.admin))
     }
 
     /// Sum of a metric's samples, over all label sets that have every one of `labels` (each
@@ -258,6 +250,19 @@ impl Agent {
         wait_until(PATIENCE, "the agent ends", || Ok(self.process.child.try_wait()?))
             .with_context(|| format!("the agent wrote:\n{}", self.log()))
     }
+}
+
+/// Asks an HTTP server directly; any status is an answer.
+pub(crate) fn http_get(url: &str) -> Result<Answer> {
+    let client = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(10)))
+        .proxy(None)
+        .build()
+        .new_agent();
+    let mut response = client.get(url).call().with_context(|| format!("no answer from {url}"))?;
+    let body = response.body_mut().read_to_string()?;
+    Ok(Answer { status: response.status().as_u16(), body })
 }
 
 /// A command of the program under test, for what needs no running agent.

@@ -76,7 +76,6 @@ pub(super) struct Parts {
 }
 
 /// Which open it was, whichever agent's sensor saw it.
-#[derive(PartialEq, Eq)]
 struct SeenOpen {
     process: ProcessKey,
     inode: u64,

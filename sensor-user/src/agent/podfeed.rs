@@ -1,5 +1,5 @@
 //! The pod index with what keeps it up to date, as the engine holds them. Without the Kubernetes API
-//! the index stays empty, and says why.
+//! the index stays empty.
 
 use std::time::Duration;
 
@@ -60,6 +60,9 @@ impl PodFeed {
 
     /// Waits for the first list, but not long: alerts need no names to go out.
     pub(super) async fn fill(&mut self, now: Micros) {
+        if self.source.is_none() {
+            return;
+        }
         let list = async {
             while let Some(change) = self.changed().await {
                 let listed = change == PodChange::Listed;

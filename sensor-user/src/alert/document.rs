@@ -42,7 +42,9 @@ pub struct Origin {
     pub degraded: Vec<String>,
 }
 
-/// Makes the document of a finding, with what `pods` knows by now. `read_at` is when the completing audit line was read, if it
+/// Makes the document of a finding, with what `pods` knows by now.
+///
+/// `read_at` is when the completing audit line was read, if it
 /// was just now; `now` is the wall clock.
 pub fn document(
     finding: &correlation::Finding,

@@ -8,7 +8,6 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -18,7 +17,7 @@ use super::{
     components,
     layout::{Layout, Network, subnet},
 };
-use crate::agent::Answer;
+use crate::agent::{Answer, http_get};
 
 /// The bridge of a node's pods.
 pub(crate) const BRIDGE: &str = "cni0";
@@ -106,16 +105,7 @@ pub(crate) fn get(layout: &Layout, node: &str, url: &str) -> Result<Answer> {
     let ask = || -> Result<Answer> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("could not enter {netns:?}"))?;
-        let client = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(10)))
-            .proxy(None)
-            .build()
-            .new_agent();
-        let mut response =
-            client.get(url).call().with_context(|| format!("no answer from {url}"))?;
-        let body = response.body_mut().read_to_string()?;
-        Ok(Answer { status: response.status().as_u16(), body })
+        http_get(url)
     };
     thread::scope(|scope| scope.spawn(ask).join())
         .unwrap_or_else(|_| Err(anyhow!("the thread that asked {url} panicked")))

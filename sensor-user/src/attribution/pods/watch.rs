@@ -33,6 +33,7 @@ use super::{
     metrics::ApiFailure,
     object::{self, PodObject},
 };
+use crate::errors::with_causes;
 
 /// Pods in one page of a list: bounds what a list takes at once.
 const PAGE: u32 = 50;
@@ -269,20 +270,6 @@ fn explain_status(code: u16, message: &str) -> (ApiFailure, String) {
         _ => (ApiFailure::Other, "the Kubernetes API refused"),
     };
     (failure, format!("{what}: {message} ({code})"))
-}
-
-/// An error with its causes: the outer ones of HTTP clients only say that something failed.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
