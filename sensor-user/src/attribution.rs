@@ -48,8 +48,8 @@ pub struct AttributionConfig {
     pub cgroup_root: PathBuf,
     /// Root directories of this node's kubelet.
     pub kubelet_roots: Vec<PathBuf>,
-    /// Cgroup below which this node's pods are, as `/node-a`, from the root of its hierarchy.
-    /// `None`: those below the same kubelet as the agent's own pod; all, if it runs in none.
+    /// The group that holds this node's `kubepods`, as `/node-a`, from the root of its hierarchy.
+    /// `None`: the one above the agent's own pod; pods of all, if it runs in none.
     pub kubelet_cgroup: Option<String>,
     /// The agent's own process id in the initial pid namespace: its opens are its canary's.
     pub own_tgid: u32,

@@ -163,7 +163,7 @@ pub struct Config {
     pub kube: Option<Access>,
     /// The kubelet's directory.
     pub kubelet_root: PathBuf,
-    /// Cgroup of this node's pods, if restricted.
+    /// The group that holds this node's `kubepods`, if said.
     pub kubelet_cgroup: Option<String>,
     /// Labels of pods that alerts show.
     pub pod_labels: BTreeSet<String>,

@@ -1,27 +1,23 @@
 //! Which pods are this node's. Where several nodes share a kernel (kind, test clusters) each one's
-//! agent sees the opens of all, and counts those below its own kubelet's cgroup root. Pure. Called
-//! by [`Attributor`](super::Attributor).
+//! agent sees the opens of all, and counts those below its own kubelet's cgroup root (`cgroupRoot` of
+//! a kubelet's configuration: the group that it makes `kubepods` in). Pure. Called by
+//! [`Attributor`](super::Attributor).
 
 use super::cgroup;
 
-/// Where the pods of this node are in the cgroup tree.
+/// The kubelet whose pods are this node's: the group that holds its `kubepods`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// Below this group, as the operator says; names from the root.
-    Below(Vec<String>),
-    /// Beside the agent's own pod, below the same kubelet.
-    Beside {
-        /// Names above the kubelet's `kubepods`, the nearest first.
-        above: Vec<String>,
-        /// Whether `above` reaches the root; the kernel side names six levels.
-        complete: bool,
-    },
+pub(super) struct Scope {
+    /// Names above the kubelet's `kubepods`, the nearest first.
+    above: Vec<String>,
+    /// Whether `above` reaches the root; the kernel side names six levels.
+    complete: bool,
 }
 
 impl Scope {
     /// As an operator says it, `/node-a`.
     pub(super) fn below(path: &str) -> Self {
-        Self::Below(cgroup::components(path).into_iter().map(str::to_owned).collect())
+        Self::of(&cgroup::components(path), true)
     }
 
     /// From the agent's own cgroup; `None` if the agent runs in no pod.
@@ -30,45 +26,34 @@ impl Scope {
         cgroup::locate(&components, None)?;
         // The innermost: this node may itself run in a pod of another cluster.
         let place = components.iter().rposition(|name| holds_pods(name))?;
-        let above = components.get(..place)?.iter().rev().map(|name| (*name).to_owned()).collect();
-        Some(Self::Beside { above, complete })
+        Some(Self::of(components.get(..place)?, complete))
+    }
+
+    fn of(above: &[&str], complete: bool) -> Self {
+        Self { above: above.iter().rev().map(|name| (*name).to_owned()).collect(), complete }
     }
 
     /// The group from the root, if all of it is known.
     pub(super) fn root(&self) -> Option<Vec<&str>> {
-        match self {
-            Self::Below(root) => Some(root.iter().map(String::as_str).collect()),
-            Self::Beside { above, complete } => {
-                complete.then(|| above.iter().rev().map(String::as_str).collect())
-            }
-        }
+        self.complete.then(|| self.above.iter().rev().map(String::as_str).collect())
     }
 
     /// Whether a pod's cgroup is certainly another node's. `path_complete`: it starts at the root.
     pub(super) fn excludes(&self, path: &str, path_complete: bool) -> bool {
         let components = cgroup::components(path);
-        match self {
-            Self::Below(root) => path_complete && !components.starts_with(&to_strs(root)),
-            Self::Beside { above, complete } => {
-                let mut places = components
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, name)| holds_pods(name))
-                    .filter_map(|(place, _)| components.get(..place))
-                    .peekable();
-                let agrees = |names: &[&str]| {
-                    let both_complete = *complete && path_complete;
-                    (!both_complete || names.len() == above.len())
-                        && names.iter().rev().zip(above).all(|(a, b)| a == b)
-                };
-                places.peek().is_some() && !places.any(agrees)
-            }
-        }
+        let mut places = components
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| holds_pods(name))
+            .filter_map(|(place, _)| components.get(..place))
+            .peekable();
+        let agrees = |names: &[&str]| {
+            let both_complete = self.complete && path_complete;
+            (!both_complete || names.len() == self.above.len())
+                && names.iter().rev().zip(&self.above).all(|(a, b)| a == b)
+        };
+        places.peek().is_some() && !places.any(agrees)
     }
-}
-
-fn to_strs(names: &[String]) -> Vec<&str> {
-    names.iter().map(String::as_str).collect()
 }
 
 /// Whether this is the group that a kubelet keeps all pods in (kubernetes `pkg/kubelet/cm`): a slice
@@ -142,12 +127,25 @@ mod tests {
     }
 
     #[test]
-    fn a_group_set_by_hand_counts_from_the_root() {
-        let scope = Scope::below("/node-a/");
-        assert_eq!(scope.root(), Some(vec!["node-a"]));
-        assert!(!scope.excludes(&format!("/node-a/kubepods/{POD}"), true));
-        assert!(scope.excludes(&format!("/node-b/kubepods/{POD}"), true));
-        assert!(!scope.excludes(&format!("/kubepods/{POD}"), false));
+    fn a_group_set_by_hand_is_the_one_that_holds_kubepods() {
+        let scope = Scope::below("/vm/node-a/");
+        assert_eq!(scope.root(), Some(vec!["vm", "node-a"]));
+        for (path, complete, excluded) in [
+            ("/vm/node-a/kubepods", true, false),
+            ("/vm/node-b/kubepods", true, true),
+            ("/node-a/kubepods", true, true),
+            // Cut at the top.
+            ("/node-a/kubepods", false, false),
+            ("/node-b/kubepods", false, true),
+            ("/kubepods", false, false),
+        ] {
+            let path = format!("{path}/{POD}");
+            assert_eq!(scope.excludes(&path, complete), excluded, "{path} {complete}");
+        }
+        // The root itself: a plain node that has kind nodes beside it.
+        let scope = Scope::below("/");
+        assert!(!scope.excludes(&format!("/kubepods/{POD}"), true));
+        assert!(scope.excludes(&format!("/docker/1234/kubelet/kubepods/{POD}"), true));
     }
 
     #[test]

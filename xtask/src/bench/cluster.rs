@@ -1,6 +1,6 @@
 //! The agent in a real cluster: from the moment at which an attacker has the API server's answer to
-//! the alert line that a log shipper can read, over 200 attacks; and what the agent costs, with few
-//! pods on its node and with fifty.
+//! the alert line that a log shipper can read, over 200 attacks; what the agent costs, with few pods
+//! on its node and with fifty; and what 250 pods add to its memory.
 
 use std::{sync::mpsc, thread, time::Instant};
 
@@ -17,6 +17,7 @@ use tokentrail_tests::{
 };
 
 use super::{
+    index,
     latency::AlertLines,
     report::{Row, quantile},
     rest::{REST, cpu_seconds, resident_mb},
@@ -53,6 +54,7 @@ fn measure_in(cluster: &Cluster, package: Package) -> Result<Vec<Row>> {
     cluster.kubectl_ok(&wait)?;
     rows.extend(cost(&agents, node, &format!("{PODS} pods"))?);
     cluster.kubectl_ok(&["delete", "deployment", "crowd", "--wait=false"])?;
+    rows.push(index::measure(cluster)?);
     rows.extend(latency(cluster, &agents, node)?);
     Ok(rows)
 }

@@ -35,6 +35,10 @@ enum Answer {
     Status(u16),
     /// Nothing that is JSON.
     Garbage,
+    /// No answer, and no end of the connection.
+    Never,
+    /// The beginning of a list, and no more.
+    HalfAList,
 }
 
 #[derive(Clone, Default)]
@@ -93,6 +97,11 @@ async fn answer(
             (StatusCode::from_u16(code).unwrap(), status(code).to_string()).into_response()
         }
         Some(Answer::Garbage) => "certainly no JSON".into_response(),
+        Some(Answer::Never) => std::future::pending().await,
+        Some(Answer::HalfAList) => {
+            let half = stream::iter([Ok::<_, std::io::Error>("{\"kind\": \"PodList\", ")]);
+            Body::from_stream(half.chain(stream::pending())).into_response()
+        }
         None => Body::from_stream(lines(Vec::new()).chain(stream::pending())).into_response(),
     }
 }
@@ -218,6 +227,37 @@ async fn an_answer_that_is_no_list_is_counted_and_asked_for_again() {
     let mut following = follow([Answer::Garbage, Answer::List(&["a"])]).await;
     following.expect("* * +a .").await;
     assert_eq!(following.metrics.failures(ApiFailure::Other), 1);
+}
+
+/// Time passes by itself here whenever nothing else can happen.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_silent_has_failed_and_is_asked_again() {
+    for silence in [Answer::Never, Answer::HalfAList] {
+        let mut following = follow([silence, Answer::List(&["a"])]).await;
+        following.expect("*").await;
+        let failed =
+            timeout(READ_TIMEOUT * 2, following.source.wait_for(|it| it.failure.is_some()));
+        let told = failed.await.expect("silence is no failure").unwrap().degraded().unwrap();
+        assert!(told.contains("cannot be reached"), "{told}");
+        assert_eq!(following.metrics.failures(ApiFailure::Unreachable), 1);
+        following.expect("* +a .").await;
+        following.until(|source| source.degraded().is_none()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_whose_connection_died_is_taken_up_again_and_nothing_is_missing() {
+    let mut following = follow([
+        Answer::List(&["a"]),
+        Answer::Watch(vec![event("ADDED", "b")]),
+        Answer::Watch(vec![event("ADDED", "c")]),
+    ])
+    .await;
+    following.expect("* +a . +b").await;
+    let change =
+        timeout(READ_TIMEOUT * 2, following.changes.recv()).await.expect("no second watch");
+    assert!(matches!(change, Some(PodChange::Present(pod)) if &*pod.name == "c"));
+    assert!(following.script.requests()[2].contains("resourceVersion=5"));
 }
 
 #[tokio::test]
