@@ -6,7 +6,9 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub mod glob;
 pub mod token_access;
+pub mod token_request;
 
 /// What an alert says about the rule that made it.
 #[derive(Clone, Copy, Debug)]
