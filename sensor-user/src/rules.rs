@@ -6,7 +6,11 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub mod catalogue;
+pub mod decoys;
+pub mod exceptions;
 pub mod glob;
+pub mod rulebook;
 pub mod token_access;
 pub mod token_request;
 

@@ -1,11 +1,13 @@
-//! R2: a service-account token is minted through the TokenRequest API by an identity that is not one
-//! of the system's. Here: who the system's identities are.
+//! R2: a service-account token is minted through the TokenRequest API by an identity that is not
+//! one of the system's. Here: who the system's identities are.
 
 use super::glob::Glob;
 
+pub mod exclusions;
+
 /// Identities that mint tokens in the course of a cluster's work, as patterns of `user.username`.
 /// Under Elastic semantics this is the whole list; live, it is the default of
-/// the exclusions.
+/// [`Exclusions`](exclusions::Exclusions).
 pub const SYSTEM_IDENTITIES: &[&str] = &[
     "system:kube-controller-manager",
     "system:kube-scheduler",
