@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub mod address;
 pub mod catalogue;
 pub mod decoys;
 pub mod exceptions;

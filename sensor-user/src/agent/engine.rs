@@ -30,7 +30,7 @@ use crate::{
     },
     config::Config,
     correlation::{
-        Correlator, Finding, Open, Request, Settings,
+        Correlator, Finding, Kind, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
     kernel::{Sensor, SensorError},
@@ -77,13 +77,39 @@ impl Join {
             let pod = open.pod_uid.as_deref().and_then(|uid| pods.pod(uid));
             recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
         }
-        self.join(open, now);
+        self.join(open, pods, now);
     }
 
-    fn join(&mut self, open: TokenOpen, now: Micros) {
-        let open = Open { boot_id: self.boot_id.clone(), open };
+    fn join(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
+        let mut open = Open::new(self.boot_id.clone(), open);
+        find_pods(&mut open, pods);
         self.correlator.open(open, now, &mut self.findings);
     }
+
+    /// Hands a request on, with the pod that it is of.
+    fn request(&mut self, mut request: Request, pods: &PodIndex, now: Micros) {
+        find_pod(&mut request, pods);
+        self.correlator.request(request, now, &mut self.findings);
+    }
+}
+
+/// Adds what the index knows by now.
+fn find_pods(open: &mut Open, pods: &PodIndex) {
+    open.pod = open.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
+    let reader = open.open.reader.as_ref();
+    open.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
+}
+
+/// Adds the pod that a request is of: by its token, else by its service account and address.
+fn find_pod(request: &mut Request, pods: &PodIndex) {
+    if request.record.pod_uid().is_none()
+        && let Some((namespace, account)) = request.record.service_account()
+        && let Some(address) = request.record.source_ip()
+    {
+        let pod = pods.by_address(namespace, account, address);
+        request.by_address = pod.map(|pod| pod.uid.to_string());
+    }
+    request.pod = request.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
 }
 
 /// Which open it was, whichever agent's sensor saw it.
@@ -195,14 +221,14 @@ impl Engine {
         for open in held_back {
             let seen = SeenOpen::of(&open);
             if !remembered.iter().any(|other| other.is(&seen)) {
-                self.join.join(open, now);
+                self.join.join(open, &self.senses.pods.index, now);
             }
         }
         self.tell(None);
     }
 
     fn remember(&mut self, entry: &Entry) {
-        if let Entry::Open(Open { boot_id, open }) = entry
+        if let Entry::Open(Open { boot_id, open, .. }) = entry
             && *boot_id == self.join.boot_id
         {
             self.remembered.push(SeenOpen::of(open));
@@ -248,6 +274,12 @@ impl Engine {
             Entry::Request(request) | Entry::Session(request) => {
                 let received = request.record.request_received_timestamp;
                 request.time = self.senses.clock.wall_to_steady(received);
+            }
+        }
+        match entry {
+            Entry::Open(open) => find_pods(open, &self.senses.pods.index),
+            Entry::Request(request) | Entry::Session(request) => {
+                find_pod(request, &self.senses.pods.index);
             }
         }
     }
@@ -304,8 +336,8 @@ impl Engine {
         let now = self.senses.clock.now().steady;
         for read in batch.records {
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
-            let request = Request { time, record: read.record };
-            self.join.correlator.request(request, now, &mut self.join.findings);
+            let request = Request::new(time, read.record);
+            self.join.request(request, &self.senses.pods.index, now);
             self.tell(Some(read.read_at));
         }
         if let Some(source) = self.sources.get_mut(batch.source) {
@@ -333,14 +365,17 @@ impl Engine {
                 // Told before a restart already.
                 continue;
             }
-            match finding {
-                Finding::Alert(_) => {
+            match finding.kind {
+                Kind::Alert => {
                     self.metrics.alerts.inc();
                     if let Some(read_at) = read_at {
                         self.metrics.latency.observe(read_at.elapsed().as_secs_f64());
                     }
                 }
-                Finding::Incident(_) => {
+                Kind::Escalation => {
+                    self.metrics.escalations.inc();
+                }
+                Kind::Incident => {
                     self.metrics.summaries.inc();
                 }
             }

@@ -1,16 +1,19 @@
 //! Which audit lines matter, found without decoding the others, and the decoding of those.
 //!
 //! Sound: a line that is skipped could not have changed an alert. Today a line matters if its user
-//! carries a pod uid, or if it opens a way into a pod (exec, attach, ephemeral container). So it must
-//! contain that key or one of those words literally, or an escape that could decode to a part of
-//! them. Pure; called by the sources.
+//! carries a pod uid or is a service account, if it opens a way into a pod (exec, attach, ephemeral
+//! container), or if it mints a token. So it must contain that key, the beginning of such a name or
+//! one of those words literally, or an escape that could decode to a part of them. Pure; called by
+//! the sources.
 
 use std::{borrow::Cow, collections::BTreeMap, str, sync::LazyLock};
 
 use memchr::memmem::{Finder, FinderRev};
 use serde::Deserialize;
 
-use super::{AuditRecord, BadLine, ObjectRef, POD_UID, ResponseStatus, Stage, User};
+use super::{
+    AuditRecord, BadLine, ObjectRef, POD_UID, ResponseStatus, SERVICE_ACCOUNT, Stage, User,
+};
 use crate::{redact::redact, time::Micros};
 
 /// What a line is worth.
@@ -59,19 +62,21 @@ pub fn last_stage_timestamp(lines: &[u8]) -> Option<Micros> {
 
 fn can_matter(line: &[u8]) -> bool {
     static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_UID));
-    KEY.find(line).is_some() || names_session(line) || may_hide_key(line)
+    KEY.find(line).is_some() || names_matter(line) || may_hide_key(line)
 }
 
-/// Whether a word for a way into a pod stands in the line as a whole string, as it does as a
-/// `subresource`.
-fn names_session(line: &[u8]) -> bool {
-    static WORDS: LazyLock<[Finder<'static>; 3]> =
-        LazyLock::new(|| ["\"exec\"", "\"attach\"", "\"ephemeralcontainers\""].map(Finder::new));
+/// Whether a subresource that matters stands in the line as a whole string, or a service account's
+/// name begins in it.
+fn names_matter(line: &[u8]) -> bool {
+    static WORDS: LazyLock<[Finder<'static>; 5]> = LazyLock::new(|| {
+        let account = "\"system:serviceaccount:";
+        ["\"exec\"", "\"attach\"", "\"ephemeralcontainers\"", "\"token\"", account].map(Finder::new)
+    });
     WORDS.iter().any(|word| word.find(line).is_some())
 }
 
-/// Whether an escape could stand for a character of the key: `\/`, or `\u00XX` for a lower-case
-/// letter, `-`, `.` or `/`. Go itself escapes only control characters, `<`, `>`, `&`, U+2028, U+2029
+/// Whether an escape could stand for a character of the key or of a name: `\/`, or `\u00XX` for a
+/// lower-case letter, `-`, `.`, `/` or `:`. Go itself escapes only control characters, `<`, `>`, `&`, U+2028, U+2029
 /// and U+FFFD, so this is rare; the frequent `\u0026` of request URIs does not count.
 fn may_hide_key(line: &[u8]) -> bool {
     static SLASH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br"\/"));
@@ -80,7 +85,7 @@ fn may_hide_key(line: &[u8]) -> bool {
         || ASCII.find_iter(line).any(|at| {
             matches!(
                 line.get(at + 4..at + 6),
-                Some([b'6' | b'7', _] | [b'2', b'd'..=b'f' | b'D'..=b'F'])
+                Some([b'6' | b'7', _] | [b'2', b'd'..=b'f' | b'D'..=b'F'] | [b'3', b'a' | b'A'])
             )
         })
 }
@@ -164,9 +169,11 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
     }
     let user = event.user.unwrap_or_default();
     let object_ref = event.object_ref;
-    if user.extra.get(POD_UID).is_none_or(Vec::is_empty)
-        && !object_ref.as_ref().is_some_and(ObjectRef::is_way_into_pod)
-    {
+    let is_account = user.username.starts_with(SERVICE_ACCOUNT)
+        || user.extra.get(POD_UID).is_some_and(|values| !values.is_empty());
+    let names_what_matters =
+        |object: &ObjectRef| object.is_way_into_pod() || object.is_token_of_account();
+    if !is_account && !object_ref.as_ref().is_some_and(names_what_matters) {
         return Ok(None);
     }
     let time = |text: Option<String>| text.as_deref().and_then(believable).ok_or(BadLine::BadTime);

@@ -3,7 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Band, Rule, Tactic, Technique, token_access};
+use super::{
+    Band, Rule, Tactic, Technique, address::Address, exceptions::RequestKind, token_access,
+    token_request,
+};
+use crate::audit::AuditRecord;
 
 /// A rule, by the name that alerts and exceptions use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -71,6 +75,15 @@ impl RuleId {
                 "A service account listed as a decoy makes a request, has a token minted, or has \
                  its token opened."
             }
+        }
+    }
+
+    /// How bad a request in one of its incidents is.
+    pub fn band_of(self, record: &AuditRecord, request: RequestKind, address: Address) -> Band {
+        match self {
+            Self::TokenAccessThenApiRequest => token_access::band(record, request, address),
+            Self::TokenRequestByUser => token_request::band(record).unwrap_or(Band::Low),
+            Self::TokenReadFromOutside | Self::TokenRead | Self::DecoyUsed => self.band(),
         }
     }
 

@@ -1,7 +1,8 @@
 //! R2: a service-account token is minted through the TokenRequest API by an identity that is not
-//! one of the system's. Here: who the system's identities are.
+//! one of the system's. Here: how bad that is, and who the system's identities are.
 
-use super::glob::Glob;
+use super::{Band, glob::Glob};
+use crate::audit::AuditRecord;
 
 pub mod exclusions;
 
@@ -30,6 +31,16 @@ pub const SYSTEM_IDENTITIES: &[&str] = &[
 /// case.
 pub fn matches(pattern: &str, name: &str) -> bool {
     Glob::compile(pattern).matches(name)
+}
+
+/// How bad a TokenRequest is by its answer; `None` where there is none yet, or where it failed for
+/// another reason than that the user may not.
+pub fn band(record: &AuditRecord) -> Option<Band> {
+    match record.response_status.as_ref()?.code? {
+        200..300 => Some(Band::Medium),
+        403 => Some(Band::Low),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
