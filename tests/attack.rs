@@ -452,6 +452,9 @@ fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
                 });
                 Ok(found.then_some(()))
             })?;
+            if granted {
+                scene.agents.wait_until_ready()?;
+            }
             let uids = scene.agents.uids(node)?;
             assert_eq!(uids.contains(&before), !granted, "{granted}: {uids:?}");
         }
