@@ -23,11 +23,13 @@ use crate::{
 
 mod engine;
 mod podfeed;
+pub mod rulebook;
 mod standby;
 mod state;
 
 use engine::{Engine, Parts};
 use podfeed::PodFeed;
+use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
 use state::{StateDir, StateError};
 
 /// Why the agent did not start, or stopped by itself.
@@ -36,6 +38,9 @@ pub enum AgentError {
     /// Missing privilege or kernel feature: exit code 3.
     #[error(transparent)]
     Sensor(#[from] SensorError),
+    /// The rules file is refused: exit code 2.
+    #[error(transparent)]
+    Rules(#[from] RulesFileError),
     /// The state directory is unusable.
     #[error(transparent)]
     State(#[from] StateError),
@@ -91,6 +96,7 @@ struct StageMetrics {
     audit: AuditMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
+    rulebook: RulebookMetrics,
 }
 
 impl StageMetrics {
@@ -107,6 +113,7 @@ impl StageMetrics {
         self.audit.register(&mut registry);
         self.correlation.register(&mut registry);
         self.alert_log.register(&mut registry);
+        self.rulebook.register(&mut registry);
         registry
     }
 }
@@ -116,6 +123,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let mut stop = pin!(stop);
     let health = Health::new(config.node_name.clone(), config.cluster_name.clone());
     let metrics = StageMetrics::default();
+    let rules = RulesFile::open(config.rules_file.as_deref())?;
     let mut tasks = JoinSet::new();
     let state = match StateDir::open(&config.state_dir) {
         Err(StateError::Taken { .. }) if config.take_over => None,
@@ -135,7 +143,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         }
     };
     let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
-    let parts = Parts { sensor, pods, metrics };
+    let parts = Parts { sensor, pods, rules, metrics };
     let (mut engine, batches) = Engine::build(&config, &state, &health, parts, &mut tasks).await?;
     engine.take_over(&held_back);
     tracing::info!(

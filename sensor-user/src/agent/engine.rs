@@ -15,7 +15,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, PodFeed, StageMetrics, state};
+use super::{AgentError, PodFeed, RulesFile, StageMetrics, rulebook::RulebookKeeper, state};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -49,6 +49,7 @@ pub(super) struct Engine {
     sensor: Option<Sensor>,
     attributor: Option<Attributor>,
     pods: PodFeed,
+    rulebook: RulebookKeeper,
     clock: Clock,
     boot_id: String,
     correlator: Correlator<FileJournal>,
@@ -72,6 +73,7 @@ pub(super) struct Engine {
 pub(super) struct Parts {
     pub(super) sensor: Option<(Sensor, Attributor)>,
     pub(super) pods: PodFeed,
+    pub(super) rules: RulesFile,
     pub(super) metrics: StageMetrics,
 }
 
@@ -107,7 +109,7 @@ impl Engine {
         config: &Config,
         state: &state::StateDir,
         health: &Health,
-        Parts { sensor, pods, metrics }: Parts,
+        Parts { sensor, pods, rules, metrics }: Parts,
         tasks: &mut JoinSet<AgentError>,
     ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
         let settings = AlertLogSettings {
@@ -134,8 +136,11 @@ impl Engine {
         if config.kube.is_none() {
             degraded.push("no pod index: names come from audit events alone".to_owned());
         }
+        let mut clock = Clock::system();
+        let rulebook =
+            RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, clock.now().wall);
         let mut engine = Self {
-            clock: Clock::system(),
+            clock,
             boot_id: state::boot_id(),
             correlator: Correlator::new(Settings::new(cluster), journal),
             sources: Vec::new(),
@@ -161,6 +166,7 @@ impl Engine {
             sensor,
             attributor,
             pods,
+            rulebook,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
@@ -377,7 +383,9 @@ impl Engine {
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
         // What is in the ring happened before: it must not find its exposure gone.
         self.drain();
-        let now = self.clock.now().steady;
+        let now = self.clock.now();
+        self.rulebook.keep_up(now.wall);
+        let now = now.steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.correlator.advance(watermark, now, &mut self.findings);
         self.pods.index.forget(now);
@@ -490,6 +498,7 @@ impl Engine {
         self.health.publish(|report| {
             report.route.clone_from(&self.origin.route);
             report.degraded.clone_from(&self.origin_now().degraded);
+            report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
             report.correlation = held.into();
             report.audit = match followed {
@@ -503,6 +512,7 @@ impl Engine {
     pub(super) fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
+        self.rulebook.flush();
         let now = self.clock.now().steady;
         if let Err(error) = self.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");
