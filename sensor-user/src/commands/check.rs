@@ -4,12 +4,15 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::Path,
+    sync::Arc,
 };
 
-use super::{Exit, configure, tell};
+use super::{Exit, configure, rules as listing, tell};
 use crate::{
+    agent::rulebook::{RulesFile, read_hits},
     config::{Config, RunArgs},
     kernel::{self, Finding},
+    rules::{exceptions::hits::Hits, rulebook::Rulebook},
 };
 
 /// Prints one line a check.
@@ -18,8 +21,16 @@ pub fn execute(args: RunArgs) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
+    let rulebook = match RulesFile::open(config.rules_file.as_deref()) {
+        Ok(file) => Arc::clone(file.current()),
+        Err(error) => {
+            tell(&error);
+            return Exit::Usage;
+        }
+    };
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
     let files = files(&config);
+    let doubts = doubts(&config, &rulebook);
     let mut output = io::stdout().lock();
     let mut print = |findings: &[Finding]| {
         findings.iter().try_for_each(|finding| {
@@ -27,7 +38,10 @@ pub fn execute(args: RunArgs) -> Exit {
             writeln!(output, "{mark}  {:<20}  {}", finding.what, finding.detail)
         })
     };
-    if let Err(error) = print(&kernel).and_then(|()| print(&files)) {
+    let printed = print(&kernel).and_then(|()| print(&files)).and_then(|()| {
+        doubts.iter().try_for_each(|doubt| writeln!(output, "WARNING  {:<20}  {doubt}", "rules"))
+    });
+    if let Err(error) = printed {
         tell(&error);
         return Exit::Failed;
     }
@@ -78,6 +92,21 @@ fn files(config: &Config) -> Vec<Finding> {
     let detail = kubelet.map_or_else(|why| why, |_| config.kubelet_root.display().to_string());
     findings.push(finding("kubelet directory", Ok(detail)));
     findings
+}
+
+/// What deserves a second look in the rules file; no reason not to run.
+fn doubts(config: &Config, rulebook: &Rulebook) -> Vec<String> {
+    let (hits, unknown) = match read_hits(&config.state_dir) {
+        Ok(hits) => (hits, None),
+        Err(error) => (Hits::default(), Some(format!("hits of exceptions are unknown: {error}"))),
+    };
+    let now = listing::now();
+    let exceptions = rulebook.exceptions.iter();
+    let doubts = exceptions.filter_map(|exception| {
+        let doubt = hits.doubt(exception, now)?;
+        Some(format!("exception {}: {doubt}", exception.id))
+    });
+    unknown.into_iter().chain(doubts).collect()
 }
 
 fn writable(what: &'static str, directory: &Path) -> Finding {

@@ -137,16 +137,16 @@ decoys:
     fn a_file_is_read_whole() {
         let rulebook = Rulebook::parse(WHOLE).unwrap();
         let exception = rulebook.exceptions.iter().next().unwrap();
-        let conditions: Vec<String> = exception.conditions().collect();
         let expected = [
-            "namespace: velero",
-            "service_account: velero",
-            "source: 10.0.0.0/8",
-            "grade: exec",
-            "native: false",
-            "request: own",
+            ("namespace", "velero"),
+            ("service_account", "velero"),
+            ("source", "10.0.0.0/8"),
+            ("grade", "exec"),
+            ("native", "false"),
+            ("request", "own"),
         ];
-        assert_eq!(conditions, expected);
+        let expected = expected.map(|(key, value)| (key, value.to_owned()));
+        assert_eq!(exception.conditions().collect::<Vec<_>>(), expected);
         assert_eq!(exception.id.as_str(), "backup");
         assert_eq!(exception.until.unwrap().to_string(), "2026-12-31");
         assert!(rulebook.decoys.contains("shop", "backup-admin"));
