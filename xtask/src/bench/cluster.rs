@@ -20,7 +20,7 @@ use super::{
     index,
     latency::AlertLines,
     report::{Row, quantile},
-    rest::{REST, cpu_seconds, resident_mb},
+    rest::{REST, cpu_seconds, peak_mb, resident_mb},
 };
 use crate::{
     cluster::{self, Scene},
@@ -54,8 +54,9 @@ fn measure_in(cluster: &Cluster, package: Package) -> Result<Vec<Row>> {
     cluster.kubectl_ok(&wait)?;
     rows.extend(cost(&agents, node, &format!("{PODS} pods"))?);
     cluster.kubectl_ok(&["delete", "deployment", "crowd", "--wait=false"])?;
-    rows.push(index::measure(cluster)?);
     rows.extend(latency(cluster, &agents, node)?);
+    let other = cluster.nodes().last().context("the cluster has no node")?;
+    rows.push(index::measure(cluster, &agents, other)?);
     Ok(rows)
 }
 
@@ -67,6 +68,10 @@ fn cost(agents: &Deployment<'_>, node: &ClusterNode, when: &str) -> Result<Vec<R
     let share = (cpu_seconds(pid)? - before) / start.elapsed().as_secs_f64() * 100.0;
     let resident = resident_mb(pid)?;
     Ok(vec![
+        Row::new(
+            format!("most memory since its start, {when}"),
+            format!("{:.1} MB", peak_mb(pid)?),
+        ),
         Row::new(format!("resident memory, {when}"), format!("{resident:.1} MB"))
             .at_most(resident, 25.0, "MB"),
         Row::new(format!("CPU, {when}"), format!("{share:.2} %")).at_most(
