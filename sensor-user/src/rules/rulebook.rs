@@ -155,6 +155,17 @@ decoys:
     }
 
     #[test]
+    fn the_example_in_the_readme_is_a_rules_file() {
+        let readme = include_str!("../../../README.md");
+        let (_, rest) = readme.split_once("```yaml\nexceptions:").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let rulebook = Rulebook::parse(&format!("exceptions:{example}")).unwrap();
+        assert_eq!(rulebook.exceptions.iter().count(), 1);
+        assert!(!rulebook.exclusions.excludes("masterclient", &[]));
+        assert!(rulebook.decoys.contains("shop", "backup-admin"));
+    }
+
+    #[test]
     fn an_empty_file_and_empty_sections_are_all_defaults() {
         for text in [
             "",
