@@ -111,6 +111,8 @@ impl Rulebook {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::Rulebook;
 
     const WHOLE: &str = "
@@ -176,6 +178,35 @@ decoys:
             "exceptions:\ndecoys:\ntoken-request-by-user:\n",
         ] {
             assert_eq!(Rulebook::parse(text).unwrap(), Rulebook::default(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_would_grow_or_nest_without_end_is_refused() {
+        let laugh = |(line, of): (u32, &str)| format!("- &{line} [{}]\n", [of; 9].join(", "));
+        let lines = [(1, "shop/a"), (2, "*1"), (3, "*2"), (4, "*3"), (5, "*4"), (6, "*5")];
+        let laughs: String = lines.into_iter().chain([(7, "*6"), (8, "*7")]).map(laugh).collect();
+        for text in [format!("decoys:\n{laughs}"), "[".repeat(100_000), "{a: ".repeat(50_000)] {
+            let error = Rulebook::parse(&text).unwrap_err().to_string();
+            assert!(error.len() < 1_000, "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(
+            words in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "exceptions:", "decoys:", "token-request-by-user:", "name: a",
+                    "rule: token-read", "reason: b", "until: ", "2026-12-31", "grade: exec",
+                    "- ", "\n", "\n  ", "{", "}", "[", "]", ", ", ": ", "*", "&a ", "*a",
+                    "!!binary ", "'", "\"", "\u{0}", "\u{feff}", "|", ">", "#", "---", "<<: ",
+                    "~", "\u{e9}",
+                ]),
+                0..40,
+            )
+        ) {
+            let _ = Rulebook::parse(&words.concat());
         }
     }
 
