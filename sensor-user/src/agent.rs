@@ -24,12 +24,14 @@ use crate::{
 mod engine;
 pub mod files;
 mod podfeed;
+pub mod rulebook;
 mod senses;
 mod standby;
 mod state;
 
 use engine::Engine;
 use podfeed::PodFeed;
+use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
 use senses::Senses;
 use state::{StateDir, StateError};
 
@@ -39,6 +41,9 @@ pub enum AgentError {
     /// Missing privilege or kernel feature: exit code 3.
     #[error(transparent)]
     Sensor(#[from] SensorError),
+    /// The rules file is refused: exit code 2.
+    #[error(transparent)]
+    Rules(#[from] RulesFileError),
     /// The state directory is unusable.
     #[error(transparent)]
     State(#[from] StateError),
@@ -94,6 +99,7 @@ struct StageMetrics {
     audit: AuditMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
+    rulebook: RulebookMetrics,
 }
 
 impl StageMetrics {
@@ -110,6 +116,7 @@ impl StageMetrics {
         self.audit.register(&mut registry);
         self.correlation.register(&mut registry);
         self.alert_log.register(&mut registry);
+        self.rulebook.register(&mut registry);
         registry
     }
 }
@@ -119,6 +126,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let mut stop = pin!(stop);
     let health = Health::new(config.node_name.clone(), config.cluster_name.clone());
     let metrics = StageMetrics::default();
+    let rules = RulesFile::open(config.rules_file.as_deref())?;
     let mut tasks = JoinSet::new();
     let state = match StateDir::open(&config.state_dir) {
         Err(StateError::Taken { .. }) if config.take_over => None,
@@ -137,7 +145,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         },
     };
     let (mut engine, batches) =
-        Engine::build(&config, &state, &health, senses, metrics, &mut tasks)?;
+        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks)?;
     engine.take_over(held_back);
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = config.audit_logs.len(),

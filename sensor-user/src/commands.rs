@@ -9,6 +9,7 @@ use crate::{
 
 pub mod alerts;
 pub mod check;
+pub mod rules;
 pub mod run;
 pub mod schema;
 
@@ -21,6 +22,8 @@ pub enum Command {
     Check(Box<RunArgs>),
     /// Show an alert log as people read it
     Alerts(alerts::AlertsArgs),
+    /// Say when each rule alerts, what is excluded and excepted, and how to silence a false positive
+    Rules(rules::RulesArgs),
     /// Print the JSON Schema of an alert
     Schema,
 }
@@ -57,6 +60,7 @@ impl Command {
             Self::Run(args) => run::execute(*args),
             Self::Check(args) => check::execute(*args),
             Self::Alerts(args) => alerts::execute(&args),
+            Self::Rules(args) => rules::execute(args),
             Self::Schema => schema::execute(),
         }
     }

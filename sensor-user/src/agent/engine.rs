@@ -14,7 +14,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, Senses, StageMetrics, state};
+use super::{AgentError, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -46,6 +46,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Every stage, and the state between them.
 pub(super) struct Engine {
     senses: Senses,
+    rulebook: RulebookKeeper,
     join: Join,
     sources: Vec<Source>,
     sources_optional: bool,
@@ -147,7 +148,8 @@ impl Engine {
         config: &Config,
         state: &state::StateDir,
         health: &Health,
-        senses: Senses,
+        mut senses: Senses,
+        rules: RulesFile,
         metrics: StageMetrics,
         tasks: &mut JoinSet<AgentError>,
     ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
@@ -172,6 +174,8 @@ impl Engine {
         if config.kube.is_none() {
             degraded.push("no pod index: names come from audit events alone".to_owned());
         }
+        let now = senses.clock.now().wall;
+        let rulebook = RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, now);
         let mut engine = Self {
             join: Join {
                 boot_id: state::boot_id(),
@@ -198,6 +202,7 @@ impl Engine {
             sensor_failure: None,
             remembered: Vec::new(),
             senses,
+            rulebook,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
@@ -395,7 +400,9 @@ impl Engine {
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
         // What is in the ring happened before: it must not find its exposure gone.
         self.drain();
-        let now = self.senses.clock.now().steady;
+        let now = self.senses.clock.now();
+        self.rulebook.keep_up(now.wall);
+        let now = now.steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
         self.senses.pods.index.forget(now);
@@ -490,6 +497,7 @@ impl Engine {
         self.health.publish(|report| {
             report.route.clone_from(&self.origin.route);
             report.degraded.clone_from(&self.origin_now().degraded);
+            report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
             report.correlation = held.into();
             report.audit = match followed {
@@ -503,6 +511,7 @@ impl Engine {
     pub(super) fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
+        self.rulebook.flush();
         let now = self.senses.clock.now().steady;
         if let Err(error) = self.join.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");

@@ -185,6 +185,17 @@ impl Condition {
         }
     }
 
+    /// Key and value as the file has them.
+    fn as_pair(&self) -> (&'static str, String) {
+        match self {
+            Self::Text(field, glob) => (field.as_str(), glob.to_string()),
+            Self::Source(net) => ("source", net.to_string()),
+            Self::Grade(grade) => ("grade", grade.as_str().to_owned()),
+            Self::Native(native) => ("native", native.to_string()),
+            Self::Request(kind) => ("request", kind.as_str().to_owned()),
+        }
+    }
+
     /// Whether it keeps out anything that an attacker cannot choose.
     fn narrows(&self) -> bool {
         match self {
@@ -192,18 +203,6 @@ impl Condition {
             Self::Source(net) => net.prefix_len() > 0,
             Self::Native(_) => false,
             Self::Grade(_) | Self::Request(_) => true,
-        }
-    }
-}
-
-impl fmt::Display for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(field, glob) => write!(f, "{}: {glob}", field.as_str()),
-            Self::Source(net) => write!(f, "source: {net}"),
-            Self::Grade(grade) => write!(f, "grade: {}", grade.as_str()),
-            Self::Native(native) => write!(f, "native: {native}"),
-            Self::Request(kind) => write!(f, "request: {}", kind.as_str()),
         }
     }
 }
@@ -243,9 +242,9 @@ pub struct Exception {
 }
 
 impl Exception {
-    /// What must hold, as `namespace: shop`.
-    pub fn conditions(&self) -> impl Iterator<Item = String> {
-        self.conditions.iter().map(ToString::to_string)
+    /// What must hold: keys and values of the file.
+    pub fn conditions(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.conditions.iter().map(Condition::as_pair)
     }
 
     /// Whether its last day is over.

@@ -111,6 +111,8 @@ impl Rulebook {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::Rulebook;
 
     const WHOLE: &str = "
@@ -137,21 +139,32 @@ decoys:
     fn a_file_is_read_whole() {
         let rulebook = Rulebook::parse(WHOLE).unwrap();
         let exception = rulebook.exceptions.iter().next().unwrap();
-        let conditions: Vec<String> = exception.conditions().collect();
         let expected = [
-            "namespace: velero",
-            "service_account: velero",
-            "source: 10.0.0.0/8",
-            "grade: exec",
-            "native: false",
-            "request: own",
+            ("namespace", "velero"),
+            ("service_account", "velero"),
+            ("source", "10.0.0.0/8"),
+            ("grade", "exec"),
+            ("native", "false"),
+            ("request", "own"),
         ];
-        assert_eq!(conditions, expected);
+        let expected = expected.map(|(key, value)| (key, value.to_owned()));
+        assert_eq!(exception.conditions().collect::<Vec<_>>(), expected);
         assert_eq!(exception.id.as_str(), "backup");
         assert_eq!(exception.until.unwrap().to_string(), "2026-12-31");
         assert!(rulebook.decoys.contains("shop", "backup-admin"));
         assert!(rulebook.exclusions.excludes("system:serviceaccount:cert-manager:x", &[]));
         assert!(!rulebook.exclusions.excludes("masterclient", &[]));
+    }
+
+    #[test]
+    fn the_example_in_the_readme_is_a_rules_file() {
+        let readme = include_str!("../../../README.md");
+        let (_, rest) = readme.split_once("```yaml\nexceptions:").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let rulebook = Rulebook::parse(&format!("exceptions:{example}")).unwrap();
+        assert_eq!(rulebook.exceptions.iter().count(), 1);
+        assert!(!rulebook.exclusions.excludes("masterclient", &[]));
+        assert!(rulebook.decoys.contains("shop", "backup-admin"));
     }
 
     #[test]
@@ -165,6 +178,35 @@ decoys:
             "exceptions:\ndecoys:\ntoken-request-by-user:\n",
         ] {
             assert_eq!(Rulebook::parse(text).unwrap(), Rulebook::default(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_would_grow_or_nest_without_end_is_refused() {
+        let laugh = |(line, of): (u32, &str)| format!("- &{line} [{}]\n", [of; 9].join(", "));
+        let lines = [(1, "shop/a"), (2, "*1"), (3, "*2"), (4, "*3"), (5, "*4"), (6, "*5")];
+        let laughs: String = lines.into_iter().chain([(7, "*6"), (8, "*7")]).map(laugh).collect();
+        for text in [format!("decoys:\n{laughs}"), "[".repeat(100_000), "{a: ".repeat(50_000)] {
+            let error = Rulebook::parse(&text).unwrap_err().to_string();
+            assert!(error.len() < 1_000, "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(
+            words in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "exceptions:", "decoys:", "token-request-by-user:", "name: a",
+                    "rule: token-read", "reason: b", "until: ", "2026-12-31", "grade: exec",
+                    "- ", "\n", "\n  ", "{", "}", "[", "]", ", ", ": ", "*", "&a ", "*a",
+                    "!!binary ", "'", "\"", "\u{0}", "\u{feff}", "|", ">", "#", "---", "<<: ",
+                    "~", "\u{e9}",
+                ]),
+                0..40,
+            )
+        ) {
+            let _ = Rulebook::parse(&words.concat());
         }
     }
 

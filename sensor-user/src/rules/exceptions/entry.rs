@@ -132,7 +132,9 @@ impl Entry {
         if !(1..=MAX_NAME).contains(&name.len()) || !name.chars().all(in_label) {
             return Err(ExceptionError::Name { name });
         }
-        let reason = self.reason.unwrap_or_default().trim().to_owned();
+        // One line, however it was written.
+        let reason: Vec<&str> = self.reason.iter().flat_map(|it| it.split_whitespace()).collect();
+        let reason = reason.join(" ");
         if reason.is_empty() {
             return Err(ExceptionError::Unexplained);
         }
