@@ -162,9 +162,14 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
-    /// First value of a `user.extra` key, never the impersonated user's.
+    /// Values of a `user.extra` key, never the impersonated user's.
+    pub fn extra_values(&self, key: &str) -> &[String] {
+        self.user.extra.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// First value of a `user.extra` key.
     pub fn extra(&self, key: &str) -> Option<&str> {
-        self.user.extra.get(key).and_then(|values| values.first()).map(String::as_str)
+        self.extra_values(key).first().map(String::as_str)
     }
 
     /// Uid of the pod that the request's token is bound to.

@@ -203,7 +203,7 @@ fn named(line: &Value) -> Vec<String> {
         Value::Array(names) => {
             names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
         }
-        _ => Vec::new(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => Vec::new(),
     }
 }
 
