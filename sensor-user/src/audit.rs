@@ -95,8 +95,8 @@ impl ObjectRef {
             )
     }
 
-    /// Whether it is the token of a service account.
-    pub fn is_token_request(&self) -> bool {
+    /// Whether it is what tokens are minted at.
+    pub fn is_token_of_account(&self) -> bool {
         self.resource.as_deref() == Some("serviceaccounts")
             && self.subresource.as_deref() == Some("token")
     }

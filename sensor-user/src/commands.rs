@@ -9,6 +9,7 @@ use crate::{
 
 pub mod alerts;
 pub mod check;
+pub mod replay;
 pub mod run;
 pub mod schema;
 
@@ -19,6 +20,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Say whether `run` with the same options would work here, and what is missing
     Check(Box<RunArgs>),
+    /// Put recorded opens and audit logs through the rules once more
+    Replay(replay::ReplayArgs),
     /// Show an alert log as people read it
     Alerts(alerts::AlertsArgs),
     /// Print the JSON Schema of an alert
@@ -56,6 +59,7 @@ impl Command {
         match self {
             Self::Run(args) => run::execute(*args),
             Self::Check(args) => check::execute(*args),
+            Self::Replay(args) => replay::execute(&args),
             Self::Alerts(args) => alerts::execute(&args),
             Self::Schema => schema::execute(),
         }

@@ -73,7 +73,7 @@ impl Interest<'_> {
         of_pod
             || object.is_some_and(|object| {
                 (self.sessions && object.is_way_into_pod())
-                    || (self.token_requests && object.is_token_request())
+                    || (self.token_requests && object.is_token_of_account())
             })
     }
 }

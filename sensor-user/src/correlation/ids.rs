@@ -6,7 +6,11 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{attribution::ProcessKey, audit::AuditRecord, rules::Band};
+use crate::{
+    attribution::ProcessKey,
+    audit::{AuditRecord, Stage},
+    rules::Band,
+};
 
 /// SHA-256 over length-prefixed parts, so that no two lists of parts run together.
 struct Parts(Sha256);
@@ -85,6 +89,26 @@ pub fn incident_id(
         .part(&entry.start_boottime_ns.to_le_bytes())
         .part(&first_open_ktime_ns.to_le_bytes())
         .finish_hex()
+}
+
+/// `incident.id` of an incident without an exposure: of what joins it and its first request, and
+/// for Elastic's query the stage, since each is an alert of its own there.
+pub fn request_incident_id(
+    cluster: &str,
+    rule: &str,
+    join_key: &str,
+    request: RequestId,
+    stage: Option<Stage>,
+) -> String {
+    let parts = Parts::new("request incident")
+        .part(cluster.as_bytes())
+        .part(rule.as_bytes())
+        .part(join_key.as_bytes())
+        .part(&request.0);
+    match stage {
+        Some(stage) => parts.part(format!("{stage:?}").as_bytes()).finish_hex(),
+        None => parts.finish_hex(),
+    }
 }
 
 /// `event.id` of what is told about an incident.

@@ -21,17 +21,16 @@ impl Clock {
         Self { newest: Micros::MIN, leap: None, lateness }
     }
 
-    /// Notes the time of a line.
+    /// Notes the time of a line; the same line may be noted again.
     pub fn note(&mut self, time: Micros) {
         if time <= self.newest + LEAP {
             self.newest = self.newest.max(time);
             self.leap = None;
             return;
         }
-        let Some(leap) = self.leap.replace(time).filter(|leap| *leap <= time + self.lateness)
-        else {
-            return;
-        };
+        // The very same time may be the very same line, seen twice.
+        let borne_out = |leap: &Micros| *leap != time && *leap <= time + self.lateness;
+        let Some(leap) = self.leap.replace(time).filter(borne_out) else { return };
         let (lesser, greater) = (leap.min(time), leap.max(time));
         if greater <= lesser + LEAP {
             self.newest = greater;
@@ -50,6 +49,11 @@ impl Clock {
     /// Whether [`note`](Self::note) would need a second line for this time.
     pub fn is_leap(&self, time: Micros) -> bool {
         time > self.newest + LEAP
+    }
+
+    /// How far a line may be behind an earlier one.
+    pub fn lateness(&self) -> Micros {
+        self.lateness
     }
 
     /// The greatest time that counts.
@@ -80,6 +84,7 @@ mod tests {
             (&[100], Micros::MIN),
             (&[100, 101], secs(101)),
             (&[101, 100], secs(101)),
+            (&[100, 100], Micros::MIN),
             (&[100, 101, 3_701, 99], secs(3_701)),
             // Absurd ones: after the first lines, as the first, twice but apart.
             (&[100, 101, 9_000_000, 102], secs(102)),

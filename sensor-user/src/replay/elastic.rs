@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use super::opens::OpenDocument;
 use crate::{
-    audit::{AuditRecord, POD_NAME, Stage},
+    audit::{AuditRecord, ObjectRef, POD_NAME, Stage},
     time::Micros,
 };
 
@@ -134,7 +134,7 @@ fn is_answer(record: &AuditRecord) -> bool {
 
 fn is_token_request(record: &AuditRecord) -> bool {
     record.verb == "create"
-        && record.object_ref.as_ref().is_some_and(|object| object.is_token_request())
+        && record.object_ref.as_ref().is_some_and(ObjectRef::is_token_of_account)
         && !EXCLUDED_USERS.iter().any(|pattern| is_like(&record.user.username, pattern))
 }
 

@@ -136,7 +136,7 @@ mod tests {
             let mut lines: Vec<_> = (0..).zip(times).collect();
             lines.sort_by_key(|(_, time)| *time);
             let mut shuffled = lines.clone();
-            shuffled.sort_by_key(|(line, time)| time + (line * 7_919) as i64 % (lateness + 1));
+            shuffled.sort_by_key(|(line, time)| time + i64::try_from(line * 7_919).unwrap() % (lateness + 1));
             let (mut merge, mut newest, mut found) = (Merge::new(1 << 20), i64::MIN, Vec::new());
             for (line, time) in shuffled {
                 merge.push(place(time, Kind::Request, line), line, 1);

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{super::opens, *};
 use crate::audit::{
-    ObjectRef, User,
+    User,
     scan::{Interest, Pods, decode},
 };
 
