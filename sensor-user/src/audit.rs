@@ -62,7 +62,7 @@ pub struct User {
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
     /// What the authenticator adds: pod, node, credential.
-    #[serde(deserialize_with = "or_defaults", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "lists_of_texts", skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -91,12 +91,6 @@ pub struct ObjectRef {
 }
 
 impl ObjectRef {
-    /// Whether it is what tokens are minted at.
-    pub fn is_token_of_account(&self) -> bool {
-        self.resource.as_deref() == Some("serviceaccounts")
-            && self.subresource.as_deref() == Some("token")
-    }
-
     /// Whether it is a way into a running pod.
     pub fn is_way_into_pod(&self) -> bool {
         self.resource.as_deref() == Some("pods")
@@ -104,6 +98,12 @@ impl ObjectRef {
                 self.subresource.as_deref(),
                 Some("exec" | "attach" | "ephemeralcontainers")
             )
+    }
+
+    /// Whether it is what tokens are minted at.
+    pub fn is_token_of_account(&self) -> bool {
+        self.resource.as_deref() == Some("serviceaccounts")
+            && self.subresource.as_deref() == Some("token")
     }
 }
 
@@ -167,9 +167,14 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
-    /// First value of a `user.extra` key, never the impersonated user's.
+    /// Values of a `user.extra` key, never the impersonated user's.
+    pub fn extra_values(&self, key: &str) -> &[String] {
+        self.user.extra.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// First value of a `user.extra` key.
     pub fn extra(&self, key: &str) -> Option<&str> {
-        self.user.extra.get(key).and_then(|values| values.first()).map(String::as_str)
+        self.extra_values(key).first().map(String::as_str)
     }
 
     /// Uid of the pod that the request's token is bound to.
@@ -288,12 +293,23 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// As `or_default`, for a map and each of its values.
-fn or_defaults<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+/// As `or_default`, for a map of lists and the elements of these; one text is a list of one.
+fn lists_of_texts<'de, D: Deserializer<'de>>(
     deserializer: D,
-) -> Result<BTreeMap<String, T>, D::Error> {
-    let map: BTreeMap<String, Option<T>> = or_default(deserializer)?;
-    Ok(map.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
+) -> Result<BTreeMap<String, Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Texts {
+        List(Vec<Option<String>>),
+        One(String),
+    }
+    let map: BTreeMap<String, Option<Texts>> = or_default(deserializer)?;
+    let list = |texts| match texts {
+        Some(Texts::List(texts)) => texts.into_iter().flatten().collect(),
+        Some(Texts::One(text)) => vec![text],
+        None => Vec::new(),
+    };
+    Ok(map.into_iter().map(|(key, texts)| (key, list(texts))).collect())
 }
 
 fn http_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {

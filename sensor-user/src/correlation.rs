@@ -528,7 +528,7 @@ impl<J: Journal> Correlator<J> {
             findings.extend(standing.story.escalation(&attached));
             return;
         }
-        let incident_id = ids::request_incident_id(&self.settings.cluster, rule, &key, id);
+        let incident_id = ids::request_incident_id(&self.settings.cluster, rule, &key, id, None);
         let story = Story::begin(rule, incident_id, None, Some(attached));
         findings.push(story.alert());
         self.hourly(rule).begin(key, request.time, story, findings);

@@ -207,6 +207,7 @@ impl Engine {
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
         engine.self_test.reset();
+        engine.join.correlator.set_rulebook(engine.rulebook.current());
         let now = engine.senses.clock.now().steady;
         for mut entry in entries {
             engine.place(&mut entry);
@@ -401,7 +402,7 @@ impl Engine {
         // What is in the ring happened before: it must not find its exposure gone.
         self.drain();
         let now = self.senses.clock.now();
-        self.rulebook.keep_up(now.wall);
+        self.keep_rules(now.wall);
         let now = now.steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
@@ -413,6 +414,15 @@ impl Engine {
         self.senses.keep_up();
         self.publish(journal.map_err(|error| error.to_string()), checkpoint);
         Ok(())
+    }
+
+    /// Counts what exceptions swallowed, and takes a rules file that has changed.
+    fn keep_rules(&mut self, now: Micros) {
+        for (exception, _) in self.join.correlator.take_hits() {
+            self.rulebook.swallowed(&exception, now);
+        }
+        self.rulebook.keep_up(now);
+        self.join.correlator.set_rulebook(self.rulebook.current());
     }
 
     /// How far every source is known to be complete, on the steady axis.
@@ -511,7 +521,8 @@ impl Engine {
     pub(super) fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
-        self.rulebook.flush();
+        let now = self.senses.clock.now().wall;
+        self.keep_rules(now);
         let now = self.senses.clock.now().steady;
         if let Err(error) = self.join.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");

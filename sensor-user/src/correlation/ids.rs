@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::hourly::Key;
 use crate::{
     attribution::ProcessKey,
-    audit::AuditRecord,
+    audit::{AuditRecord, Stage},
     rules::{Band, catalogue::RuleId},
 };
 
@@ -106,14 +106,24 @@ pub fn outside_id(cluster: &str, boot_id: &str, reader: &Key, first_open_ktime_n
         .finish_hex()
 }
 
-/// `incident.id` of what begins with a request.
-pub fn request_incident_id(cluster: &str, rule: RuleId, key: &Key, first: RequestId) -> String {
-    Parts::new("request-incident")
+/// `incident.id` of an incident without an exposure: of what joins it and its first request, and
+/// for Elastic's query the stage, since each is an alert of its own there.
+pub fn request_incident_id(
+    cluster: &str,
+    rule: RuleId,
+    key: &Key,
+    first: RequestId,
+    stage: Option<Stage>,
+) -> String {
+    let parts = Parts::new("request-incident")
         .part(cluster.as_bytes())
         .part(rule.as_str().as_bytes())
         .key(key)
-        .part(&first.0)
-        .finish_hex()
+        .part(&first.0);
+    match stage {
+        Some(stage) => parts.part(format!("{stage:?}").as_bytes()).finish_hex(),
+        None => parts.finish_hex(),
+    }
 }
 
 /// `event.id` of what is told about an incident.

@@ -3,17 +3,23 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Scan, classify, last_stage_timestamp};
+use super::{Interest, Scan, last_stage_timestamp};
 use crate::{
     audit::{AuditRecord, BadLine, CREDENTIAL_ID, POD_UID, Stage},
     time::Micros,
 };
+
+mod interest;
 
 /// Lines that a kube-apiserver wrote.
 const REAL: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../tests/fixtures/audit/kube-apiserver.ndjson"
 ));
+
+fn classify(line: &[u8]) -> Scan {
+    super::classify(line, &Interest::LIVE)
+}
 
 fn event() -> Value {
     json!({
@@ -87,6 +93,8 @@ macro_rules! recorded {
         ))
     };
 }
+
+use recorded;
 
 /// What the scan makes of a line, in a few words.
 fn told(line: &str) -> String {
