@@ -385,7 +385,7 @@ fn without_permission_the_agent_says_which_one_it_lacks() {
         scene.cluster.kubectl_ok(&["delete", "clusterrolebinding", &binding])?;
         scene.agents.restart(node)?;
         scene.agents.wait_for_status(node, "the agent says what it lacks", |status| {
-            status["degraded"].to_string().contains("may not get, list and watch pods")
+            status["degraded"].to_string().contains("may not list and watch pods")
         })?;
         let refused = "tokentrail_pods_api_errors_total";
         assert!(scene.agents.metric(node, refused, &["reason=\"forbidden\""])? >= 1.0);
@@ -452,6 +452,9 @@ fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
                 });
                 Ok(found.then_some(()))
             })?;
+            if granted {
+                scene.agents.wait_until_ready()?;
+            }
             let uids = scene.agents.uids(node)?;
             assert_eq!(uids.contains(&before), !granted, "{granted}: {uids:?}");
         }

@@ -265,9 +265,7 @@ fn explain_client(error: &kube::Error) -> (ApiFailure, String) {
 fn explain_status(code: u16, message: &str) -> (ApiFailure, String) {
     let (failure, what) = match code {
         401 => (ApiFailure::Unauthorized, "the Kubernetes API does not know this credential"),
-        403 => {
-            (ApiFailure::Forbidden, "this agent may not get, list and watch pods; grant it that")
-        }
+        403 => (ApiFailure::Forbidden, "this agent may not list and watch pods; grant it that"),
         410 => (ApiFailure::Gone, "the Kubernetes API has forgotten what came since"),
         429 | 500.. => (ApiFailure::Server, "the Kubernetes API is in trouble"),
         _ => (ApiFailure::Other, "the Kubernetes API refused"),
