@@ -171,7 +171,7 @@ decoys: [shop/backup-admin]
         checked.output.lines().filter(|line| line.starts_with("WARNING")).collect();
     assert_eq!(warnings.len(), 2, "{checked:?}");
     assert!(
-        warnings[0].contains("exception idle: it has matched nothing for 30 days"),
+        warnings[0].contains("exception idle: it has matched nothing on this node"),
         "{warnings:?}"
     );
     assert!(warnings[1].contains("exception past: its last day was 2026-01-31"), "{warnings:?}");

@@ -230,6 +230,10 @@ decoys:
                 exception("rule: token-read\n    reason: x\n    until: 2026-02-30"),
                 ["exception it", "2026-02-30"],
             ),
+            (
+                exception("rule: token-read\n    reason: x\n    until: 2026-12-31T10:00:00Z"),
+                ["exception it", "is no date"],
+            ),
             (exception("rule: token-read\n    reason: x\n    grade: outsid"), ["outsid", "line 5"]),
             (
                 exception("rule: token-read\n    reason: x\n    source: all"),

@@ -64,7 +64,11 @@ impl Hits {
             return None;
         }
         let last = hit.last.map_or_else(|| "never".to_owned(), |last| last.to_string());
-        Some(format!("it has matched nothing for 30 days (last: {last}); remove it"))
+        // Each agent counts what its own node sees.
+        Some(format!(
+            "it has matched nothing on this node for 30 days (last: {last}); if so on all nodes, \
+             remove it"
+        ))
     }
 }
 
