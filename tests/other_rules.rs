@@ -1,10 +1,12 @@
-//! The rules beside "opened, then asked": what is told of a mere read, of a read from outside, and of
-//! a token that is minted.
+//! The rules beside "opened, then asked": what is told of a mere read, of a read from outside, of a
+//! token that is minted, of a decoy; and exceptions.
 
-use std::fs;
+use std::{ffi::OsStr, fs};
 
 use serde_json::{Value, json};
-use tokentrail_tests::{AuditLine, Node, PATIENCE, Sandbox, TOKEN_PATH, wait_until};
+use tokentrail_tests::{
+    AuditLine, Node, PATIENCE, Request, Sandbox, Stage, TOKEN_PATH, wait_until,
+};
 
 const READ: &str = "token-read";
 const OUTSIDE: &str = "token-read-from-outside";
@@ -22,7 +24,7 @@ fn a_session_that_only_reads_the_token_is_told_when_no_request_can_follow_any_mo
     let mut node = Node::new(&sandbox).unwrap();
     let config = sandbox.folder().join("config.yaml");
     fs::write(&config, "audit-lateness-seconds: 1\n").unwrap();
-    node.agent = node.agent.args([std::ffi::OsStr::new("--config"), config.as_os_str()]);
+    node.agent = node.agent.args([OsStr::new("--config"), config.as_os_str()]);
     let _agent = node.agent.start().unwrap();
     let [read, used] = [node.workload().unwrap(), node.workload().unwrap()];
     read.attack().unwrap();
@@ -99,4 +101,57 @@ fn a_token_that_somebody_mints_is_told_from_the_audit_log_alone() {
     assert!(alert.get("process").is_none() && alert.get("file").is_none(), "{alert:#}");
     agent.wait_for_metric("tokentrail_audit_lines_total", &[], 3.0).unwrap();
     assert_eq!(node.agent.alerts().matching(is_minted).unwrap().len(), 1);
+}
+
+#[test]
+fn an_exception_keeps_quiet_about_what_it_names_until_it_is_taken_back_and_is_counted() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut node = Node::new(&sandbox).unwrap();
+    let rules = sandbox.folder().join("rules.yaml");
+    let exception = "exceptions:\n- {name: lists, rule: token-access-then-api-request, \
+                     namespace: shop, resource: pods, reason: looked at}\n";
+    fs::write(&rules, exception).unwrap();
+    node.agent = node.agent.args([OsStr::new("--rules-file"), rules.as_os_str()]);
+    let agent = node.agent.start().unwrap();
+    let hits = "tokentrail_rules_exception_hits_total";
+    let [quiet, loud, later] =
+        [node.workload().unwrap(), node.workload().unwrap(), node.workload().unwrap()];
+    assert_eq!(quiet.pod.namespace, "shop");
+    for victim in [&quiet, &loud] {
+        victim.attack().unwrap();
+        node.request_by(&victim.pod).unwrap();
+    }
+    // What the exception does not name is told, in the same session.
+    let secret = AuditLine::recorded(Request::GetSecret, Stage::ResponseComplete, &loud.pod);
+    node.audit.append(&secret.unwrap()).unwrap();
+    let alert = node.wait_for("alert", &loud.pod).unwrap();
+    assert_eq!(alert["kubernetes"]["audit"]["objectRef"]["resource"], "secrets");
+    agent.wait_for_metric(hits, &["exception=\"lists\""], 2.0).unwrap();
+    assert_eq!(node.alerts_about(&quiet.pod).unwrap(), Vec::<Value>::new());
+    fs::write(&rules, "").unwrap();
+    agent.wait_for_metric("tokentrail_rules_reloads_total", &[], 1.0).unwrap();
+    later.attack().unwrap();
+    node.request_by(&later.pod).unwrap();
+    node.wait_for("alert", &later.pod).unwrap();
+}
+
+#[test]
+fn whoever_uses_a_decoy_is_told_though_nothing_was_opened() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut node = Node::new(&sandbox).unwrap();
+    let rules = sandbox.folder().join("rules.yaml");
+    fs::write(&rules, "decoys: [shop/cart]\n").unwrap();
+    node.agent = node.agent.args([OsStr::new("--rules-file"), rules.as_os_str()]);
+    let _agent = node.agent.start().unwrap();
+    let decoy = node.workload().unwrap();
+    node.request_by(&decoy.pod).unwrap();
+    let alert = node.wait_for_rule("decoy-used", "alert", &decoy.pod).unwrap();
+    holds(
+        &alert,
+        &[
+            ("/event/severity", json!(99)),
+            ("/user/name", json!("system:serviceaccount:shop:cart")),
+            ("/orchestrator/resource/name", json!(decoy.pod.name)),
+        ],
+    );
 }
