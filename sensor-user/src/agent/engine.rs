@@ -10,7 +10,7 @@ use std::{
 
 use tokentrail_ebpf::OpenRecord;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
@@ -28,6 +28,7 @@ use crate::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
         tail::{self, TailConfig},
+        webhook::{Webhook, WebhookMetrics},
     },
     config::Config,
     correlation::{
@@ -54,8 +55,9 @@ pub(super) struct Engine {
     correlator: Correlator<FileJournal>,
     sources: Vec<Source>,
     sources_optional: bool,
-    lateness: Micros,
     checkpoints: Checkpoints,
+    /// Whom to tell that their batches are safe, once the alerts so far are durable.
+    unacknowledged: Vec<oneshot::Sender<()>>,
     alert_log: AlertLog,
     recorder: Option<Recorder>,
     origin: Origin,
@@ -96,7 +98,12 @@ impl SeenOpen {
 
 /// One audit source as the engine sees it.
 struct Source {
-    path: PathBuf,
+    /// As readiness and people call it.
+    name: String,
+    /// What its positions are kept under; `None` if it has none.
+    checkpoint: Option<PathBuf>,
+    /// How late an event may come after its request.
+    lateness: Micros,
     status: watch::Receiver<SourceStatus>,
     newest_stage: Option<Micros>,
 }
@@ -140,8 +147,8 @@ impl Engine {
             correlator: Correlator::new(Settings::new(cluster), journal),
             sources: Vec::new(),
             sources_optional: config.audit_log_optional,
-            lateness: Micros(i64::try_from(config.audit_lateness.as_micros()).unwrap_or(i64::MAX)),
             checkpoints,
+            unacknowledged: Vec::new(),
             alert_log,
             recorder,
             origin: Origin {
@@ -174,7 +181,9 @@ impl Engine {
             engine.correlator.restore(entry, now, &mut engine.findings);
         }
         engine.tell(None);
-        let batches = engine.follow(config, &metrics.audit, tasks);
+        let (sender, batches) = mpsc::channel(BATCHES);
+        engine.follow(config, &metrics.audit, &sender, tasks);
+        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks).await?;
         Ok((engine, batches))
     }
 
@@ -211,9 +220,9 @@ impl Engine {
         &mut self,
         config: &Config,
         metrics: &AuditMetrics,
+        sender: &mpsc::Sender<AuditBatch>,
         tasks: &mut JoinSet<AgentError>,
-    ) -> mpsc::Receiver<AuditBatch> {
-        let (sender, batches) = mpsc::channel(BATCHES);
+    ) {
         for (index, path) in config.audit_logs.iter().enumerate() {
             let (status_sender, status) = watch::channel(SourceStatus::default());
             let tail = TailConfig {
@@ -229,9 +238,45 @@ impl Engine {
                     why: "nobody takes its batches".to_owned(),
                 }
             });
-            self.sources.push(Source { path: path.clone(), status, newest_stage: None });
+            self.sources.push(Source {
+                name: format!("audit log {}", path.display()),
+                checkpoint: Some(path.clone()),
+                lateness: Micros::from_duration(config.audit_lateness),
+                status,
+                newest_stage: None,
+            });
         }
-        batches
+    }
+
+    /// Starts the task that takes audit events over HTTPS.
+    async fn listen(
+        &mut self,
+        config: &Config,
+        metrics: WebhookMetrics,
+        audit_metrics: &AuditMetrics,
+        sender: mpsc::Sender<AuditBatch>,
+        tasks: &mut JoinSet<AgentError>,
+    ) -> Result<(), AgentError> {
+        let Some(webhook) = &config.audit_webhook else { return Ok(()) };
+        let name = format!("audit webhook {}", webhook.listen);
+        let webhook = Webhook::open(webhook, metrics).await?;
+        let (status_sender, status) = watch::channel(SourceStatus::default());
+        let (source, audit_metrics) = (self.sources.len(), audit_metrics.clone());
+        tasks.spawn(async move {
+            webhook.serve(source, sender, status_sender, audit_metrics).await;
+            AgentError::Ended {
+                part: "the audit webhook",
+                why: "nobody takes its batches".to_owned(),
+            }
+        });
+        self.sources.push(Source {
+            name,
+            checkpoint: None,
+            lateness: Micros::from_duration(config.audit_webhook_lateness),
+            status,
+            newest_stage: None,
+        });
+        Ok(())
     }
 
     /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
@@ -247,6 +292,11 @@ impl Engine {
                 request.time = self.clock.wall_to_steady(received);
             }
         }
+    }
+
+    /// How many audit sources there are.
+    pub(super) fn sources(&self) -> usize {
+        self.sources.len()
     }
 
     pub(super) fn route(&self) -> &str {
@@ -329,7 +379,25 @@ impl Engine {
         if let Some(source) = self.sources.get_mut(batch.source) {
             source.newest_stage = source.newest_stage.max(batch.newest_stage);
             // In memory only: it is written when the alerts up to here are durable.
-            self.checkpoints.advance(&source.path, batch.position);
+            if let (Some(path), Some(position)) = (&source.checkpoint, batch.position) {
+                self.checkpoints.advance(path, position);
+            }
+        }
+        if let Some(acknowledge) = batch.acknowledge {
+            self.unacknowledged.retain(|waiting| !waiting.is_closed());
+            self.unacknowledged.push(acknowledge);
+            // Most batches bring no alert, and need not wait for the disk.
+            if self.may_checkpoint() && self.alert_log.is_synced() {
+                self.acknowledge();
+            }
+        }
+    }
+
+    /// Tells those who wait that all batches so far are safe.
+    fn acknowledge(&mut self) {
+        for waiting in self.unacknowledged.drain(..) {
+            // Whoever gave up waiting will send again.
+            let _ = waiting.send(());
         }
     }
 
@@ -405,7 +473,7 @@ impl Engine {
             let idle = complete.map(|boot_ns| self.clock.boot_to_steady(boot_ns));
             // A server whose clock runs ahead must not end what is still going on here.
             let newest = newest.map(|time| time.min(now));
-            newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
+            newest.max(idle).map_or(Micros::MIN, |time| time - source.lateness)
         };
         // Without any source no request can come, and exposures need not wait for one.
         let there = self.sources.iter().filter(|source| !self.may_be_absent(source));
@@ -417,15 +485,21 @@ impl Engine {
         self.sources_optional && matches!(source.status.borrow().state, SourceState::Absent(_))
     }
 
-    /// Makes alerts durable, then moves the checkpoint, then lets the journal forget. What a crash
+    /// Whether nothing waits in memory that a crash would lose.
+    fn may_checkpoint(&self) -> bool {
+        self.alert_log.is_clear() && self.correlator.journal_failure().is_none()
+    }
+
+    /// Makes alerts durable, then answers for them and moves the checkpoint, then lets the journal forget. What a crash
     /// would lose holds all of it back.
     fn checkpoint(&mut self, now: Micros) -> Result<(), String> {
-        if !self.alert_log.is_clear() || self.correlator.journal_failure().is_some() {
+        if !self.may_checkpoint() {
             return Ok(());
         }
         self.alert_log
             .sync()
             .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
+        self.acknowledge();
         self.checkpoints.flush().map_err(|error| error.to_string())?;
         self.correlator.compact_journal(now).map_err(|error| error.to_string())
     }
@@ -469,13 +543,15 @@ impl Engine {
             let failure = self.sensor_failure.clone().map_or(Ok(()), Err);
             conditions.push(("sensor".to_owned(), failure.into()));
         }
-        let mut followed = 0;
+        let (mut files, mut webhooks) = (0_usize, 0_usize);
         for source in &self.sources {
             if self.may_be_absent(source) {
                 continue;
             }
-            followed += 1;
-            let name = format!("audit log {}", source.path.display());
+            match source.checkpoint {
+                Some(_) => files += 1,
+                None => webhooks += 1,
+            }
             let condition = match &source.status.borrow().state {
                 SourceState::Open => Condition::Holds,
                 SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
@@ -483,7 +559,7 @@ impl Engine {
                     Condition::Fails(why.clone())
                 }
             };
-            conditions.push((name, condition));
+            conditions.push((source.name.clone(), condition));
         }
         let held = self.correlator.held();
         self.metrics.observe(held, self.correlator.losses());
@@ -492,9 +568,11 @@ impl Engine {
             report.degraded.clone_from(&self.origin_now().degraded);
             report.conditions = conditions.into_iter().collect();
             report.correlation = held.into();
-            report.audit = match followed {
-                0 => "none: this node only sees opens, alerts need an audit source".to_owned(),
-                count => format!("{count} file(s) on this node"),
+            report.audit = match (files, webhooks) {
+                (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
+                (count, 0) => format!("{count} file(s) on this node"),
+                (0, _) => "a webhook on this node".to_owned(),
+                (count, _) => format!("{count} file(s) and a webhook on this node"),
             };
         });
     }
