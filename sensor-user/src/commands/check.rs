@@ -3,11 +3,13 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    net::TcpListener,
     path::Path,
 };
 
 use super::{Exit, configure, tell};
 use crate::{
+    audit::webhook::WebhookConfig,
     config::{Config, RunArgs},
     kernel::{self, Finding},
 };
@@ -59,8 +61,12 @@ fn files(config: &Config) -> Vec<Finding> {
             finding("audit log", readable.map(|()| path.display().to_string()).map_err(why))
         })
         .collect();
-    if config.audit_logs.is_empty() {
-        let detail = "none: opens are seen, but nothing to join them with (--audit-log)".to_owned();
+    if let Some(webhook) = &config.audit_webhook {
+        findings.push(finding("audit webhook", listens(webhook)));
+    } else if config.audit_logs.is_empty() {
+        let detail =
+            "none: opens are seen, but nothing to join them with (--audit-log, --audit-webhook)"
+                .to_owned();
         findings.push(finding("audit log", Ok(detail)));
     }
     findings.push(writable("state directory", &config.state_dir));
@@ -78,6 +84,15 @@ fn files(config: &Config) -> Vec<Finding> {
     let detail = kubelet.map_or_else(|why| why, |_| config.kubelet_root.display().to_string());
     findings.push(finding("kubelet directory", Ok(detail)));
     findings
+}
+
+/// Certificates and tokens are of use, and the address is free and ours.
+fn listens(webhook: &WebhookConfig) -> Result<String, String> {
+    webhook.files.check().map_err(|error| error.to_string())?;
+    let address = webhook.listen;
+    TcpListener::bind(address)
+        .map(|_| address.to_string())
+        .map_err(|error| format!("{address}: {error}"))
 }
 
 fn writable(what: &'static str, directory: &Path) -> Finding {

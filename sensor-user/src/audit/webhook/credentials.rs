@@ -38,6 +38,16 @@ pub struct CredentialFiles {
     pub tokens: Option<PathBuf>,
 }
 
+impl CredentialFiles {
+    /// Whether a webhook can be run with them.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check(&self) -> Result<(), CredentialsError> {
+        Files::open(self.clone()).map(drop)
+    }
+}
+
 /// Why these files cannot be used.
 #[derive(Debug, Error)]
 pub enum CredentialsError {

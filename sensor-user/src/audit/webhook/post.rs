@@ -13,7 +13,7 @@ use std::{
 
 use axum::body::{Body, BodyDataStream};
 use futures_util::StreamExt as _;
-use http::{Request, header};
+use http::{HeaderValue, Request, header};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout_at},
@@ -91,7 +91,8 @@ impl Posts {
 
     /// Takes one, and tells what to answer.
     pub(super) async fn take(&self, request: Request<Body>) -> Answer {
-        let gzip = match request.headers().get(header::CONTENT_ENCODING).map(|it| it.as_bytes()) {
+        let gzip = match request.headers().get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes)
+        {
             None | Some(b"identity") => Ok(false),
             Some(b"gzip") => Ok(true),
             Some(_) => Err(BadBody::BadEncoding),
