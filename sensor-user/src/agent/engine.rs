@@ -603,3 +603,6 @@ async fn ready(sensor: Option<&Sensor>) -> Result<(), SensorError> {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;
