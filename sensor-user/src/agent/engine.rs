@@ -28,7 +28,6 @@ use crate::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
         tail::{self, TailConfig},
-        webhook::{Webhook, WebhookMetrics},
     },
     config::Config,
     correlation::{
@@ -39,6 +38,8 @@ use crate::{
     metrics::CorrelationMetrics,
     time::Micros,
 };
+
+mod posted;
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
@@ -248,37 +249,6 @@ impl Engine {
         }
     }
 
-    /// Starts the task that takes audit events over HTTPS.
-    async fn listen(
-        &mut self,
-        config: &Config,
-        metrics: WebhookMetrics,
-        audit_metrics: &AuditMetrics,
-        sender: mpsc::Sender<AuditBatch>,
-        tasks: &mut JoinSet<AgentError>,
-    ) -> Result<(), AgentError> {
-        let Some(webhook) = &config.audit_webhook else { return Ok(()) };
-        let name = format!("audit webhook {}", webhook.listen);
-        let webhook = Webhook::open(webhook, metrics).await?;
-        let (status_sender, status) = watch::channel(SourceStatus::default());
-        let (source, audit_metrics) = (self.sources.len(), audit_metrics.clone());
-        tasks.spawn(async move {
-            webhook.serve(source, sender, status_sender, audit_metrics).await;
-            AgentError::Ended {
-                part: "the audit webhook",
-                why: "nobody takes its batches".to_owned(),
-            }
-        });
-        self.sources.push(Source {
-            name,
-            checkpoint: None,
-            lateness: Micros::from_duration(config.audit_webhook_lateness),
-            status,
-            newest_stage: None,
-        });
-        Ok(())
-    }
-
     /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
     fn place(&self, entry: &mut Entry) {
         match entry {
@@ -384,20 +354,7 @@ impl Engine {
             }
         }
         if let Some(acknowledge) = batch.acknowledge {
-            self.unacknowledged.retain(|waiting| !waiting.is_closed());
-            self.unacknowledged.push(acknowledge);
-            // Most batches bring no alert, and need not wait for the disk.
-            if self.may_checkpoint() && self.alert_log.is_synced() {
-                self.acknowledge();
-            }
-        }
-    }
-
-    /// Tells those who wait that all batches so far are safe.
-    fn acknowledge(&mut self) {
-        for waiting in self.unacknowledged.drain(..) {
-            // Whoever gave up waiting will send again.
-            let _ = waiting.send(());
+            self.owe(acknowledge);
         }
     }
 

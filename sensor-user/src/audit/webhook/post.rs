@@ -113,7 +113,7 @@ impl Posts {
 
     async fn read(&self, mut frames: Frames, mut reader: Reader) -> Result<(), Answer> {
         while let Some(frame) = frames.next().await? {
-            for piece in Reader::pieces(&frame) {
+            for piece in frame.chunks(reader.piece()) {
                 let records = reader.push(piece, &self.sieve);
                 if !records.is_empty() {
                     self.hand_on(records, None).await?;

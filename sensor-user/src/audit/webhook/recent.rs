@@ -12,7 +12,7 @@ use crate::{
     correlation::ids::RequestId,
 };
 
-/// Events that matter, remembered at about 64 bytes each: those of four minutes, which is as long as
+/// Events that matter, remembered at about 100 bytes each: those of four minutes, which is as long as
 /// the API server tries, at 270 a second.
 const EVENTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 16) - 1);
 

@@ -17,9 +17,9 @@ use crate::audit::{
     webhook::{items::Items, metrics::BadBody},
 };
 
-/// Bytes taken at once. Gzip makes at most 1,032 of one, so that this bounds the records in memory
-/// even then.
-const PIECE: usize = 512;
+/// Packed bytes taken at once. Gzip makes at most 1,032 of one, so that this bounds the records in
+/// memory.
+const PACKED_PIECE: usize = 512;
 /// Records are handed on when so many bytes of items were read for them.
 const BATCH: usize = 64 << 10;
 
@@ -58,9 +58,12 @@ impl Reader {
         }
     }
 
-    /// Cuts what has arrived into what [`Self::push`] takes.
-    pub(super) fn pieces(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-        bytes.chunks(PIECE)
+    /// So many bytes are to be pushed at once, at most.
+    pub(super) fn piece(&self) -> usize {
+        match self.unpack {
+            Unpack::Plain => BATCH,
+            Unpack::Gzip(_) => PACKED_PIECE,
+        }
     }
 
     /// Takes a piece; the records so far, once they are worth it. After a fault the rest of the
