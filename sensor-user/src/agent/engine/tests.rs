@@ -6,7 +6,11 @@ use tempfile::TempDir;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::*;
-use crate::{agent::state::StateDir, audit::ReadRecord, config::RunArgs};
+use crate::{
+    agent::{PodFeed, state::StateDir},
+    audit::ReadRecord,
+    config::RunArgs,
+};
 
 struct Scene {
     engine: Engine,
@@ -46,9 +50,9 @@ async fn scene() -> Scene {
     let metrics = StageMetrics::default();
     let mut tasks = JoinSet::new();
     let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await.unwrap();
-    let parts = Parts { sensor: None, pods, metrics };
+    let senses = Senses::new(None, pods);
     let (engine, batches) =
-        Engine::build(&config, &state, &health, parts, &mut tasks).await.unwrap();
+        Engine::build(&config, &state, &health, senses, metrics, &mut tasks).unwrap();
     Scene { engine, batches, _tasks: tasks, _state: state, _directory: directory }
 }
 
@@ -100,7 +104,7 @@ async fn while_an_alert_waits_for_space_nothing_is_acknowledged_and_nobody_is_wa
 async fn each_source_is_as_late_as_it_may_be_and_the_latest_counts() {
     let mut scene = scene().await;
     // Neither has been read to an end.
-    let now = scene.engine.clock.now();
+    let now = scene.engine.senses.clock.now();
     for source in &mut scene.engine.sources {
         source.status = watch::channel(SourceStatus::default()).1;
     }
