@@ -28,12 +28,14 @@ use crate::{
 mod engine;
 pub mod files;
 mod podfeed;
+pub mod rulebook;
 mod senses;
 mod standby;
 mod state;
 
 use engine::Engine;
 use podfeed::PodFeed;
+use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
 use senses::Senses;
 use state::{StateDir, StateError};
 
@@ -43,6 +45,9 @@ pub enum AgentError {
     /// Missing privilege or kernel feature: exit code 3.
     #[error(transparent)]
     Sensor(#[from] SensorError),
+    /// The rules file is refused: exit code 2.
+    #[error(transparent)]
+    Rules(#[from] RulesFileError),
     /// The state directory is unusable.
     #[error(transparent)]
     State(#[from] StateError),
@@ -102,6 +107,7 @@ struct StageMetrics {
     webhook: WebhookMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
+    rulebook: RulebookMetrics,
 }
 
 impl StageMetrics {
@@ -121,6 +127,7 @@ impl StageMetrics {
         }
         self.correlation.register(&mut registry);
         self.alert_log.register(&mut registry);
+        self.rulebook.register(&mut registry);
         registry
     }
 }
@@ -130,6 +137,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let mut stop = pin!(stop);
     let health = Health::new(config.node_name.clone(), config.cluster_name.clone());
     let metrics = StageMetrics::default();
+    let rules = RulesFile::open(config.rules_file.as_deref())?;
     let mut tasks = JoinSet::new();
     let state = match StateDir::open(&config.state_dir) {
         Err(StateError::Taken { .. }) if config.take_over => None,
@@ -148,7 +156,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         },
     };
     let (mut engine, batches) =
-        Engine::build(&config, &state, &health, senses, metrics, &mut tasks)?;
+        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks)?;
     engine.take_over(held_back);
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = engine.sources(),

@@ -33,5 +33,6 @@ pub mod errors;
 pub mod kernel;
 pub mod metrics;
 pub mod redact;
+pub mod replay;
 pub mod rules;
 pub mod time;

@@ -38,6 +38,17 @@ impl Micros {
     pub fn parse(text: &str) -> Option<Self> {
         text.parse::<Timestamp>().ok().map(|time| Self(time.as_microsecond()))
     }
+
+    /// As [`parse`](Self::parse), a time between the first Kubernetes and far from now. Anything
+    /// else in a log is a zero value or a broken clock, and one such time would move a watermark
+    /// for good.
+    pub fn parse_believable(text: &str) -> Option<Self> {
+        /// 2014-06-06
+        const FIRST: Micros = Micros::from_secs(1_402_012_800);
+        /// 2200-01-01
+        const LAST: Micros = Micros::from_secs(7_258_118_400);
+        Self::parse(text).filter(|time| (FIRST..LAST).contains(time))
+    }
 }
 
 impl ops::Add for Micros {

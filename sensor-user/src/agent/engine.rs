@@ -14,7 +14,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, Senses, StageMetrics, state};
+use super::{AgentError, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -30,7 +30,7 @@ use crate::{
     },
     config::Config,
     correlation::{
-        Correlator, Finding, Open, Request, Settings,
+        Correlator, Finding, Kind, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
     kernel::{Sensor, SensorError},
@@ -48,6 +48,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Every stage, and the state between them.
 pub(super) struct Engine {
     senses: Senses,
+    rulebook: RulebookKeeper,
     join: Join,
     sources: Vec<Source>,
     sources_optional: bool,
@@ -80,13 +81,39 @@ impl Join {
             let pod = open.pod_uid.as_deref().and_then(|uid| pods.pod(uid));
             recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
         }
-        self.join(open, now);
+        self.join(open, pods, now);
     }
 
-    fn join(&mut self, open: TokenOpen, now: Micros) {
-        let open = Open { boot_id: self.boot_id.clone(), open };
+    fn join(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
+        let mut open = Open::new(self.boot_id.clone(), open);
+        find_pods(&mut open, pods);
         self.correlator.open(open, now, &mut self.findings);
     }
+
+    /// Hands a request on, with the pod that it is of.
+    fn request(&mut self, mut request: Request, pods: &PodIndex, now: Micros) {
+        find_pod(&mut request, pods);
+        self.correlator.request(request, now, &mut self.findings);
+    }
+}
+
+/// Adds what the index knows by now.
+fn find_pods(open: &mut Open, pods: &PodIndex) {
+    open.pod = open.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
+    let reader = open.open.reader.as_ref();
+    open.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
+}
+
+/// Adds the pod that a request is of: by its token, else by its service account and address.
+fn find_pod(request: &mut Request, pods: &PodIndex) {
+    if request.record.pod_uid().is_none()
+        && let Some((namespace, account)) = request.record.service_account()
+        && let Some(address) = request.record.source_ip()
+    {
+        let pod = pods.by_address(namespace, account, address);
+        request.by_address = pod.map(|pod| pod.uid.to_string());
+    }
+    request.pod = request.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
 }
 
 /// Which open it was, whichever agent's sensor saw it.
@@ -129,7 +156,8 @@ impl Engine {
         config: &Config,
         state: &state::StateDir,
         health: &Health,
-        senses: Senses,
+        mut senses: Senses,
+        rules: RulesFile,
         metrics: StageMetrics,
         tasks: &mut JoinSet<AgentError>,
     ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
@@ -154,6 +182,8 @@ impl Engine {
         if config.kube.is_none() {
             degraded.push("no pod index: names come from audit events alone".to_owned());
         }
+        let now = senses.clock.now().wall;
+        let rulebook = RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, now);
         let mut engine = Self {
             join: Join {
                 boot_id: state::boot_id(),
@@ -180,10 +210,12 @@ impl Engine {
             sensor_failure: None,
             remembered: Vec::new(),
             senses,
+            rulebook,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
         engine.self_test.reset();
+        engine.join.correlator.set_rulebook(engine.rulebook.current());
         let now = engine.senses.clock.now().steady;
         for mut entry in entries {
             engine.place(&mut entry);
@@ -205,14 +237,14 @@ impl Engine {
         for open in held_back {
             let seen = SeenOpen::of(&open);
             if !remembered.iter().any(|other| other.is(&seen)) {
-                self.join.join(open, now);
+                self.join.join(open, &self.senses.pods.index, now);
             }
         }
         self.tell(None);
     }
 
     fn remember(&mut self, entry: &Entry) {
-        if let Entry::Open(Open { boot_id, open }) = entry
+        if let Entry::Open(Open { boot_id, open, .. }) = entry
             && *boot_id == self.join.boot_id
         {
             self.remembered.push(SeenOpen::of(open));
@@ -263,6 +295,12 @@ impl Engine {
             Entry::Request(request) | Entry::Session(request) => {
                 let received = request.record.request_received_timestamp;
                 request.time = self.senses.clock.wall_to_steady(received);
+            }
+        }
+        match entry {
+            Entry::Open(open) => find_pods(open, &self.senses.pods.index),
+            Entry::Request(request) | Entry::Session(request) => {
+                find_pod(request, &self.senses.pods.index);
             }
         }
     }
@@ -324,8 +362,8 @@ impl Engine {
         let now = self.senses.clock.now().steady;
         for read in batch.records {
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
-            let request = Request { time, record: read.record };
-            self.join.correlator.request(request, now, &mut self.join.findings);
+            let request = Request::new(time, read.record);
+            self.join.request(request, &self.senses.pods.index, now);
             self.tell(Some(read.read_at));
         }
         if let Some(source) = self.sources.get_mut(batch.source) {
@@ -358,14 +396,17 @@ impl Engine {
                 // Told before a restart already.
                 continue;
             }
-            match finding {
-                Finding::Alert(_) => {
+            match finding.kind {
+                Kind::Alert => {
                     self.metrics.alerts.inc();
                     if let Some(read_at) = read_at {
                         self.metrics.latency.observe(read_at.elapsed().as_secs_f64());
                     }
                 }
-                Finding::Incident(_) => {
+                Kind::Escalation => {
+                    self.metrics.escalations.inc();
+                }
+                Kind::Incident => {
                     self.metrics.summaries.inc();
                 }
             }
@@ -385,7 +426,9 @@ impl Engine {
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
         // What is in the ring happened before: it must not find its exposure gone.
         self.drain();
-        let now = self.senses.clock.now().steady;
+        let now = self.senses.clock.now();
+        self.keep_rules(now.wall);
+        let now = now.steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
         self.senses.pods.index.forget(now);
@@ -396,6 +439,15 @@ impl Engine {
         self.senses.keep_up();
         self.publish(journal.map_err(|error| error.to_string()), checkpoint);
         Ok(())
+    }
+
+    /// Counts what exceptions swallowed, and takes a rules file that has changed.
+    fn keep_rules(&mut self, now: Micros) {
+        for (exception, _) in self.join.correlator.take_hits() {
+            self.rulebook.swallowed(&exception, now);
+        }
+        self.rulebook.keep_up(now);
+        self.join.correlator.set_rulebook(self.rulebook.current());
     }
 
     /// How far every source is known to be complete, on the steady axis.
@@ -488,6 +540,7 @@ impl Engine {
         self.health.publish(|report| {
             report.route.clone_from(&self.origin.route);
             report.degraded.clone_from(&self.origin_now().degraded);
+            report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
             report.correlation = held.into();
             report.audit = match (files, webhooks) {
@@ -503,6 +556,8 @@ impl Engine {
     pub(super) fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
+        let now = self.senses.clock.now().wall;
+        self.keep_rules(now);
         let now = self.senses.clock.now().steady;
         if let Err(error) = self.join.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");

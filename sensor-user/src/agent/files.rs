@@ -23,9 +23,9 @@ pub fn look(config: &Config) -> Vec<Finding> {
     if let Some(webhook) = &config.audit_webhook {
         findings.push(finding("audit webhook", listens(webhook)));
     } else if config.audit_logs.is_empty() {
-        let detail = "none: opens are seen, but nothing to join them with (--audit-log, \
-                      --audit-webhook)"
-            .to_owned();
+        let detail =
+            "none: opens are seen, but nothing to join them with (--audit-log, --audit-webhook)"
+                .to_owned();
         findings.push(finding("audit log", Ok(detail)));
     }
     findings.extend(written(config));
@@ -39,6 +39,15 @@ pub fn look(config: &Config) -> Vec<Finding> {
     let detail = kubelet.map_or_else(|why| why, |_| config.kubelet_root.display().to_string());
     findings.push(finding("kubelet directory", Ok(detail)));
     findings
+}
+
+/// Certificates and tokens are of use, and the address is free and ours.
+fn listens(webhook: &WebhookConfig) -> Result<String, String> {
+    webhook.files.check().map_err(|error| error.to_string())?;
+    let address = webhook.listen;
+    TcpListener::bind(address)
+        .map(|_| address.to_string())
+        .map_err(|error| format!("{address}: {error}"))
 }
 
 /// Findings on what the configuration names to be written.
@@ -57,15 +66,6 @@ pub fn readable(path: &Path) -> Result<(), String> {
         if file.metadata()?.is_file() { Ok(()) } else { Err(io::ErrorKind::IsADirectory.into()) }
     });
     readable.map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// Certificates and tokens are of use, and the address is free and ours.
-fn listens(webhook: &WebhookConfig) -> Result<String, String> {
-    webhook.files.check().map_err(|error| error.to_string())?;
-    let address = webhook.listen;
-    TcpListener::bind(address)
-        .map(|_| address.to_string())
-        .map_err(|error| format!("{address}: {error}"))
 }
 
 fn writable(what: &'static str, directory: &Path) -> Finding {

@@ -11,7 +11,7 @@ use crate::{
     audit::{
         AuditMetrics, BadLine, ReadRecord,
         lines::{Fit, Line, Lines},
-        scan::{Scan, classify, last_stage_timestamp},
+        scan::{Interest, Scan, classify, last_stage_timestamp},
     },
     time::Micros,
 };
@@ -64,10 +64,10 @@ impl Sieve {
     fn judge(&mut self, line: &Line<'_>, read_at: Instant) -> Option<ReadRecord> {
         self.metrics.lines.inc();
         let scan = match line.fit {
-            Fit::Whole => classify(line.bytes),
+            Fit::Whole => classify(line.bytes, &Interest::LIVE),
             Fit::Shortened => {
                 self.metrics.shortened.inc();
-                classify(line.bytes)
+                classify(line.bytes, &Interest::LIVE)
             }
             Fit::TooLong => Scan::Bad(BadLine::TooLong),
         };

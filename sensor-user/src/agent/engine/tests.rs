@@ -51,8 +51,9 @@ async fn scene() -> Scene {
     let mut tasks = JoinSet::new();
     let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await.unwrap();
     let senses = Senses::new(None, pods);
-    let (engine, batches) =
-        Engine::build(&config, &state, &health, senses, metrics, &mut tasks).unwrap();
+    let rules = RulesFile::open(None).unwrap();
+    let built = Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks);
+    let (engine, batches) = built.unwrap();
     Scene { engine, batches, _tasks: tasks, _state: state, _directory: directory }
 }
 

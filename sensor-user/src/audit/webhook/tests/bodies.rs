@@ -9,7 +9,7 @@ use super::{CERTIFICATE, Client, Rig, events, item, list};
 use crate::{
     audit::{
         BadLine, SourceState,
-        scan::{Scan, classify},
+        scan::{Interest, Scan, classify},
         webhook::{Answer, BadBody},
     },
     time::Micros,
@@ -35,10 +35,11 @@ async fn packed(rig: &Rig, encoding: &str) -> Client {
 
 #[tokio::test]
 async fn events_of_a_real_api_server_are_the_records_that_its_log_file_gives() {
-    let records = REAL.lines().filter_map(|line| match classify(line.as_bytes()) {
-        Scan::Record(record) => Some(record),
-        Scan::Skip | Scan::Bad(_) => None,
-    });
+    let records =
+        REAL.lines().filter_map(|line| match classify(line.as_bytes(), &Interest::LIVE) {
+            Scan::Record(record) => Some(record),
+            Scan::Skip | Scan::Bad(_) => None,
+        });
     let records: Vec<_> = records.collect();
     let items: Vec<Value> = REAL
         .lines()
