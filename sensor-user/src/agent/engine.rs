@@ -152,7 +152,7 @@ struct Source {
 
 impl Engine {
     /// Builds every stage and starts the sources, whose tasks go into `tasks`.
-    pub(super) async fn build(
+    pub(super) fn build(
         config: &Config,
         state: &state::StateDir,
         health: &Health,
@@ -225,7 +225,7 @@ impl Engine {
         engine.tell(None);
         let (sender, batches) = mpsc::channel(BATCHES);
         engine.follow(config, &metrics.audit, &sender, tasks);
-        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks).await?;
+        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks)?;
         Ok((engine, batches))
     }
 
