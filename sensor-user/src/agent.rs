@@ -22,12 +22,17 @@ use crate::{
 };
 
 mod engine;
+pub mod files;
 mod podfeed;
+pub mod rulebook;
+mod senses;
 mod standby;
 mod state;
 
-use engine::{Engine, Parts};
+use engine::Engine;
 use podfeed::PodFeed;
+use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
+use senses::Senses;
 use state::{StateDir, StateError};
 
 /// Why the agent did not start, or stopped by itself.
@@ -36,6 +41,9 @@ pub enum AgentError {
     /// Missing privilege or kernel feature: exit code 3.
     #[error(transparent)]
     Sensor(#[from] SensorError),
+    /// The rules file is refused: exit code 2.
+    #[error(transparent)]
+    Rules(#[from] RulesFileError),
     /// The state directory is unusable.
     #[error(transparent)]
     State(#[from] StateError),
@@ -91,6 +99,7 @@ struct StageMetrics {
     audit: AuditMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
+    rulebook: RulebookMetrics,
 }
 
 impl StageMetrics {
@@ -107,6 +116,7 @@ impl StageMetrics {
         self.audit.register(&mut registry);
         self.correlation.register(&mut registry);
         self.alert_log.register(&mut registry);
+        self.rulebook.register(&mut registry);
         registry
     }
 }
@@ -116,28 +126,27 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let mut stop = pin!(stop);
     let health = Health::new(config.node_name.clone(), config.cluster_name.clone());
     let metrics = StageMetrics::default();
+    let rules = RulesFile::open(config.rules_file.as_deref())?;
     let mut tasks = JoinSet::new();
     let state = match StateDir::open(&config.state_dir) {
         Err(StateError::Taken { .. }) if config.take_over => None,
         state => Some(state?),
     };
-    let mut sensor =
-        if config.no_sensor { None } else { Some(start_sensor(&config, &metrics).await?) };
+    let sensor = if config.no_sensor { None } else { Some(start_sensor(&config, &metrics).await?) };
     serve_admin(&config, &metrics, &health, &mut tasks).await?;
+    let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
+    let mut senses = Senses::new(sensor, pods);
+    senses.pods.fill(senses.clock.now().steady).await;
     let (state, held_back) = match state {
         Some(state) => (state, Vec::new()),
-        None => {
-            let sensor = sensor.as_mut().map(|(sensor, _)| sensor);
-            tokio::select! {
-                () = &mut stop => return Ok(()),
-                predecessor = standby::wait(&config.state_dir, sensor, &health) => predecessor?,
-            }
-        }
+        None => tokio::select! {
+            () = &mut stop => return Ok(()),
+            predecessor = standby::wait(&config, &mut senses, &health) => predecessor?,
+        },
     };
-    let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
-    let parts = Parts { sensor, pods, metrics };
-    let (mut engine, batches) = Engine::build(&config, &state, &health, parts, &mut tasks).await?;
-    engine.take_over(&held_back);
+    let (mut engine, batches) =
+        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks)?;
+    engine.take_over(held_back);
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = config.audit_logs.len(),
         alert_log = %config.alert_log.display(), admin = %config.admin_listen, "started"

@@ -7,7 +7,7 @@
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -29,6 +29,11 @@ pub const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 pub const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 /// `user.extra` key that names the credential.
 pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// Annotation of a TokenRequest that names the credential it minted.
+pub const ISSUED_CREDENTIAL_ID: &str = "authentication.kubernetes.io/issued-credential-id";
+/// How the user names of service accounts begin; namespace and name follow.
+pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
 /// Stage of a request at which an event was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -179,12 +184,42 @@ impl AuditRecord {
 
     /// Namespace and name of the service account that asked.
     pub fn service_account(&self) -> Option<(&str, &str)> {
-        self.user.username.strip_prefix("system:serviceaccount:")?.split_once(':')
+        self.user.username.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')
     }
 
     /// The address that the API server itself saw: the last of `sourceIPs`.
     pub fn source_ip(&self) -> Option<&str> {
         self.source_ips.last().map(String::as_str)
+    }
+
+    /// Resource with subresource, as `pods/exec`; the path for non-resource requests.
+    pub fn resource(&self) -> Cow<'_, str> {
+        let object = self.object_ref.as_ref();
+        let resource = object.and_then(|object| object.resource.as_deref());
+        match (resource, object.and_then(|object| object.subresource.as_deref())) {
+            (Some(resource), Some(subresource)) => format!("{resource}/{subresource}").into(),
+            (Some(resource), None) => resource.into(),
+            (None, _) => self.request_uri.split('?').next().unwrap_or_default().into(),
+        }
+    }
+
+    /// Namespace and name of the service account that a TokenRequest mints for.
+    pub fn minted_for(&self) -> Option<(&str, &str)> {
+        let object = self.object_ref.as_ref().filter(|object| object.is_token_of_account())?;
+        if self.verb != "create" {
+            return None;
+        }
+        object.namespace.as_deref().zip(object.name.as_deref())
+    }
+
+    /// Whether the API server did what was asked; `None` while that is not known.
+    pub fn allowed(&self) -> Option<bool> {
+        let code = self.response_status.as_ref().and_then(|status| status.code);
+        match (self.decision(), code) {
+            (Some("forbid"), _) | (_, Some(400..)) => Some(false),
+            (Some("allow"), _) | (_, Some(_)) => Some(true),
+            (_, None) => None,
+        }
     }
 
     /// `allow` or `forbid`, as the authorizer annotated it.

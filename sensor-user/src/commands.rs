@@ -10,6 +10,7 @@ use crate::{
 pub mod alerts;
 pub mod check;
 pub mod replay;
+pub mod rules;
 pub mod run;
 pub mod schema;
 
@@ -24,6 +25,8 @@ pub enum Command {
     Replay(replay::ReplayArgs),
     /// Show an alert log as people read it
     Alerts(alerts::AlertsArgs),
+    /// Say when each rule alerts, what is excluded and excepted, and how to silence a false positive
+    Rules(rules::RulesArgs),
     /// Print the JSON Schema of an alert
     Schema,
 }
@@ -61,6 +64,7 @@ impl Command {
             Self::Check(args) => check::execute(*args),
             Self::Replay(args) => replay::execute(&args),
             Self::Alerts(args) => alerts::execute(&args),
+            Self::Rules(args) => rules::execute(args),
             Self::Schema => schema::execute(),
         }
     }

@@ -69,6 +69,9 @@ pub struct RunArgs {
     /// Also write every token open that is seen to this file, as ECS documents
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// Exceptions to rules, exclusions and decoys (YAML); read anew when it changes
+    #[arg(long, value_name = "FILE")]
+    pub rules_file: Option<PathBuf>,
     /// Follow audit logs only; load nothing into the kernel
     #[arg(long)]
     pub no_sensor: bool,
@@ -129,6 +132,7 @@ struct FileConfig {
     take_over: bool,
     route: Option<RouteChoice>,
     record: Option<PathBuf>,
+    rules_file: Option<PathBuf>,
     no_sensor: bool,
     log_format: Option<LogFormat>,
     log_level: Option<LogLevel>,
@@ -173,6 +177,8 @@ pub struct Config {
     pub route: RouteChoice,
     /// Where to record opens.
     pub record: Option<PathBuf>,
+    /// Exceptions to rules, exclusions, decoys.
+    pub rules_file: Option<PathBuf>,
     /// Audit side only.
     pub no_sensor: bool,
     /// Log format.
@@ -287,6 +293,7 @@ impl Config {
             take_over: args.take_over || file.take_over,
             route: args.route.or(file.route).unwrap_or_default(),
             record: args.record.or(file.record),
+            rules_file: args.rules_file.or(file.rules_file),
             no_sensor: args.no_sensor || file.no_sensor,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             log_level: args.log_level.or(file.log_level).unwrap_or_default(),
@@ -339,9 +346,13 @@ impl Config {
         }
         let mut named: Vec<(&Path, &'static str)> = Vec::new();
         let uses = self.audit_logs.iter().map(|path| (path.as_path(), "audit-log")).chain(
-            [(Some(&self.alert_log), "alert-log"), (self.record.as_ref(), "record")]
-                .into_iter()
-                .filter_map(|(path, key)| path.map(|path| (path.as_path(), key))),
+            [
+                (Some(&self.alert_log), "alert-log"),
+                (self.record.as_ref(), "record"),
+                (self.rules_file.as_ref(), "rules-file"),
+            ]
+            .into_iter()
+            .filter_map(|(path, key)| path.map(|path| (path.as_path(), key))),
         );
         for (path, second) in uses {
             if let Some((_, first)) = named.iter().find(|(other, _)| *other == path) {
@@ -410,6 +421,7 @@ mod tests {
             ("no-sensor: true", "no-sensor"),
             ("{audit-log: [/a, /a]}", "audit-log"),
             ("{audit-log: [/a], alert-log: /a}", "alert-log"),
+            ("{audit-log: [/a], rules-file: /a}", "rules-file"),
             ("- a list", "not valid"),
         ] {
             let error = parse(yaml).unwrap_err().to_string();

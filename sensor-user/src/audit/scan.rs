@@ -1,8 +1,8 @@
 //! Which audit lines matter, found without decoding the others, and the decoding of those.
 //!
 //! Sound: a line that is skipped could not have changed an alert. What matters is the caller's
-//! [`Interest`]: requests of pods, of all or of those by name; ways into a pod (exec, attach,
-//! ephemeral container); TokenRequests. So a line must contain a key and a value of these
+//! [`Interest`]: requests of pods, of all or of those by name; of service accounts; ways into a pod
+//! (exec, attach, ephemeral container); TokenRequests. So a line must contain a key and a value of these
 //! literally, or an escape that could decode to a part of them. Pure; called by the sources and by
 //! `replay`.
 
@@ -14,7 +14,10 @@ use memchr::{
 };
 use serde::Deserialize;
 
-use super::{AuditRecord, BadLine, ObjectRef, POD_NAME, POD_UID, ResponseStatus, Stage, User};
+use super::{
+    AuditRecord, BadLine, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT, Stage,
+    User,
+};
 use crate::{redact::redact, time::Micros};
 
 /// Which events are of use to the caller.
@@ -22,6 +25,8 @@ use crate::{redact::redact, time::Micros};
 pub struct Interest<'a> {
     /// Requests made with a pod's identity.
     pub pods: Pods<'a>,
+    /// Requests of service accounts, whether or not their token names a pod.
+    pub accounts: bool,
     /// Requests for a way into a pod.
     pub sessions: bool,
     /// Requests for a service account's token.
@@ -50,8 +55,13 @@ impl fmt::Debug for Pods<'_> {
 
 impl Interest<'static> {
     /// What correlation as events happen can use.
-    pub const LIVE: Self =
-        Self { pods: Pods::All, sessions: true, token_requests: false, received_may_lack: false };
+    pub const LIVE: Self = Self {
+        pods: Pods::All,
+        accounts: true,
+        sessions: true,
+        token_requests: true,
+        received_may_lack: false,
+    };
 }
 
 impl Interest<'_> {
@@ -71,6 +81,7 @@ impl Interest<'_> {
             }
         };
         of_pod
+            || (self.accounts && user.username.starts_with(SERVICE_ACCOUNT))
             || object.is_some_and(|object| {
                 (self.sessions && object.is_way_into_pod())
                     || (self.token_requests && object.is_token_of_account())
@@ -162,7 +173,17 @@ fn can_matter(line: &[u8], interest: &Interest<'_>) -> bool {
         Pods::Named(known) => names_pod(line, known),
     };
     let of_object = interest.sessions || interest.token_requests;
-    of_pod || (of_object && names_subresource(line, interest)) || may_hide_key(line)
+    of_pod
+        || (interest.accounts && names_account(line))
+        || (of_object && names_subresource(line, interest))
+        || may_hide_key(line)
+}
+
+/// Whether a name of a service account begins in the line.
+fn names_account(line: &[u8]) -> bool {
+    static BEGINNING: LazyLock<Finder<'static>> =
+        LazyLock::new(|| Finder::new(b"\"system:serviceaccount:"));
+    BEGINNING.find(line).is_some()
 }
 
 /// Whether a pod that is known stands in the line, or one whose name only decoding tells.

@@ -1,15 +1,16 @@
 //! `tokentrail check`: whether `run` with the same options would work here. It changes nothing.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-};
+use std::io::{self, Write};
 
-use super::{Exit, configure, tell};
+use super::{Exit, configure, rules::now, tell};
 use crate::{
+    agent::{
+        files,
+        rulebook::{RulesFile, read_hits},
+    },
     config::{Config, RunArgs},
     kernel::{self, Finding},
+    rules::{exceptions::hits::Hits, rulebook::Rulebook},
 };
 
 /// Prints one line a check.
@@ -18,8 +19,16 @@ pub fn execute(args: RunArgs) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
+    let rules = match RulesFile::open(config.rules_file.as_deref()) {
+        Ok(rules) => rules,
+        Err(error) => {
+            tell(&error);
+            return Exit::Usage;
+        }
+    };
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
-    let files = files(&config);
+    let files = files::look(&config);
+    let doubts = doubts(&config, rules.current());
     let mut output = io::stdout().lock();
     let mut print = |findings: &[Finding]| {
         findings.iter().try_for_each(|finding| {
@@ -27,7 +36,10 @@ pub fn execute(args: RunArgs) -> Exit {
             writeln!(output, "{mark}  {:<20}  {}", finding.what, finding.detail)
         })
     };
-    if let Err(error) = print(&kernel).and_then(|()| print(&files)) {
+    let printed = print(&kernel).and_then(|()| print(&files)).and_then(|()| {
+        doubts.iter().try_for_each(|doubt| writeln!(output, "WARNING  {:<20}  {doubt}", "rules"))
+    });
+    if let Err(error) = printed {
         tell(&error);
         return Exit::Failed;
     }
@@ -40,59 +52,16 @@ pub fn execute(args: RunArgs) -> Exit {
     }
 }
 
-fn files(config: &Config) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = config
-        .audit_logs
-        .iter()
-        .map(|path| {
-            // A directory opens, too: reading tells.
-            let readable = File::open(path).and_then(|file| {
-                if file.metadata()?.is_file() {
-                    Ok(())
-                } else {
-                    Err(io::ErrorKind::IsADirectory.into())
-                }
-            });
-            let why = |error: io::Error| {
-                format!("{}: {error}; run would wait for it, not ready", path.display())
-            };
-            finding("audit log", readable.map(|()| path.display().to_string()).map_err(why))
-        })
-        .collect();
-    if config.audit_logs.is_empty() {
-        let detail = "none: opens are seen, but nothing to join them with (--audit-log)".to_owned();
-        findings.push(finding("audit log", Ok(detail)));
-    }
-    findings.push(writable("state directory", &config.state_dir));
-    if config.alert_log != Path::new("-") {
-        let directory = config.alert_log.parent().unwrap_or(Path::new("/"));
-        findings.push(writable("alert log", directory));
-    }
-    let kubelet = fs::metadata(config.kubelet_root.join("pods")).map_err(|error| {
-        format!(
-            "{}: {error}; tokens are then known by their mount points",
-            config.kubelet_root.display()
-        )
+/// What deserves a second look in the rules file; no reason not to run.
+fn doubts(config: &Config, rulebook: &Rulebook) -> Vec<String> {
+    let (hits, unknown) = match read_hits(&config.state_dir) {
+        Ok(hits) => (hits, None),
+        Err(error) => (Hits::default(), Some(format!("hits of exceptions are unknown: {error}"))),
+    };
+    let now = now();
+    let doubts = rulebook.exceptions.iter().filter_map(|exception| {
+        let doubt = hits.doubt(exception, now)?;
+        Some(format!("exception {}: {doubt}", exception.id))
     });
-    // A node without pods yet is no fault.
-    let detail = kubelet.map_or_else(|why| why, |_| config.kubelet_root.display().to_string());
-    findings.push(finding("kubelet directory", Ok(detail)));
-    findings
-}
-
-fn writable(what: &'static str, directory: &Path) -> Finding {
-    // The directory of a bare file name is the current one.
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let result = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK)
-        .map(|()| directory.display().to_string())
-        .map_err(|error| format!("{} cannot be written: {error}", existing.display()));
-    finding(what, result)
-}
-
-fn finding(what: &'static str, result: Result<String, String>) -> Finding {
-    match result {
-        Ok(detail) => Finding { what, ok: true, detail },
-        Err(detail) => Finding { what, ok: false, detail },
-    }
+    unknown.into_iter().chain(doubts).collect()
 }

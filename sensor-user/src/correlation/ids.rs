@@ -6,10 +6,11 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::hourly::Key;
 use crate::{
     attribution::ProcessKey,
     audit::{AuditRecord, Stage},
-    rules::Band,
+    rules::{Band, catalogue::RuleId},
 };
 
 /// SHA-256 over length-prefixed parts, so that no two lists of parts run together.
@@ -24,6 +25,10 @@ impl Parts {
         self.0.update((bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
         self
+    }
+
+    fn key(self, key: &Key) -> Self {
+        key.rest.iter().fold(self.part(key.owner.as_bytes()), |parts, it| parts.part(it.as_bytes()))
     }
 
     /// The first 16 bytes: enough for any number of events a cluster will see.
@@ -91,20 +96,30 @@ pub fn incident_id(
         .finish_hex()
 }
 
+/// `incident.id` of what is read from outside.
+pub fn outside_id(cluster: &str, boot_id: &str, reader: &Key, first_open_ktime_ns: u64) -> String {
+    Parts::new("outside")
+        .part(cluster.as_bytes())
+        .part(boot_id.as_bytes())
+        .key(reader)
+        .part(&first_open_ktime_ns.to_le_bytes())
+        .finish_hex()
+}
+
 /// `incident.id` of an incident without an exposure: of what joins it and its first request, and
 /// for Elastic's query the stage, since each is an alert of its own there.
 pub fn request_incident_id(
     cluster: &str,
-    rule: &str,
-    join_key: &str,
-    request: RequestId,
+    rule: RuleId,
+    key: &Key,
+    first: RequestId,
     stage: Option<Stage>,
 ) -> String {
-    let parts = Parts::new("request incident")
+    let parts = Parts::new("request-incident")
         .part(cluster.as_bytes())
-        .part(rule.as_bytes())
-        .part(join_key.as_bytes())
-        .part(&request.0);
+        .part(rule.as_str().as_bytes())
+        .key(key)
+        .part(&first.0);
     match stage {
         Some(stage) => parts.part(format!("{stage:?}").as_bytes()).finish_hex(),
         None => parts.finish_hex(),

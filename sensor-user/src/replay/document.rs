@@ -9,12 +9,14 @@ use crate::{
         ecs::Document,
     },
     attribution::pods::PodIndex,
-    audit::{self, AuditRecord},
+    audit::{self, AuditRecord, Stage},
     correlation::{
-        Alert, Finding,
+        Attached, Open, Request,
+        hourly::Key,
         ids::{self, RequestId},
+        story::Story,
     },
-    rules::{Band, token_access},
+    rules::{Band, catalogue::RuleId, exceptions::RequestKind},
     time::Micros,
 };
 
@@ -30,50 +32,65 @@ pub struct Writer {
     pub now: Micros,
 }
 
+/// Both rules' risk: Elasticsearch's do not look at what a request does.
+const BAND: Band = Band::Medium;
+
 impl Writer {
     /// The alert about a match.
-    pub fn document(&self, found: &Match) -> Option<Document> {
+    pub fn document(&self, found: &Match) -> Document {
         match found {
-            Match::Sequence { name, open, request } => Some(self.sequence(name, open, request)),
-            Match::TokenRequest { .. } => None,
+            Match::Sequence { name, open, request } => {
+                let key = Key { owner: name.clone(), rest: Vec::new() };
+                let rule = RuleId::TokenAccessThenApiRequest;
+                let node = open.host.as_deref();
+                self.alert(rule, &key, None, Some(open), request, node)
+            }
+            Match::TokenRequest { request } => {
+                let rest = [request.user_agent.clone(), minted_for(request)];
+                let rest = rest.into_iter().flatten().collect();
+                let key = Key { owner: request.user.username.clone(), rest };
+                // The query matches each stage by itself.
+                let stage = Some(request.stage);
+                self.alert(RuleId::TokenRequestByUser, &key, stage, None, request, None)
+            }
         }
-    }
-
-    fn sequence(&self, name: &str, open: &OpenDocument, request: &Arc<AuditRecord>) -> Document {
-        let rule = &token_access::RULE;
-        let identity = RequestId::of(request);
-        let incident_id = ids::request_incident_id(&self.cluster, rule.id, name, identity, None);
-        let band = Band::Medium;
-        let alert = Alert {
-            event_id: ids::event_id(rule.id, &incident_id, "alert", band),
-            incident_id,
-            rule,
-            band,
-            open: Arc::new(open.open.clone()),
-            request: Arc::clone(request),
-            initiators: Vec::new(),
-            requests: vec![Arc::clone(request)],
-            request_count: 1,
-            open_count: 1,
-            first: open.time,
-            last: request.stage_timestamp,
-        };
-        self.of_stage(alert, open.host.as_deref())
     }
 
     /// The alert as Elasticsearch dates it: by the stage, not by the receipt.
-    fn of_stage(&self, alert: Alert, node: Option<&str>) -> Document {
-        let stage = alert.request.stage_timestamp;
-        let claim = alert.request.extra(audit::NODE_NAME);
-        let node_name = node.or(claim).unwrap_or_default().to_owned();
+    fn alert(
+        &self,
+        rule: RuleId,
+        key: &Key,
+        stage: Option<Stage>,
+        open: Option<&OpenDocument>,
+        record: &Arc<AuditRecord>,
+        node: Option<&str>,
+    ) -> Document {
+        let identity = RequestId::of(record);
+        let id = ids::request_incident_id(&self.cluster, rule, key, identity, stage);
+        let request = Request::new(record.stage_timestamp, AuditRecord::clone(record));
+        let request = Attached::new(identity, &request, RequestKind::Unknown);
+        let open = open.map(|open| Arc::new(Open::new(open.boot_id.clone(), open.open.clone())));
+        let mut finding = Story::begin(rule, id, open, Some(request)).alert();
+        finding.band = BAND;
+        finding.event_id =
+            ids::event_id(rule.as_str(), &finding.incident_id, finding.kind.as_str(), BAND);
+        finding.last = record.stage_timestamp;
+        let node_name = node.or(record.extra(audit::NODE_NAME)).unwrap_or_default().to_owned();
         let origin = Origin { node_name, ..self.origin.clone() };
-        let finding = Finding::Alert(Box::new(alert));
         let mut document = document(&finding, &origin, &self.pods, None, self.now);
-        document.timestamp = stage;
-        document.event.end = stage;
-        if node.is_none() {
-            document.tokentrail.evidence.origin.node_claim_is_this_node = None;
+        document.timestamp = record.stage_timestamp;
+        document.event.end = record.stage_timestamp;
+        if node.is_none()
+            && let Some(from) = &mut document.tokentrail.evidence.origin
+        {
+            from.node_claim_is_this_node = None;
         }
         document
     }
+}
+
+fn minted_for(request: &AuditRecord) -> Option<String> {
+    let (namespace, name) = request.minted_for()?;
+    Some(format!("{namespace}/{name}"))
 }

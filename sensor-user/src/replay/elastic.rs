@@ -11,6 +11,7 @@ use lru::LruCache;
 use super::opens::OpenDocument;
 use crate::{
     audit::{AuditRecord, ObjectRef, POD_NAME, Stage},
+    rules::token_request::{SYSTEM_IDENTITIES, matches},
     time::Micros,
 };
 
@@ -18,25 +19,6 @@ use crate::{
 pub const MAX_SPAN: Micros = Micros::from_secs(60);
 /// Pods with a pending open; the one whose open is oldest gives way.
 const PODS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8_191);
-
-/// Users whose TokenRequests are the system's own; `*` stands for any run of characters.
-const EXCLUDED_USERS: [&str; 15] = [
-    "system:kube-controller-manager",
-    "system:kube-scheduler",
-    "system:node:*",
-    "system:serviceaccount:kube-system:*",
-    "eks:*",
-    "aksService",
-    "aks-service",
-    "masterclient",
-    "nodeclient",
-    "system:serviceaccount:gke-managed-system:*",
-    "system:serviceaccount:gke-connect:*",
-    "system:serviceaccount:anthos-identity-service:*",
-    "system:gke-controller-manager",
-    "system:serviceaccount:tigera-operator:*",
-    "system:serviceaccount:calico-system:*",
-];
 
 /// What a rule matched.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,12 +117,7 @@ fn is_answer(record: &AuditRecord) -> bool {
 fn is_token_request(record: &AuditRecord) -> bool {
     record.verb == "create"
         && record.object_ref.as_ref().is_some_and(ObjectRef::is_token_of_account)
-        && !EXCLUDED_USERS.iter().any(|pattern| is_like(&record.user.username, pattern))
-}
-
-/// The list's patterns have a `*` at their end or nowhere.
-fn is_like(text: &str, pattern: &str) -> bool {
-    pattern.strip_suffix('*').map_or(text == pattern, |prefix| text.starts_with(prefix))
+        && !SYSTEM_IDENTITIES.iter().any(|pattern| matches(pattern, &record.user.username))
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ fn record(event: &Value) -> Option<AuditRecord> {
     let any = |_: &str| true;
     let interest = Interest {
         pods: Pods::Named(&any),
+        accounts: false,
         sessions: true,
         token_requests: true,
         received_may_lack: true,

@@ -47,6 +47,7 @@ impl ElasticSemantics {
     fn interest<'a>(known: &'a dyn Fn(&str) -> bool) -> Interest<'a> {
         Interest {
             pods: Pods::Named(known),
+            accounts: false,
             sessions: false,
             token_requests: true,
             received_may_lack: true,
@@ -121,7 +122,7 @@ impl Semantics for ElasticSemantics {
         };
         let has_user_name = !record.user.username.is_empty() || has_user_name(&line);
         self.machine.request(record, has_user_name, &mut self.matches);
-        documents.extend(self.matches.drain(..).filter_map(|found| self.writer.document(&found)));
+        documents.extend(self.matches.drain(..).map(|found| self.writer.document(&found)));
         Ok(())
     }
 

@@ -15,6 +15,7 @@ fn interest<T>(look: impl FnOnce(&Interest<'_>) -> T) -> T {
     let known = |name: &str| KNOWN.contains(&name);
     look(&Interest {
         pods: Pods::Named(&known),
+        accounts: false,
         sessions: false,
         token_requests: true,
         received_may_lack: true,
