@@ -39,13 +39,15 @@ use input::Input;
 use merge::{Kind, Merge, Place};
 use opens::OpenDocument;
 use output::Sorted;
-use semantics::{Held, Judged, Semantics};
+use semantics::{Judged, Semantics};
 use source::{CHUNK, Content, Side, Source};
 
 /// What may wait for its turn, bytes.
-const WAITING: usize = 16 << 20;
+const WAITING: usize = 24 << 20;
 /// What an open takes while it waits, roughly, bytes.
 const OPEN_SIZE: usize = 3 << 10;
+/// What anything takes besides, bytes.
+const ITEM_SIZE: usize = 128;
 
 /// What to replay.
 #[derive(Clone, Debug)]
@@ -220,7 +222,7 @@ fn find(
 /// What waits for its turn.
 enum Item {
     Open(Box<OpenDocument>),
-    Request(Held),
+    Request(Box<[u8]>),
 }
 
 struct Replay<'a> {
@@ -280,11 +282,11 @@ impl Replay<'_> {
             match judged {
                 Judged::Skip => {}
                 Judged::Bad(reason) => tally.bad(reason),
-                Judged::Keep { time, held } => {
+                Judged::Keep { time } => {
                     tally.kept += 1;
                     let place = Place { time, kind: Kind::Request, file, line: number };
-                    let size = held.size();
-                    ahead.merge.push(place, Item::Request(held), size);
+                    let item = Item::Request(line.bytes.into());
+                    ahead.merge.push(place, item, line.bytes.len() + ITEM_SIZE);
                 }
             }
         });
@@ -297,8 +299,8 @@ impl Replay<'_> {
             semantics.advance(place.time, documents);
             match item {
                 Item::Open(open) => semantics.open(*open, documents),
-                Item::Request(held) => {
-                    if let Err(reason) = semantics.request(held, documents) {
+                Item::Request(line) => {
+                    if let Err(reason) = semantics.request(&line, documents) {
                         self.tally.bad(reason);
                     }
                 }

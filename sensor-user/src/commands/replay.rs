@@ -3,23 +3,26 @@
 use std::{
     io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
+    sync::Arc,
     time::Instant,
 };
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
-use super::{Exit, tell};
+use super::{Exit, rules::now, tell};
 use crate::{
+    agent::rulebook::RulesFile,
     alert::document::Origin,
     attribution::pods::PodIndex,
     replay::{
         self, Files, ReplayError, Summary, Tally,
         document::Writer,
         output::{Sorted, Target},
-        semantics::elastic::ElasticSemantics,
+        semantics::{Semantics, elastic::ElasticSemantics, live::LiveSemantics},
     },
+    rules::rulebook::Rulebook,
     time::Micros,
 };
 
@@ -46,6 +49,9 @@ pub struct ReplayArgs {
     /// Name of the cluster; part of alerts and of their ids
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<String>,
+    /// Exceptions to rules, exclusions and decoys (YAML); not under `elastic`
+    #[arg(long, value_name = "FILE")]
+    rules_file: Option<PathBuf>,
 }
 
 /// Values of `--semantics`.
@@ -91,13 +97,20 @@ pub fn execute(args: &ReplayArgs) -> Exit {
         tell(&WriteError { name: name.to_string(), source });
         Exit::Failed
     };
+    let rulebook = match RulesFile::open(args.rules_file.as_deref()) {
+        Ok(file) => Arc::clone(file.current()),
+        Err(error) => {
+            tell(&error);
+            return Exit::Usage;
+        }
+    };
     let target = match Target::prepare(args.output.as_deref()) {
         Ok(target) => target,
         Err(error) => return failed(error),
     };
     let mut sorted = Sorted::new(target.folder());
     let (start, progress) = (Instant::now(), progress());
-    let summary = match replay(args, &mut sorted, &progress) {
+    let summary = match replay(args, rulebook, &mut sorted, &progress) {
         Ok(summary) => summary,
         Err(error) => {
             tell(&error);
@@ -117,14 +130,12 @@ pub fn execute(args: &ReplayArgs) -> Exit {
 
 fn replay(
     args: &ReplayArgs,
+    rulebook: Arc<Rulebook>,
     sorted: &mut Sorted,
     progress: &ProgressBar,
 ) -> Result<Summary, ReplayError> {
-    let files = Files {
-        opens: args.opens.clone(),
-        audit: args.audit.clone(),
-        lateness: args.lateness.unwrap_or_else(|| args.semantics.lateness()),
-    };
+    let lateness = args.lateness.unwrap_or_else(|| args.semantics.lateness());
+    let files = Files { opens: args.opens.clone(), audit: args.audit.clone(), lateness };
     let writer = Writer {
         cluster: args.cluster_name.clone().unwrap_or_default(),
         origin: Origin {
@@ -136,12 +147,13 @@ fn replay(
             degraded: Vec::new(),
         },
         pods: PodIndex::default(),
-        now: Micros(Timestamp::now().as_microsecond()),
+        now: now(),
     };
-    let mut semantics = match args.semantics {
-        Choice::Elastic | Choice::Live => ElasticSemantics::new(writer),
+    let mut semantics: Box<dyn Semantics> = match args.semantics {
+        Choice::Live => Box::new(LiveSemantics::new(lateness, rulebook, writer)),
+        Choice::Elastic => Box::new(ElasticSemantics::new(writer)),
     };
-    replay::run(&files, &mut semantics, sorted, progress)
+    replay::run(&files, &mut *semantics, sorted, progress)
 }
 
 /// Bytes, rate and time left, on a terminal only.
