@@ -119,8 +119,7 @@ fn the_skew_that_was_recorded_is_honoured() {
 
 #[test]
 fn a_rules_file_counts() {
-    let rules =
-        "exceptions:\n- name: known\n  rule: token-access-then-api-request\n  namespace: shop\n  reason: x\n";
+    let rules = "exceptions:\n- name: known\n  rule: token-access-then-api-request\n  namespace: shop\n  reason: x\n";
     let audit = request(SECOND, 1_000, "u-1");
     let (documents, _) = replay_live(&[open_of(0, Some("u-1"))], &audit, rules);
     assert!(documents.iter().all(|it| it["rule"]["id"] != json!(R1)), "{documents:?}");
