@@ -1,6 +1,10 @@
 //! Recorded opens and audit logs through `tokentrail replay`: from the fixtures, from what `run`
 //! recorded, compressed, through a pipe, soiled, mixed up.
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a helper of a test fails as the test does; what a document lacks is null"
+)]
 
 use std::{
     fs,
