@@ -18,7 +18,7 @@ use crate::{
     alert::ecs::Document,
     audit::{
         BadLine,
-        lines::{Fit, Line},
+        lines::{Fit, Line, shortened},
         scan::last_stage_timestamp,
     },
     time::Micros,
@@ -43,7 +43,9 @@ use semantics::{Judged, Semantics};
 use source::{CHUNK, Content, Side, Source};
 
 /// What may wait for its turn, bytes.
-const WAITING: usize = 24 << 20;
+const WAITING: usize = 32 << 20;
+/// From this length on a line waits without its bodies.
+const LONG: usize = 2 << 10;
 /// What an open takes while it waits, roughly, bytes.
 const OPEN_SIZE: usize = 3 << 10;
 /// What anything takes besides, bytes.
@@ -58,6 +60,13 @@ pub struct Files {
     pub audit: Vec<PathBuf>,
     /// How far a line of either may be behind an earlier one of its file.
     pub lateness: Micros,
+}
+
+impl Files {
+    /// Bytes on disk; `None` where that shows only at their end.
+    pub fn size(&self) -> Option<u64> {
+        self.opens.iter().chain(&self.audit).map(|path| Input::of(path.clone()).size()).sum()
+    }
 }
 
 /// A replay could not begin, or not tell its result.
@@ -162,10 +171,6 @@ fn run_in_chunks(
     let (opens, audit) = (inputs(&files.opens), inputs(&files.audit));
     if opens.iter().chain(&audit).filter(|input| **input == Input::Stdin).count() > 1 {
         return Err(ReplayError::StdinTwice);
-    }
-    let sizes = opens.iter().chain(&audit).map(Input::size);
-    if let Some(total) = sizes.sum::<Option<u64>>() {
-        progress.set_length(total);
     }
     let mut replay = Replay {
         audit: find(audit, Content::Audit, files.lateness, progress)?,
@@ -285,8 +290,13 @@ impl Replay<'_> {
                 Judged::Keep { time } => {
                     tally.kept += 1;
                     let place = Place { time, kind: Kind::Request, file, line: number };
-                    let item = Item::Request(line.bytes.into());
-                    ahead.merge.push(place, item, line.bytes.len() + ITEM_SIZE);
+                    let kept = if line.bytes.len() > LONG {
+                        shortened(line.bytes)
+                    } else {
+                        line.bytes.into()
+                    };
+                    let size = kept.len() + ITEM_SIZE;
+                    ahead.merge.push(place, Item::Request(kept), size);
                 }
             }
         });

@@ -76,6 +76,7 @@ impl Writer {
         finding.event_id =
             ids::event_id(rule.as_str(), &finding.incident_id, finding.kind.as_str(), BAND);
         finding.last = record.stage_timestamp;
+        finding.open_count = u64::from(finding.open.is_some());
         let mut document = self.of(&finding, node);
         document.timestamp = record.stage_timestamp;
         document.event.end = record.stage_timestamp;

@@ -38,6 +38,7 @@ const BY_NAME: &str = "no pod uid was recorded: joined by namespace and pod name
 /// The rules as `run` evaluates them.
 pub struct LiveSemantics {
     correlator: Correlator<NoJournal>,
+    interest: Interest<'static>,
     lateness: Micros,
     /// Event time.
     now: Micros,
@@ -71,10 +72,14 @@ impl LiveSemantics {
     pub fn new(lateness: Micros, rulebook: Arc<Rulebook>, writer: Writer) -> Self {
         let settings =
             Settings { patience: PATIENCE, pods: PODS, ..Settings::new(writer.cluster.clone()) };
+        // No index of pods tells whose address an account's request came from.
+        let accounts = !rulebook.decoys.is_empty();
+        let interest = Interest { accounts, ..Interest::LIVE };
         let mut correlator = Correlator::new(settings, NoJournal);
         correlator.set_rulebook(rulebook);
         Self {
             correlator,
+            interest,
             lateness,
             now: Micros::MIN,
             next_tick: Micros::MIN,
@@ -148,7 +153,7 @@ impl Semantics for LiveSemantics {
     }
 
     fn judge(&mut self, line: &[u8]) -> Judged {
-        match glance(line, &Interest::LIVE) {
+        match glance(line, &self.interest) {
             Glance::Skip => return Judged::Skip,
             Glance::Bad(reason) => return Judged::Bad(reason),
             Glance::Decode => {}
@@ -156,7 +161,7 @@ impl Semantics for LiveSemantics {
         let times = received_timestamp(line).zip(stage_timestamp(line));
         let (received, stage) = match times.filter(|_| !self.needs_names) {
             Some(times) => times,
-            None => match decode(line, &Interest::LIVE) {
+            None => match decode(line, &self.interest) {
                 Ok(Some(record)) => {
                     self.learn(&record);
                     (record.request_received_timestamp, record.stage_timestamp)
@@ -190,7 +195,7 @@ impl Semantics for LiveSemantics {
     }
 
     fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome {
-        let record = match classify(line, &Interest::LIVE) {
+        let record = match classify(line, &self.interest) {
             Scan::Skip => return Ok(()),
             Scan::Bad(reason) => return Err(reason),
             Scan::Record(record) => record,
