@@ -5,7 +5,8 @@ use std::{ffi::OsStr, fs};
 
 use serde_json::{Value, json};
 use tokentrail_tests::{
-    AuditLine, Node, PATIENCE, Request, Sandbox, Stage, TOKEN_PATH, wait_until,
+    AgentSetup, AuditLine, AuditLog, Node, PATIENCE, Request, Sandbox, Stage, TOKEN_PATH,
+    wait_until,
 };
 
 const READ: &str = "token-read";
@@ -75,14 +76,14 @@ fn a_program_of_the_host_that_walks_through_tokens_is_one_alert() {
 #[test]
 fn a_token_that_somebody_mints_is_told_from_the_audit_log_alone() {
     let sandbox = Sandbox::create().unwrap();
-    let mut node = Node::new(&sandbox).unwrap();
-    node.agent = node.agent.args(["--no-sensor"]);
-    let agent = node.agent.start().unwrap();
+    let audit = AuditLog::create(sandbox.folder().join("audit.log")).unwrap();
+    let setup = AgentSetup::new(&sandbox, audit.path()).args(["--no-sensor"]);
+    let agent = setup.start().unwrap();
     for user in ["mallory", "mallory", "system:kube-controller-manager"] {
-        node.audit.append(&AuditLine::mint(user, "shop", "cart").unwrap()).unwrap();
+        audit.append(&AuditLine::mint(user, "shop", "cart").unwrap()).unwrap();
     }
     let is_minted = |it: &Value| it["rule"]["id"] == MINTED;
-    let alert = node.agent.alerts().wait_for("the minting is told", is_minted).unwrap();
+    let alert = setup.alerts().wait_for("the minting is told", is_minted).unwrap();
     holds(
         &alert,
         &[
@@ -100,7 +101,7 @@ fn a_token_that_somebody_mints_is_told_from_the_audit_log_alone() {
     assert!(id.starts_with("JTI="), "{id}");
     assert!(alert.get("process").is_none() && alert.get("file").is_none(), "{alert:#}");
     agent.wait_for_metric("tokentrail_audit_lines_total", &[], 3.0).unwrap();
-    assert_eq!(node.agent.alerts().matching(is_minted).unwrap().len(), 1);
+    assert_eq!(setup.alerts().matching(is_minted).unwrap().len(), 1);
 }
 
 #[test]

@@ -14,7 +14,11 @@ use crate::{
         pods::{PodMetrics, watch::AccessError},
         volumes::VolumesError,
     },
-    audit::{AuditMetrics, checkpoint::CheckpointError},
+    audit::{
+        AuditMetrics,
+        checkpoint::CheckpointError,
+        webhook::{WebhookError, WebhookMetrics},
+    },
     config::Config,
     correlation::journal::JournalError,
     kernel::{KernelMetrics, Sensor, SensorError},
@@ -56,6 +60,9 @@ pub enum AgentError {
     /// The alert log is unusable.
     #[error(transparent)]
     AlertLog(#[from] AlertLogError),
+    /// The audit webhook cannot be had.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// The admin address is taken, or not ours.
     #[error(
         "cannot listen on {address} for /metrics and /readyz: {source}; choose another address with --admin-listen"
@@ -97,6 +104,7 @@ struct StageMetrics {
     attribution: AttributionMetrics,
     pods: PodMetrics,
     audit: AuditMetrics,
+    webhook: WebhookMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
     rulebook: RulebookMetrics,
@@ -114,6 +122,9 @@ impl StageMetrics {
             self.pods.register(&mut registry);
         }
         self.audit.register(&mut registry);
+        if config.audit_webhook.is_some() {
+            self.webhook.register(&mut registry);
+        }
         self.correlation.register(&mut registry);
         self.alert_log.register(&mut registry);
         self.rulebook.register(&mut registry);
@@ -145,10 +156,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         },
     };
     let (mut engine, batches) =
-        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks)?;
+        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks).await?;
     engine.take_over(held_back);
     tracing::info!(
-        node = %config.node_name, route = engine.route(), sources = config.audit_logs.len(),
+        node = %config.node_name, route = engine.route(), sources = engine.sources(),
         alert_log = %config.alert_log.display(), admin = %config.admin_listen, "started"
     );
     let result = engine.run(batches, &mut tasks, stop).await;

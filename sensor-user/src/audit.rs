@@ -1,15 +1,17 @@
 //! The API server's audit log: the typed subset of `audit.k8s.io/v1` that alerts are made of, and
 //! the sources that yield it.
 //!
-//! The way of a line: `tail` reads bytes from the file, `lines` cuts them, `scan` decides which
-//! lines matter and decodes those, the batch goes to the engine, and once its alerts are written
-//! the engine moves the position in `checkpoint`.
+//! The way of a line: `tail` reads bytes from the file, or `webhook` takes them from the API server;
+//! `lines` cuts them, `sieve` counts, `scan` decides which lines matter and decodes those, the batch
+//! goes to the engine, and once its alerts are written the engine moves the position in
+//! `checkpoint`, or has the API server answered.
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Deserializer, Serialize};
+use tokio::sync::oneshot;
 
 use crate::time::Micros;
 
@@ -17,7 +19,9 @@ pub mod checkpoint;
 pub mod lines;
 mod metrics;
 pub mod scan;
+mod sieve;
 pub mod tail;
+pub mod webhook;
 
 pub use metrics::{AuditMetrics, BadLine};
 
@@ -238,7 +242,7 @@ pub struct ReadRecord {
 }
 
 /// What a source hands on at once: the records that matter, and how far it has come.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AuditBatch {
     /// Index of the source in the configuration.
     pub source: usize,
@@ -246,8 +250,11 @@ pub struct AuditBatch {
     pub records: Vec<ReadRecord>,
     /// Greatest `stageTimestamp` seen so far, of lines that were skipped too.
     pub newest_stage: Option<Micros>,
-    /// To be checkpointed once the alerts of `records` are safe.
-    pub position: checkpoint::Position,
+    /// To be checkpointed once the alerts of `records` are safe; `None` if the source has no place to
+    /// go on from.
+    pub position: Option<checkpoint::Position>,
+    /// To be told once the alerts of this batch and of all before it are safe.
+    pub acknowledge: Option<oneshot::Sender<()>>,
 }
 
 /// What a source shows of itself to readiness and `/statusz`.

@@ -15,8 +15,11 @@ use serde::Deserialize;
 
 use crate::{
     attribution::pods::watch::Access,
+    audit::webhook::WebhookConfig,
     kernel::{RouteChoice, SensorConfig},
 };
+
+mod webhook;
 
 /// Options of `tokentrail run` and `tokentrail check`.
 #[derive(Args, Clone, Debug, Default)]
@@ -30,6 +33,10 @@ pub struct RunArgs {
     /// A node without the audit log is ready all the same: only control-plane nodes have one
     #[arg(long)]
     pub audit_log_optional: bool,
+    /// Take audit events over HTTPS at this address, as kube-apiserver's
+    /// `--audit-webhook-config-file` sends them; certificates are named in the configuration file
+    #[arg(long, value_name = "ADDR")]
+    pub audit_webhook: Option<SocketAddr>,
     /// Where alerts go, one JSON document a line; `-` is standard output
     /// [default: /var/log/tokentrail/alerts.ndjson]
     #[arg(long, value_name = "FILE")]
@@ -117,6 +124,13 @@ pub enum LogLevel {
 struct FileConfig {
     audit_log: Vec<PathBuf>,
     audit_log_optional: bool,
+    audit_webhook: Option<SocketAddr>,
+    audit_webhook_cert_file: Option<PathBuf>,
+    audit_webhook_key_file: Option<PathBuf>,
+    audit_webhook_client_ca_file: Option<PathBuf>,
+    audit_webhook_token_file: Option<PathBuf>,
+    audit_webhook_max_body_mib: Option<u32>,
+    audit_webhook_lateness_seconds: Option<u32>,
     alert_log: Option<PathBuf>,
     alert_log_max_mib: Option<u64>,
     alert_log_keep: Option<u32>,
@@ -149,6 +163,8 @@ pub struct Config {
     pub audit_logs: Vec<PathBuf>,
     /// Whether this node need not have them.
     pub audit_log_optional: bool,
+    /// Where and how to take audit events over HTTPS, if at all.
+    pub audit_webhook: Option<WebhookConfig>,
     /// Alert log, `-` for standard output.
     pub alert_log: PathBuf,
     /// Size at which it is rotated, bytes.
@@ -187,6 +203,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// How late an audit line may be written after its request was received.
     pub audit_lateness: Duration,
+    /// The same for the webhook: the API server gathers events, and tries again for minutes.
+    pub audit_webhook_lateness: Duration,
     /// Time between two self-tests of the sensor.
     pub self_test_every: Duration,
     /// Directory on tmpfs for the self-test's file.
@@ -252,7 +270,8 @@ impl Config {
         }
     }
 
-    fn merge(args: RunArgs, file: FileConfig) -> Result<Self, ConfigError> {
+    fn merge(args: RunArgs, mut file: FileConfig) -> Result<Self, ConfigError> {
+        let audit_webhook = webhook::resolve(args.audit_webhook, &mut file)?;
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let kubeconfig = args.kubeconfig.or(file.kubeconfig);
         let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
@@ -267,6 +286,7 @@ impl Config {
         let config = Self {
             audit_logs,
             audit_log_optional: args.audit_log_optional || file.audit_log_optional,
+            audit_webhook,
             alert_log: args
                 .alert_log
                 .or(file.alert_log)
@@ -298,6 +318,7 @@ impl Config {
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             log_level: args.log_level.or(file.log_level).unwrap_or_default(),
             audit_lateness: seconds(file.audit_lateness_seconds, 75),
+            audit_webhook_lateness: seconds(file.audit_webhook_lateness_seconds, 300),
             self_test_every: seconds(file.self_test_seconds, 300),
             canary_dir: file.canary_dir,
             btf: file.btf,
@@ -338,8 +359,8 @@ impl Config {
             let root = self.kubelet_root.display();
             return bad("kubelet-root", &root, "it must be an absolute path");
         }
-        if self.no_sensor && self.audit_logs.is_empty() {
-            return bad("no-sensor", &true, "without an audit log there is nothing left to do");
+        if self.no_sensor && self.audit_logs.is_empty() && self.audit_webhook.is_none() {
+            return bad("no-sensor", &true, "without an audit source there is nothing left to do");
         }
         if self.no_sensor && self.record.is_some() {
             return bad("record", &"set", "without the sensor there are no opens to record");

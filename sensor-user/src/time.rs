@@ -2,7 +2,7 @@
 //!
 //! Only values and their text form; nothing here reads a clock.
 
-use std::{borrow::Cow, fmt, ops};
+use std::{borrow::Cow, fmt, ops, time::Duration};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -27,6 +27,11 @@ impl Micros {
     pub const fn from_nanos(nanos: u64) -> Self {
         #[expect(clippy::cast_possible_wrap, reason = "a u64 / 1000 is below i64::MAX")]
         Self((nanos / 1_000) as i64)
+    }
+
+    /// A span; one of 292,000 years at most.
+    pub fn from_duration(span: Duration) -> Self {
+        Self(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))
     }
 
     /// Parses RFC 3339; finer digits than microseconds are cut. `None` if it is not a time.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
@@ -38,6 +38,8 @@ use crate::{
     time::Micros,
 };
 
+mod posted;
+
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
 /// How often time is passed on, checkpoints are written and the state is published.
@@ -50,8 +52,9 @@ pub(super) struct Engine {
     join: Join,
     sources: Vec<Source>,
     sources_optional: bool,
-    lateness: Micros,
     checkpoints: Checkpoints,
+    /// Whom to tell that their batches are safe, once the alerts so far are durable.
+    unacknowledged: Vec<oneshot::Sender<()>>,
     alert_log: AlertLog,
     origin: Origin,
     health: Health,
@@ -137,14 +140,19 @@ impl SeenOpen {
 
 /// One audit source as the engine sees it.
 struct Source {
-    path: PathBuf,
+    /// As readiness and people call it.
+    name: String,
+    /// What its positions are kept under; `None` if it has none.
+    checkpoint: Option<PathBuf>,
+    /// How late an event may come after its request.
+    lateness: Micros,
     status: watch::Receiver<SourceStatus>,
     newest_stage: Option<Micros>,
 }
 
 impl Engine {
     /// Builds every stage and starts the sources, whose tasks go into `tasks`.
-    pub(super) fn build(
+    pub(super) async fn build(
         config: &Config,
         state: &state::StateDir,
         health: &Health,
@@ -185,8 +193,8 @@ impl Engine {
             },
             sources: Vec::new(),
             sources_optional: config.audit_log_optional,
-            lateness: Micros(i64::try_from(config.audit_lateness.as_micros()).unwrap_or(i64::MAX)),
             checkpoints,
+            unacknowledged: Vec::new(),
             alert_log,
             origin: Origin {
                 cluster_name: config.cluster_name.clone(),
@@ -215,7 +223,9 @@ impl Engine {
             engine.join.correlator.restore(entry, now, &mut engine.join.findings);
         }
         engine.tell(None);
-        let batches = engine.follow(config, &metrics.audit, tasks);
+        let (sender, batches) = mpsc::channel(BATCHES);
+        engine.follow(config, &metrics.audit, &sender, tasks);
+        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks).await?;
         Ok((engine, batches))
     }
 
@@ -246,9 +256,9 @@ impl Engine {
         &mut self,
         config: &Config,
         metrics: &AuditMetrics,
+        sender: &mpsc::Sender<AuditBatch>,
         tasks: &mut JoinSet<AgentError>,
-    ) -> mpsc::Receiver<AuditBatch> {
-        let (sender, batches) = mpsc::channel(BATCHES);
+    ) {
         for (index, path) in config.audit_logs.iter().enumerate() {
             let (status_sender, status) = watch::channel(SourceStatus::default());
             let tail = TailConfig {
@@ -264,9 +274,14 @@ impl Engine {
                     why: "nobody takes its batches".to_owned(),
                 }
             });
-            self.sources.push(Source { path: path.clone(), status, newest_stage: None });
+            self.sources.push(Source {
+                name: format!("audit log {}", path.display()),
+                checkpoint: Some(path.clone()),
+                lateness: Micros::from_duration(config.audit_lateness),
+                status,
+                newest_stage: None,
+            });
         }
-        batches
     }
 
     /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
@@ -288,6 +303,11 @@ impl Engine {
                 find_pod(request, &self.senses.pods.index);
             }
         }
+    }
+
+    /// How many audit sources there are.
+    pub(super) fn sources(&self) -> usize {
+        self.sources.len()
     }
 
     pub(super) fn route(&self) -> &str {
@@ -349,7 +369,12 @@ impl Engine {
         if let Some(source) = self.sources.get_mut(batch.source) {
             source.newest_stage = source.newest_stage.max(batch.newest_stage);
             // In memory only: it is written when the alerts up to here are durable.
-            self.checkpoints.advance(&source.path, batch.position);
+            if let (Some(path), Some(position)) = (&source.checkpoint, batch.position) {
+                self.checkpoints.advance(path, position);
+            }
+        }
+        if let Some(acknowledge) = batch.acknowledge {
+            self.owe(acknowledge);
         }
     }
 
@@ -435,7 +460,7 @@ impl Engine {
             let idle = complete.map(|boot_ns| self.senses.clock.boot_to_steady(boot_ns));
             // A server whose clock runs ahead must not end what is still going on here.
             let newest = newest.map(|time| time.min(now));
-            newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
+            newest.max(idle).map_or(Micros::MIN, |time| time - source.lateness)
         };
         // Without any source no request can come, and exposures need not wait for one.
         let there = self.sources.iter().filter(|source| !self.may_be_absent(source));
@@ -447,15 +472,21 @@ impl Engine {
         self.sources_optional && matches!(source.status.borrow().state, SourceState::Absent(_))
     }
 
-    /// Makes alerts durable, then moves the checkpoint, then lets the journal forget. What a crash
-    /// would lose holds all of it back.
+    /// Whether nothing waits in memory that a crash would lose.
+    fn may_checkpoint(&self) -> bool {
+        self.alert_log.is_clear() && self.join.correlator.journal_failure().is_none()
+    }
+
+    /// Makes alerts durable, then answers for them and moves the checkpoint, then lets the journal
+    /// forget. What a crash would lose holds all of it back.
     fn checkpoint(&mut self, now: Micros) -> Result<(), String> {
-        if !self.alert_log.is_clear() || self.join.correlator.journal_failure().is_some() {
+        if !self.may_checkpoint() {
             return Ok(());
         }
         self.alert_log
             .sync()
             .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
+        self.acknowledge();
         self.checkpoints.flush().map_err(|error| error.to_string())?;
         self.join.correlator.compact_journal(now).map_err(|error| error.to_string())
     }
@@ -486,13 +517,15 @@ impl Engine {
             let failure = self.sensor_failure.clone().map_or(Ok(()), Err);
             conditions.push(("sensor".to_owned(), failure.into()));
         }
-        let mut followed = 0;
+        let (mut files, mut webhooks) = (0_usize, 0_usize);
         for source in &self.sources {
             if self.may_be_absent(source) {
                 continue;
             }
-            followed += 1;
-            let name = format!("audit log {}", source.path.display());
+            match source.checkpoint {
+                Some(_) => files += 1,
+                None => webhooks += 1,
+            }
             let condition = match &source.status.borrow().state {
                 SourceState::Open => Condition::Holds,
                 SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
@@ -500,7 +533,7 @@ impl Engine {
                     Condition::Fails(why.clone())
                 }
             };
-            conditions.push((name, condition));
+            conditions.push((source.name.clone(), condition));
         }
         let held = self.join.correlator.held();
         self.metrics.observe(held, self.join.correlator.losses());
@@ -510,9 +543,11 @@ impl Engine {
             report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
             report.correlation = held.into();
-            report.audit = match followed {
-                0 => "none: this node only sees opens, alerts need an audit source".to_owned(),
-                count => format!("{count} file(s) on this node"),
+            report.audit = match (files, webhooks) {
+                (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
+                (count, 0) => format!("{count} file(s) on this node"),
+                (0, _) => "a webhook on this node".to_owned(),
+                (count, _) => format!("{count} file(s) and a webhook on this node"),
             };
         });
     }
@@ -545,3 +580,6 @@ async fn ready(sensor: Option<&(Sensor, Attributor)>) -> Result<(), SensorError>
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;
