@@ -213,6 +213,13 @@ impl<J: Journal> Correlator<J> {
         self.rulebook = rulebook;
     }
 
+    /// From now on, requests may be dated so much earlier than their open, if not more already.
+    pub fn widen_skew(&mut self, skew: Micros) {
+        let Settings { skew: known, patience, .. } = &mut self.settings;
+        *known = skew.max(*known);
+        *patience = (*known + Micros::from_secs(1)).max(*patience);
+    }
+
     /// Exceptions that swallowed something since this was last called, with the times of it.
     pub fn take_hits(&mut self) -> Vec<(ExceptionId, Micros)> {
         std::mem::take(&mut self.hits)

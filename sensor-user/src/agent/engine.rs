@@ -168,7 +168,7 @@ impl Engine {
         };
         let alert_log = AlertLog::open(settings, metrics.alert_log)?;
         let record = |path: &PathBuf| {
-            Recorder::open(path, 0)
+            Recorder::open(path, config.node_name.clone(), 0)
                 .map_err(|source| AgentError::Record { path: path.clone(), source })
         };
         let recorder = config.record.as_ref().map(record).transpose()?;
