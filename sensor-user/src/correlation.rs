@@ -153,6 +153,9 @@ pub struct Losses {
     pub pods: u64,
     /// Hourly incidents beyond their bound: the oldest was told to have ended.
     pub hourly: u64,
+    /// Incidents that were told to have begun, and turned out to be part of an earlier one: input
+    /// came in another order than it happened in.
+    pub merged: u64,
     /// Entries that the journal refused.
     pub journal: u64,
 }
@@ -303,11 +306,8 @@ impl<J: Journal> Correlator<J> {
         let mut read = Vec::new();
         self.pods.retain(|_, pod| {
             ended.extend(pod.end_incidents(watermark, &self.settings));
-            read.extend(pod.unexplained(watermark, &self.settings));
-            // Exposures are what an incident counts its opens in, so they outlive it.
-            let needed = !pod.incidents.is_empty();
-            pod.exposures.retain(|it| needed || it.end(&self.settings) >= watermark);
-            needed || !pod.exposures.is_empty() || !pod.waiting.is_empty()
+            read.extend(pod.forget_exposures(watermark, &self.settings));
+            !pod.incidents.is_empty() || !pod.exposures.is_empty() || !pod.waiting.is_empty()
         });
         for exposure in read {
             ended.extend(self.read(&exposure));
@@ -439,6 +439,7 @@ impl<J: Journal> Correlator<J> {
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
         pod.expose(&open, &self.settings, &mut self.losses);
+        self.losses.merged += pod.merge_incidents(&self.settings);
         for receipt in pod.explained_receipts(&self.settings) {
             self.journal(&Entry::Request(receipt));
         }
@@ -498,6 +499,7 @@ impl<J: Journal> Correlator<J> {
         } else {
             None
         };
+        self.losses.merged += pod.merge_incidents(&self.settings);
         // The incident now lasts longer, so requests of the same client may belong to it as well.
         let more = pod.take_explained(&self.settings);
         if let Some((outside, told_in)) = outside.zip(told_in)
