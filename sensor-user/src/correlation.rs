@@ -19,7 +19,7 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attribution::{Grade, TokenOpen, pods::Pod},
+    attribution::{TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
     rules::{catalogue::RuleId, exceptions::ExceptionId, rulebook::Rulebook, token_access},
     time::Micros,
@@ -48,7 +48,6 @@ use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
 use pod::{PodState, Waiting};
 use sessions::Sessions;
-use story::Story;
 
 /// Requests that an exception swallowed, remembered so that their later stages are not counted.
 const SWALLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
@@ -530,40 +529,6 @@ impl<J: Journal> Correlator<J> {
                 self.sessions.candidates(open, namespace, pod, &self.settings)
             })
             .unwrap_or_default()
-    }
-
-    /// R0: what is told of an exposure that ended without a request.
-    fn read(&mut self, exposure: &window::Exposure) -> Option<Finding> {
-        // R3 tells of what is read from outside.
-        let open = exposure.read.as_ref().filter(|it| it.open.grade != Grade::Outside)?;
-        if self.excepted(RuleId::TokenRead, Some(open), None) {
-            return None;
-        }
-        let id = self.exposure_id(&exposure.first);
-        let mut story = Story::begin(RuleId::TokenRead, id, Some(Arc::clone(open)), None);
-        story.set_open_count(exposure.count);
-        for open in exposure.opens() {
-            story.cover(open.open.wall);
-        }
-        if let Some(pod) = &open.pod {
-            story.set_initiators(self.sessions.candidates(
-                &open.open,
-                &pod.namespace,
-                &pod.name,
-                &self.settings,
-            ));
-        }
-        Some(story.alert())
-    }
-
-    fn exposure_id(&self, first: &Open) -> String {
-        ids::incident_id(
-            &self.settings.cluster,
-            &first.boot_id,
-            first.open.pod_uid.as_deref().unwrap_or_default(),
-            first.open.entry.key,
-            first.open.ktime_ns,
-        )
     }
 
     fn journal(&mut self, entry: &Entry) {
