@@ -9,23 +9,24 @@ use tokio::task::JoinSet;
 use crate::{
     admin::{self, Health},
     alert::log::{AlertLogError, AlertLogMetrics},
+    api::AccessError,
     attribution::{
-        AttributionConfig, AttributionMetrics, Attributor,
-        pods::{PodMetrics, watch::AccessError},
-        volumes::VolumesError,
+        AttributionConfig, AttributionMetrics, Attributor, pods::PodMetrics, volumes::VolumesError,
     },
-    audit::{AuditMetrics, checkpoint::CheckpointError},
+    audit::{AuditMetrics, canary::CanaryMetrics, checkpoint::CheckpointError},
     config::Config,
     correlation::journal::JournalError,
     kernel::{KernelMetrics, Sensor, SensorError},
     metrics::{CorrelationMetrics, Metrics},
 };
 
+mod canaryfeed;
 mod engine;
 mod podfeed;
 mod standby;
 mod state;
 
+use canaryfeed::CanaryFeed;
 use engine::{Engine, Parts};
 use podfeed::PodFeed;
 use state::{StateDir, StateError};
@@ -89,6 +90,7 @@ struct StageMetrics {
     attribution: AttributionMetrics,
     pods: PodMetrics,
     audit: AuditMetrics,
+    canary: CanaryMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
 }
@@ -103,6 +105,7 @@ impl StageMetrics {
         }
         if config.kube.is_some() {
             self.pods.register(&mut registry);
+            self.canary.register(&mut registry);
         }
         self.audit.register(&mut registry);
         self.correlation.register(&mut registry);
@@ -135,7 +138,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         }
     };
     let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
-    let parts = Parts { sensor, pods, metrics };
+    let canary = CanaryFeed::start(&config, &metrics.canary, &mut tasks).await?;
+    let parts = Parts { sensor, pods, canary, metrics };
     let (mut engine, batches) = Engine::build(&config, &state, &health, parts, &mut tasks).await?;
     engine.take_over(&held_back);
     tracing::info!(

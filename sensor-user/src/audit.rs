@@ -3,7 +3,7 @@
 //!
 //! The way of a line: `tail` reads bytes from the file, `lines` cuts them, `scan` decides which
 //! lines matter and decodes those, the batch goes to the engine, and once its alerts are written
-//! the engine moves the position in `checkpoint`.
+//! the engine moves the position in `checkpoint`. `canary` finds out whether that way works.
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::time::Micros;
 
+pub mod canary;
 pub mod checkpoint;
 pub mod lines;
 mod metrics;
@@ -189,6 +190,13 @@ pub struct ReadRecord {
     pub record: AuditRecord,
     /// When its line was read: start of the alert's latency.
     pub read_at: std::time::Instant,
+}
+
+impl ReadRecord {
+    /// What the wall clock showed when the line was read, as it shows `now` now.
+    pub fn read_wall(&self, now: Micros) -> Micros {
+        now - self.read_at.elapsed().into()
+    }
 }
 
 /// What a source hands on at once: the records that matter, and how far it has come.

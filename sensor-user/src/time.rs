@@ -2,7 +2,7 @@
 //!
 //! Only values and their text form; nothing here reads a clock.
 
-use std::{borrow::Cow, fmt, ops};
+use std::{borrow::Cow, fmt, ops, time::Duration};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -32,6 +32,12 @@ impl Micros {
     /// Parses RFC 3339; finer digits than microseconds are cut. `None` if it is not a time.
     pub fn parse(text: &str) -> Option<Self> {
         text.parse::<Timestamp>().ok().map(|time| Self(time.as_microsecond()))
+    }
+}
+
+impl From<Duration> for Micros {
+    fn from(span: Duration) -> Self {
+        Self(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, PodFeed, StageMetrics, state};
+use super::{AgentError, CanaryFeed, PodFeed, StageMetrics, state};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -34,7 +34,10 @@ use crate::{
         Correlator, Finding, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
-    kernel::{self, Sensor, SensorError, clock::Clock},
+    kernel::{
+        self, Sensor, SensorError,
+        clock::{Clock, Now},
+    },
     metrics::CorrelationMetrics,
     time::Micros,
 };
@@ -49,6 +52,7 @@ pub(super) struct Engine {
     sensor: Option<Sensor>,
     attributor: Option<Attributor>,
     pods: PodFeed,
+    canary: CanaryFeed,
     clock: Clock,
     boot_id: String,
     correlator: Correlator<FileJournal>,
@@ -72,6 +76,7 @@ pub(super) struct Engine {
 pub(super) struct Parts {
     pub(super) sensor: Option<(Sensor, Attributor)>,
     pub(super) pods: PodFeed,
+    pub(super) canary: CanaryFeed,
     pub(super) metrics: StageMetrics,
 }
 
@@ -107,7 +112,7 @@ impl Engine {
         config: &Config,
         state: &state::StateDir,
         health: &Health,
-        Parts { sensor, pods, metrics }: Parts,
+        Parts { sensor, pods, canary, metrics }: Parts,
         tasks: &mut JoinSet<AgentError>,
     ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
         let settings = AlertLogSettings {
@@ -140,7 +145,7 @@ impl Engine {
             correlator: Correlator::new(Settings::new(cluster), journal),
             sources: Vec::new(),
             sources_optional: config.audit_log_optional,
-            lateness: Micros(i64::try_from(config.audit_lateness.as_micros()).unwrap_or(i64::MAX)),
+            lateness: config.audit_lateness.into(),
             checkpoints,
             alert_log,
             recorder,
@@ -161,6 +166,7 @@ impl Engine {
             sensor,
             attributor,
             pods,
+            canary,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
@@ -270,6 +276,9 @@ impl Engine {
                     ready?;
                     self.drain();
                 }
+                Some(asked) = self.canary.asked() => {
+                    self.canary.note(asked, self.clock.now().steady);
+                }
                 // While alerts wait for space, so does what would make more of them.
                 Some(change) = self.pods.changed() => {
                     self.pods.index.apply(change, self.clock.now().steady);
@@ -319,8 +328,9 @@ impl Engine {
     }
 
     fn take(&mut self, batch: AuditBatch) {
-        let now = self.clock.now().steady;
+        let Now { steady: now, wall } = self.clock.now();
         for read in batch.records {
+            self.canary.see(&read, wall);
             let time = self.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request { time, record: read.record };
             self.correlator.request(request, now, &mut self.findings);
@@ -367,7 +377,8 @@ impl Engine {
     /// What an alert of this moment says about this process.
     fn origin_now(&self) -> Cow<'_, Origin> {
         let mut origin = Cow::Borrowed(&self.origin);
-        if let Some(why) = self.pods.degraded() {
+        let lacking = [self.pods.degraded(), self.canary.failure()];
+        for why in lacking.into_iter().flatten() {
             origin.to_mut().degraded.push(why);
         }
         origin
@@ -381,6 +392,10 @@ impl Engine {
         let watermark = self.watermark(now, batches.is_empty());
         self.correlator.advance(watermark, now, &mut self.findings);
         self.pods.index.forget(now);
+        if self.sources.iter().any(|source| source.status.borrow().is_open()) {
+            self.canary.go();
+        }
+        self.canary.judge(now);
         self.tell(None);
         self.alert_log.maintain();
         let journal = self.correlator.flush_journal();
@@ -491,6 +506,7 @@ impl Engine {
             report.route.clone_from(&self.origin.route);
             report.degraded.clone_from(&self.origin_now().degraded);
             report.conditions = conditions.into_iter().collect();
+            report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
             report.audit = match followed {
                 0 => "none: this node only sees opens, alerts need an audit source".to_owned(),

@@ -1,16 +1,16 @@
 //! Which audit lines matter, found without decoding the others, and the decoding of those.
 //!
 //! Sound: a line that is skipped could not have changed an alert. Today a line matters if its user
-//! carries a pod uid, or if it opens a way into a pod (exec, attach, ephemeral container). So it must
-//! contain that key or one of those words literally, or an escape that could decode to a part of
-//! them. Pure; called by the sources.
+//! carries a pod uid, if it opens a way into a pod (exec, attach, ephemeral container), or if it is
+//! an audit canary. So it must contain that key, one of those words or the canary's mark literally,
+//! or an escape that could decode to a part of them. Pure; called by the sources.
 
 use std::{borrow::Cow, collections::BTreeMap, str, sync::LazyLock};
 
 use memchr::memmem::{Finder, FinderRev};
 use serde::Deserialize;
 
-use super::{AuditRecord, BadLine, ObjectRef, POD_UID, ResponseStatus, Stage, User};
+use super::{AuditRecord, BadLine, ObjectRef, POD_UID, ResponseStatus, Stage, User, canary};
 use crate::{redact::redact, time::Micros};
 
 /// What a line is worth.
@@ -59,7 +59,11 @@ pub fn last_stage_timestamp(lines: &[u8]) -> Option<Micros> {
 
 fn can_matter(line: &[u8]) -> bool {
     static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_UID));
-    KEY.find(line).is_some() || names_session(line) || may_hide_key(line)
+    static MARK: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(canary::MARK));
+    KEY.find(line).is_some()
+        || names_session(line)
+        || may_hide_key(line)
+        || MARK.find(line).is_some()
 }
 
 /// Whether a word for a way into a pod stands in the line as a whole string, as it does as a
@@ -166,6 +170,7 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
     let object_ref = event.object_ref;
     if user.extra.get(POD_UID).is_none_or(Vec::is_empty)
         && !object_ref.as_ref().is_some_and(ObjectRef::is_way_into_pod)
+        && !event.user_agent.as_ref().is_some_and(|agent| agent.starts_with(canary::MARK))
     {
         return Ok(None);
     }

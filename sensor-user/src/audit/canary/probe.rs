@@ -1,0 +1,180 @@
+//! Makes the canary's requests and tells when. Judges nothing but which answers are audited. The
+//! agent spawns it; `tokentrail check` asks once.
+
+use std::{
+    fs, process,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{Asked, MARK};
+use crate::{
+    api::{Access, AccessError, ApiClient},
+    time::Micros,
+};
+
+/// A pod that is not there: one cheap read, and policies that hide health checks, discovery and
+/// leases do not hide it. 404, and 403 where the agent may not ask, are audited as 200 is.
+const URI: &str = "/api/v1/namespaces/default/pods/tokentrail-canary";
+
+/// Makes requests, each with a user agent of its own.
+pub struct Probe {
+    client: ApiClient,
+    run: String,
+    number: u64,
+}
+
+impl Probe {
+    /// Reads the credential; asks the server nothing.
+    ///
+    /// # Errors
+    /// The credential is unusable.
+    pub async fn open(access: &Access) -> Result<Self, AccessError> {
+        let client = ApiClient::open(access).await?;
+        let random = fs::read_to_string("/proc/sys/kernel/random/uuid");
+        let run = random.map_or_else(|_| process::id().to_string(), |id| id.trim().to_owned());
+        Ok(Self { client, run, number: 0 })
+    }
+
+    /// The nonce that the requests of this run bear.
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// Makes one request.
+    pub async fn ask(&mut self) -> Asked {
+        self.number += 1;
+        let number = self.number;
+        let user_agent = format!("{MARK}{}.{number}", self.run);
+        let sent = wall_clock();
+        let status = self.client.status(URI, &user_agent).await;
+        let answered = wall_clock();
+        let answered = status.and_then(|code| match code {
+            401 => Err("the Kubernetes API does not know this credential (401)".to_owned()),
+            429 | 500.. => Err(format!("the Kubernetes API is in trouble ({code})")),
+            _ => Ok(answered),
+        });
+        Asked { number, sent, answered }
+    }
+
+    /// Asks `every` so often from when `go` says so, until nobody listens.
+    pub async fn repeat(
+        mut self,
+        every: Duration,
+        go: oneshot::Receiver<()>,
+        sender: mpsc::Sender<Asked>,
+    ) {
+        if go.await.is_err() {
+            return;
+        }
+        let mut interval = interval(every);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let asked = self.ask().await;
+            if sender.send(asked).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// This machine's wall clock.
+pub fn wall_clock() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, sync::Arc};
+
+    use axum::{Router, extract::State, http::HeaderMap, routing::get};
+    use http::StatusCode;
+    use serde_json::json;
+    use tempfile::TempDir;
+    use tokio::{net::TcpListener, sync::Mutex};
+
+    use super::*;
+
+    type Seen = Arc<Mutex<(u16, Vec<String>)>>;
+
+    async fn answer(State(seen): State<Seen>, headers: HeaderMap) -> StatusCode {
+        let mut seen = seen.lock().await;
+        seen.1.extend(headers.get_all("user-agent").iter().map(|it| it.to_str().unwrap().into()));
+        StatusCode::from_u16(seen.0).unwrap()
+    }
+
+    fn kubeconfig(folder: &TempDir, server: &str) -> PathBuf {
+        let path = folder.path().join("kubeconfig");
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "x",
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).unwrap();
+        path
+    }
+
+    /// A probe of an API server that answers with the status that is set.
+    async fn probe() -> (Probe, Seen, TempDir) {
+        let seen = Seen::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route(URI, get(answer)).with_state(seen.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let folder = TempDir::new().unwrap();
+        let access = Access::Kubeconfig(kubeconfig(&folder, &server));
+        (Probe::open(&access).await.unwrap(), seen, folder)
+    }
+
+    #[tokio::test]
+    async fn each_request_bears_one_user_agent_of_its_own_and_only_audited_answers_count() {
+        let (mut probe, seen, _folder) = probe().await;
+        let cases =
+            [(404, true), (200, true), (403, true), (401, false), (429, false), (503, false)];
+        for (number, (code, audited)) in (1..).zip(cases) {
+            seen.lock().await.0 = code;
+            let asked = probe.ask().await;
+            assert_eq!((asked.number, asked.answered.is_ok()), (number, audited), "{code}");
+            match asked.answered {
+                Ok(answered) => assert!(answered >= asked.sent),
+                Err(why) => assert!(why.contains(&code.to_string()), "{why}"),
+            }
+            let agent = seen.lock().await.1.pop().unwrap();
+            assert_eq!(agent, format!("tokentrail-canary/{}.{number}", probe.run()));
+            assert_eq!(seen.lock().await.1, [""; 0], "more than one user agent");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_a_reason_and_not_an_error() {
+        let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let folder = TempDir::new().unwrap();
+        let access = Access::Kubeconfig(kubeconfig(&folder, &format!("http://{unused}")));
+        let asked = Probe::open(&access).await.unwrap().ask().await;
+        let why = asked.answered.unwrap_err();
+        assert!(why.contains("cannot be reached"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_before_the_start_and_rounds_follow_each_other() {
+        let (probe, seen, _folder) = probe().await;
+        seen.lock().await.0 = 404;
+        let (go, gone) = oneshot::channel();
+        let (sender, mut asked) = mpsc::channel(1);
+        let task = tokio::spawn(probe.repeat(Duration::from_millis(1), gone, sender));
+        assert!(asked.try_recv().is_err());
+        assert!(seen.lock().await.1.is_empty());
+        go.send(()).unwrap();
+        for number in 1..=3 {
+            assert_eq!(asked.recv().await.unwrap().number, number);
+        }
+        drop(asked);
+        task.await.unwrap();
+    }
+}
