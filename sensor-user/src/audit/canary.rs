@@ -95,8 +95,8 @@ impl fmt::Display for Measured {
         let Self { clock_offset_us, clock_offset_error_us, delay_us } = self;
         write!(
             f,
-            "read {delay_us} µs after it was written; the API server's clock is {clock_offset_us} \
-             ± {clock_offset_error_us} µs ahead"
+            "read {delay_us} µs after it was written; the API server's clock less this machine's: \
+             {clock_offset_us} ± {clock_offset_error_us} µs"
         )
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{MissedTickBehavior, interval},
+    time::sleep,
 };
 
 use super::{Asked, MARK};
@@ -20,6 +20,9 @@ use crate::{
 /// A pod that is not there: one cheap read, and policies that hide health checks, discovery and
 /// leases do not hide it. 404, and 403 where the agent may not ask, are audited as 200 is.
 const URI: &str = "/api/v1/namespaces/default/pods/tokentrail-canary";
+
+/// A request that was not answered is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(15);
 
 /// Makes requests, each with a user agent of its own.
 pub struct Probe {
@@ -71,14 +74,13 @@ impl Probe {
         if go.await.is_err() {
             return;
         }
-        let mut interval = interval(every);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            interval.tick().await;
             let asked = self.ask().await;
+            let pause = if asked.answered.is_ok() { every } else { every.min(AGAIN) };
             if sender.send(asked).await.is_err() {
                 return;
             }
+            sleep(pause).await;
         }
     }
 }
