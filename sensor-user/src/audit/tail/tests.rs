@@ -22,6 +22,7 @@ use crate::{
     time::Micros,
 };
 
+mod away;
 mod model;
 mod races;
 
