@@ -1,7 +1,7 @@
 //! Where reading goes on after a restart: the file of the checkpoint may have been rotated, copied,
 //! compressed, truncated or deleted meanwhile. Asks the file system, keeps nothing.
 
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 use super::{
     open::OpenFile,
@@ -20,8 +20,8 @@ pub(super) enum Outcome {
     Gone,
 }
 
-/// The file to go on with: the one of the position; else one with the same content, compressed or
-/// copied; else the oldest that was written later than the position is from, the live one at last.
+/// The file to go on with: the one of the position; else one with the same content, renumbered, copied
+/// or compressed; else the oldest that was written later than the position is from, the live one at last.
 pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome), OpenError> {
     let id = FileId { device: start.device, inode: start.inode };
     let live = rotation::open(path);
@@ -35,10 +35,7 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
     let same = match &live {
         // Nothing was read of it, so nothing tells whether its inode number is another's by now.
         _ if start.offset == 0 && later.is_some() => None,
-        Ok((file, live)) if *live == id => {
-            let file = file.try_clone().map_err(|error| OpenError::new(path, error))?;
-            Some(OpenFile::at(file, id, start.offset))
-        }
+        Ok((file, live)) if *live == id => Some(at(path, file, id, start.offset)?),
         Ok(_) | Err(_) => {
             let sibling = siblings.iter().find(|sibling| sibling.id == id);
             sibling.map(|sibling| sibling.open(start.offset)).transpose()?
@@ -49,6 +46,15 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
         && open.continues(start)
     {
         return Ok((open, Outcome::Continued));
+    }
+    // Another device number, as many file systems get at each boot, or a copy in its place.
+    if let (Ok((file, live)), Some(_)) = (&live, start.first_line)
+        && *live != id
+    {
+        let mut open = at(path, file, *live, start.offset)?;
+        if open.continues(start) {
+            return Ok((open, Outcome::Continued));
+        }
     }
     for sibling in siblings.iter().filter(|sibling| sibling.id != id) {
         if sibling.begins_with(start.first_line)? {
@@ -66,4 +72,10 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
         }
     };
     Ok((open, outcome))
+}
+
+/// The live file from an offset on; its handle stays.
+fn at(path: &Path, file: &File, id: FileId, offset: u64) -> Result<OpenFile, OpenError> {
+    let file = file.try_clone().map_err(|error| OpenError::new(path, error))?;
+    Ok(OpenFile::at(file, id, offset))
 }

@@ -148,6 +148,21 @@ async fn what_was_copied_and_truncated_away_while_down_is_read_from_the_copy() {
 }
 
 #[tokio::test]
+async fn the_live_file_under_another_number_is_gone_on_with() {
+    let mut tail = after_one_line()
+        .await
+        .restart(|path| {
+            let copy = path.with_extension("copy");
+            fs::copy(path, &copy).unwrap();
+            fs::rename(copy, path).unwrap();
+            append(path, &line("a"));
+        })
+        .await;
+    tail.expect(&["a"]).await;
+    assert_eq!(tail.metrics.lost_positions.get(), 0);
+}
+
+#[tokio::test]
 async fn if_the_file_read_last_was_deleted_all_that_was_written_later_is_read() {
     let mut tail = after_one_line()
         .await
