@@ -24,6 +24,8 @@ use tokentrail_tests::{
 /// A request that the pods of these tests may make, and one that they may not.
 const ALLOWED: &str = "pods";
 const DENIED: &str = "secrets/db";
+/// What a probe of these tests does, once a second.
+const READ_AND_LIST: &str = "cat /var/run/secrets/kubernetes.io/serviceaccount/token > /dev/null; apicall /api/v1/nodes; true";
 
 /// The cluster with its agents, and what tests do in it.
 struct Scene<'cluster> {
@@ -111,6 +113,13 @@ impl<'cluster> Scene<'cluster> {
 }
 
 /// Shell: the program that asks reads the token itself.
+/// A container whose liveness probe is this command.
+fn probe_of(command: &[&str]) -> Value {
+    json!({"livenessProbe": {
+        "periodSeconds": 1, "timeoutSeconds": 5, "exec": {"command": command},
+    }})
+}
+
 fn read_and_ask(victim: &Victim<'_>) -> String {
     format!("apicall {}", victim.uri(ALLOWED))
 }
@@ -311,6 +320,7 @@ fn an_update_leaves_no_moment_in_which_an_attack_goes_unseen() {
         let node = scene.node_a()?;
         let before = text(&scene.agents.pod(node)?, "/metadata/uid").to_owned();
         let victims: Vec<_> = (0..6).map(|_| scene.victim(node)).collect::<Result<_>>()?;
+        let probed = Victim::create(scene.cluster, node, &probe_of(&["sh", "-c", READ_AND_LIST]))?;
         // Any change of the template is an update.
         scene.agents.helm(node, &json!({"podAnnotations": {"updated": "once"}}))?;
         for victim in &victims {
@@ -327,7 +337,10 @@ fn an_update_leaves_no_moment_in_which_an_attack_goes_unseen() {
             assert_eq!(alerts.len(), 1, "{alerts:#?}");
             victim.remove()?;
         }
-        Ok(())
+        // What the standing-by agent saw of a probe is still a probe's, though its process is gone.
+        let alerts = scene.alerts(&probed)?;
+        assert!(alerts.is_empty(), "{alerts:#?}");
+        probed.remove()
     });
 }
 
@@ -384,7 +397,7 @@ fn without_permission_the_agent_says_which_one_it_lacks() {
         scene.cluster.kubectl_ok(&["delete", "clusterrolebinding", &binding])?;
         scene.agents.restart(node)?;
         scene.agents.wait_for_status(node, "the agent says what it lacks", |status| {
-            status["degraded"].to_string().contains("may not get, list and watch pods")
+            status["degraded"].to_string().contains("may not list and watch pods")
         })?;
         let refused = "tokentrail_pods_api_errors_total";
         assert!(scene.agents.metric(node, refused, &["reason=\"forbidden\""])? >= 1.0);
@@ -422,7 +435,9 @@ fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
             Ok((count.unwrap_or_default() > 0.0).then_some(()))
         })?;
 
-        // DAC_READ_SEARCH: only for an audit log that is not root's.
+        // DAC_READ_SEARCH: only for an audit log that is not root's. An agent that cannot read what it
+        // is told to does not replace one that can.
+        let before = text(&scene.agents.pod(node)?, "/metadata/uid").to_owned();
         let folder = scene.cluster.folder().join("others");
         fs::create_dir_all(&folder)?;
         let log = folder.join("audit.log");
@@ -430,30 +445,30 @@ fn each_capability_that_the_chart_adds_is_needed_for_what_it_says() {
         chown(&log, Some(1_000), Some(1_000))?;
         fs::set_permissions(&log, fs::Permissions::from_mode(0o600))?;
         let audit_log = |path: &Path| format!("--audit-log={}", path.display());
-        for (granted, expected) in [(false, "no permission"), (true, "ok")] {
+        for (granted, expected) in [(false, "Permission denied"), (true, "ok")] {
             let mut values = with("dacReadSearch", granted);
             values["extraArgs"] = json!([audit_log(&scene.cluster.audit_log()), audit_log(&log)]);
             values["extraVolumes"] = json!([{"name": "others", "hostPath": {"path": folder}}]);
             values["extraVolumeMounts"] =
                 json!([{"name": "others", "mountPath": folder, "readOnly": true}]);
+            values["audit"] = json!({"optional": false});
             scene.agents.helm(node, &values)?;
             let what = format!("with DAC_READ_SEARCH {granted} the other's log is {expected}");
+            let name = format!("audit log {}", log.display());
             // Not ready, the new agent stands beside the old one: all of the node's are asked.
             wait_until(PATIENCE, &what, || {
                 let statuses = scene.agents.statuses(node)?;
                 let found = statuses.iter().any(|status| {
-                    let conditions = status["conditions"].as_object();
-                    let state = |of: &str| {
-                        let mut conditions = conditions.into_iter().flatten();
-                        conditions.find(|(name, _)| name.ends_with(of)).map(|(_, why)| why)
-                    };
-                    state("audit/audit.log") == Some(&json!("ok"))
-                        && state("others/audit.log")
-                            .and_then(Value::as_str)
-                            .is_some_and(|why| why.contains(expected))
+                    let state = status["conditions"][&name].as_str();
+                    state.is_some_and(|why| why.contains(expected))
                 });
                 Ok(found.then_some(()))
             })?;
+            if granted {
+                scene.agents.wait_until_ready()?;
+            }
+            let uids = scene.agents.uids(node)?;
+            assert_eq!(uids.contains(&before), !granted, "{granted}: {uids:?}");
         }
         scene.agents.helm(node, &json!({}))?;
         scene.agents.wait_until_ready()?;
@@ -466,10 +481,22 @@ fn a_workload_that_polls_and_a_probe_that_reads_the_token_never_alert() {
     with_scene(|scene| {
         let poller = json!({"command": ["apicall", "--every", "5s", "/api/v1/nodes"]});
         let poller = Victim::create(scene.cluster, scene.node_a()?, &poller)?;
-        let ask = "apicall /api/v1/nodes";
-        let probe = json!({"livenessProbe": {"periodSeconds": 1, "timeoutSeconds": 5, "exec": {
-            "command": ["sh", "-c", format!("cat {TOKEN_PATH} > /dev/null; {ask}; true")]}}});
+        let probe = probe_of(&["sh", "-c", READ_AND_LIST]);
         let probed = Victim::create(scene.cluster, scene.node_b()?, &probe)?;
+        let mut script = probe_of(&["/probe.sh"]);
+        script["command"] = json!([
+            "sh",
+            "-c",
+            format!(
+                "printf '#!/bin/sh\\n{READ_AND_LIST}\\n' > /probe.sh; chmod +x /probe.sh; exec sleep 9999"
+            )
+        ]);
+        let scripted = Victim::create(scene.cluster, scene.node_b()?, &script)?;
+        let seen = |node| {
+            let labels = ["grade=\"workload\""];
+            scene.agents.metric(node, "tokentrail_attribution_opens_total", &labels)
+        };
+        let before = [seen(scene.node_a()?)?, seen(scene.node_b()?)?];
         let began = SystemTime::now();
         let two_minutes = Duration::from_secs(120);
         wait_until(two_minutes + PATIENCE, "both have gone on for two minutes", || {
@@ -477,18 +504,16 @@ fn a_workload_that_polls_and_a_probe_that_reads_the_token_never_alert() {
             Ok((began.elapsed()? >= two_minutes).then_some(()))
         })?;
         scene.settle()?;
-        for (node, victim, least) in
-            [(scene.node_a()?, &poller, 20.0), (scene.node_b()?, &probed, 60.0)]
+        // They were seen all the while: silence is no blindness.
+        for (node, before, least) in
+            [(scene.node_a()?, before[0], 20.0), (scene.node_b()?, before[1], 120.0)]
         {
+            let seen = seen(node)? - before;
+            assert!(seen >= least, "{}: only {seen} reads were seen", node.name());
+        }
+        for victim in [&poller, &probed, &scripted] {
             let alerts = scene.alerts(victim)?;
             assert!(alerts.is_empty(), "{alerts:#?}");
-            // It was seen all the while: silence is no blindness.
-            let seen = scene.agents.metric(
-                node,
-                "tokentrail_attribution_opens_total",
-                &["grade=\"workload\""],
-            )?;
-            assert!(seen >= least, "{}: only {seen} reads were seen", node.name());
             let requests = fs::read_to_string(scene.cluster.audit_log())?;
             let count = requests.lines().filter(|line| line.contains(&victim.uid)).count();
             assert!(count >= 20, "only {count} requests of {}", victim.namespace);

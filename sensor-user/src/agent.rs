@@ -22,13 +22,16 @@ use crate::{
 
 mod canaryfeed;
 mod engine;
+pub mod files;
 mod podfeed;
+mod senses;
 mod standby;
 mod state;
 
 use canaryfeed::CanaryFeed;
-use engine::{Engine, Parts};
+use engine::Engine;
 use podfeed::PodFeed;
+use senses::Senses;
 use state::{StateDir, StateError};
 
 /// Why the agent did not start, or stopped by itself.
@@ -124,24 +127,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         Err(StateError::Taken { .. }) if config.take_over => None,
         state => Some(state?),
     };
-    let mut sensor =
-        if config.no_sensor { None } else { Some(start_sensor(&config, &metrics).await?) };
+    let sensor = if config.no_sensor { None } else { Some(start_sensor(&config, &metrics).await?) };
     serve_admin(&config, &metrics, &health, &mut tasks).await?;
+    let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
+    let mut senses = Senses::new(sensor, pods);
+    senses.pods.fill(senses.clock.now().steady).await;
     let (state, held_back) = match state {
         Some(state) => (state, Vec::new()),
-        None => {
-            let sensor = sensor.as_mut().map(|(sensor, _)| sensor);
-            tokio::select! {
-                () = &mut stop => return Ok(()),
-                predecessor = standby::wait(&config.state_dir, sensor, &health) => predecessor?,
-            }
-        }
+        None => tokio::select! {
+            () = &mut stop => return Ok(()),
+            predecessor = standby::wait(&config, &mut senses, &health) => predecessor?,
+        },
     };
-    let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
     let canary = CanaryFeed::start(&config, &metrics.canary, &mut tasks).await?;
-    let parts = Parts { sensor, pods, canary, metrics };
-    let (mut engine, batches) = Engine::build(&config, &state, &health, parts, &mut tasks).await?;
-    engine.take_over(&held_back);
+    let (mut engine, batches) =
+        Engine::build(&config, &state, &health, senses, canary, metrics, &mut tasks)?;
+    engine.take_over(held_back);
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = config.audit_logs.len(),
         alert_log = %config.alert_log.display(), admin = %config.admin_listen, "started"

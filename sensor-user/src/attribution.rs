@@ -289,11 +289,8 @@ impl Attributor {
     fn is_hook(&self, record: &OpenRecord, reader: &Reader, pods: &PodIndex) -> bool {
         let Some(container) = &reader.container else { return false };
         let entry = record.entry_cgroup;
-        let command = if entry.tgid == record.tgid {
-            facts::whole_command(record)
-        } else {
-            self.processes.command(ProcessTime::from(entry))
-        };
+        let in_record = if entry.tgid == record.tgid { facts::whole_command(record) } else { None };
+        let command = in_record.or_else(|| self.processes.command(ProcessTime::from(entry)));
         let id = container.container_id.as_deref();
         command.is_some_and(|command| pods.is_hook(&container.pod_uid, id, &command))
     }

@@ -27,7 +27,6 @@ pub struct AgentSetup<'sandbox> {
     audit_log: PathBuf,
     alerts: Alerts,
     state_dir: PathBuf,
-    node: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
@@ -40,7 +39,6 @@ impl<'sandbox> AgentSetup<'sandbox> {
             audit_log: audit_log.into(),
             alerts: Alerts::at(sandbox.folder().join("alerts.ndjson")),
             state_dir: sandbox.folder().join("state"),
-            node: ["--node-name", NODE_NAME, "--no-kube"].map(Into::into).into(),
             arguments: Vec::new(),
             environment: Vec::new(),
         }
@@ -50,14 +48,6 @@ impl<'sandbox> AgentSetup<'sandbox> {
     #[must_use]
     pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
-        self
-    }
-
-    /// As this node of a cluster; else there is no Kubernetes API.
-    #[must_use]
-    pub fn on_node(mut self, name: &str, kubeconfig: impl Into<OsString>) -> Self {
-        self.node =
-            vec!["--node-name".into(), name.into(), "--kubeconfig".into(), kubeconfig.into()];
         self
     }
 
@@ -128,7 +118,7 @@ impl<'sandbox> AgentSetup<'sandbox> {
             .args(["--admin-listen", &admin.to_string()])
             .arg("--kubelet-root")
             .arg(self.sandbox.kubelet_root())
-            .args(&self.node)
+            .args(["--node-name", NODE_NAME, "--no-kube"])
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())

@@ -38,7 +38,6 @@ pub(crate) enum Part {
 /// If something cannot be built, started or measured; not if a bar is missed.
 pub(crate) fn run(part: Option<Part>, in_cluster: bool) -> Result<()> {
     if in_cluster {
-        build::run()?;
         let rows = cluster::measure()?;
         announce(format_args!("measured on {}", machine()));
         report::print("in a cluster of two nodes", &rows);

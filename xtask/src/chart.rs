@@ -1,8 +1,9 @@
 //! `cargo xtask chart` and `cargo xtask manifests`: the Helm chart is what it promises, and the
 //! plain manifests are its rendering.
 //!
-//! What the chart must render for which values is a table in `cases`; `schemas` cuts an API server's
-//! own description of its objects down to what kubeconform needs. Nothing here talks to a cluster.
+//! What the chart must render for which values is a table in `cases`, what it must refuse one in
+//! `refusals`; `schemas` cuts an API server's own description of its objects down to what kubeconform
+//! needs. Nothing here talks to a cluster.
 
 use std::{
     fs,
@@ -20,10 +21,14 @@ use crate::{
     tally::Tally,
 };
 
+mod case;
 mod cases;
+mod refusals;
 pub(crate) mod schemas;
 
-use cases::{CASES, Case, Expected};
+use case::{Case, Expected};
+use cases::CASES;
+use refusals::REFUSALS;
 
 /// Folder of the chart, from the root.
 const CHART: &str = "deploy/helm/tokentrail";
@@ -31,6 +36,8 @@ const CHART: &str = "deploy/helm/tokentrail";
 const MANIFESTS: &str = "deploy/manifests/tokentrail.yaml";
 /// The version of Kubernetes that is rendered for: Helm itself, built from source, knows none.
 const KUBERNETES: &str = "v1.34.4";
+/// What it is rendered as unless that matters.
+const RELEASE: &str = "tokentrail";
 /// Where the manifests' objects live; a chart leaves that to its user.
 const NAMESPACE: &str = "\
 # Rendered from deploy/helm/tokentrail by `cargo xtask manifests`.
@@ -74,7 +81,7 @@ pub(crate) fn check() -> Result<Tally> {
     };
     count("helm lint --strict", chart.lint());
     let mut rendered = String::new();
-    for case in CASES {
+    for case in CASES.iter().chain(REFUSALS) {
         count(case.says, chart.check(case, &mut rendered));
     }
     let kubeconform = golang::kubeconform()?;
@@ -110,10 +117,9 @@ impl Chart {
     }
 
     fn check(&self, case: &Case, rendered: &mut String) -> Result<()> {
-        let text = match (
-            self.render(case.values, case.kubernetes.unwrap_or(KUBERNETES)),
-            case.expected,
-        ) {
+        let release = case.release.unwrap_or(RELEASE);
+        let kubernetes = case.kubernetes.unwrap_or(KUBERNETES);
+        let text = match (self.render(release, case.values, kubernetes), case.expected) {
             (Err(error), Expected::Refused(why)) => {
                 let error = format!("{error:#}");
                 ensure!(error.contains(why), "it was refused, but not for {why:?}: {error}");
@@ -133,9 +139,9 @@ impl Chart {
         Ok(())
     }
 
-    fn render(&self, values: &str, kubernetes: &str) -> Result<String> {
+    fn render(&self, release: &str, values: &str, kubernetes: &str) -> Result<String> {
         let mut helm = program(&self.helm);
-        helm.args(["template", "tokentrail", CHART, "--namespace", "tokentrail"]).args([
+        helm.args(["template", release, CHART, "--namespace", "tokentrail"]).args([
             "--kube-version",
             kubernetes,
             "--values",
@@ -146,7 +152,7 @@ impl Chart {
 
     /// Without the marks by which Helm knows its own, and without what it says about its sources.
     fn manifests(&self) -> Result<String> {
-        let text = self.render("", KUBERNETES)?;
+        let text = self.render(RELEASE, "", KUBERNETES)?;
         let helms = ["# Source: ", "app.kubernetes.io/managed-by: ", "helm.sh/chart: "];
         let lines =
             text.lines().filter(|line| !helms.iter().any(|mark| line.trim().starts_with(mark)));

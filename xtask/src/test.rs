@@ -50,7 +50,7 @@ pub(crate) fn run() -> ExitCode {
     let after_build = |check: fn() -> Result<Outcome>| {
         move || if built { check() } else { Ok(Outcome::Impossible("the build failed".to_owned())) }
     };
-    report.check("image: the same bytes twice", after_build(image_twice));
+    report.check("image: assembling it twice gives the same bytes", after_build(image_assembly));
     report.check("Helm chart and manifests", after_build(helm_chart));
     report.check("whole program, running kernel", after_build(whole_program));
     report.check("whole program, Kubernetes cluster", after_build(cluster));
@@ -114,8 +114,8 @@ fn other_architecture() -> Result<Outcome> {
     }
 }
 
-fn image_twice() -> Result<Outcome> {
-    say("  built twice, from the BPF object on: `cargo xtask image --verify` does that");
+fn image_assembly() -> Result<Outcome> {
+    say("  of one build; whether two builds agree, `cargo xtask image --verify` tells");
     image::assembles_the_same_twice().map(|()| Outcome::Passed)
 }
 

@@ -8,14 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokentrail_ebpf::OpenRecord;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, CanaryFeed, PodFeed, StageMetrics, state};
+use super::{AgentError, CanaryFeed, Senses, StageMetrics, state};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -23,7 +22,7 @@ use crate::{
         log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
-    attribution::{Attributor, OpenTimes, ProcessKey},
+    attribution::{Attributor, ProcessKey, TokenOpen, pods::PodIndex},
     audit::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
@@ -34,10 +33,7 @@ use crate::{
         Correlator, Finding, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
-    kernel::{
-        self, Sensor, SensorError,
-        clock::{Clock, Now},
-    },
+    kernel::{Sensor, SensorError, clock::Now},
     metrics::CorrelationMetrics,
     time::Micros,
 };
@@ -49,35 +45,46 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Every stage, and the state between them.
 pub(super) struct Engine {
-    sensor: Option<Sensor>,
-    attributor: Option<Attributor>,
-    pods: PodFeed,
+    senses: Senses,
     canary: CanaryFeed,
-    clock: Clock,
-    boot_id: String,
-    correlator: Correlator<FileJournal>,
+    join: Join,
     sources: Vec<Source>,
     sources_optional: bool,
     lateness: Micros,
     checkpoints: Checkpoints,
     alert_log: AlertLog,
-    recorder: Option<Recorder>,
     origin: Origin,
     health: Health,
     metrics: CorrelationMetrics,
     self_test: Interval,
     sensor_failure: Option<String>,
-    findings: Vec<Finding>,
     /// Opens of this boot that the journal held at the start.
     remembered: Vec<SeenOpen>,
 }
 
-/// What the engine is built from and does not start itself.
-pub(super) struct Parts {
-    pub(super) sensor: Option<(Sensor, Attributor)>,
-    pub(super) pods: PodFeed,
-    pub(super) canary: CanaryFeed,
-    pub(super) metrics: StageMetrics,
+/// Where opens and requests meet.
+struct Join {
+    boot_id: String,
+    recorder: Option<Recorder>,
+    correlator: Correlator<FileJournal>,
+    /// What is to be told.
+    findings: Vec<Finding>,
+}
+
+impl Join {
+    /// Records an open and hands it on.
+    fn open(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
+        if let Some(recorder) = &mut self.recorder {
+            let pod = open.pod_uid.as_deref().and_then(|uid| pods.pod(uid));
+            recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
+        }
+        self.join(open, now);
+    }
+
+    fn join(&mut self, open: TokenOpen, now: Micros) {
+        let open = Open { boot_id: self.boot_id.clone(), open };
+        self.correlator.open(open, now, &mut self.findings);
+    }
 }
 
 /// Which open it was, whichever agent's sensor saw it.
@@ -91,11 +98,14 @@ impl SeenOpen {
     /// Two sensors that are attached at once read the clock one after the other.
     const APART_NS: u64 = 1_000_000;
 
-    fn is(&self, record: &OpenRecord) -> bool {
-        self.process.tgid == record.tgid
-            && self.process.start_boottime_ns == record.start_boottime_ns
-            && self.inode == record.file_ino
-            && self.ktime_ns.abs_diff(record.ktime_ns) < Self::APART_NS
+    fn of(open: &TokenOpen) -> Self {
+        Self { process: open.process, inode: open.inode, ktime_ns: open.ktime_ns }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.process == other.process
+            && self.inode == other.inode
+            && self.ktime_ns.abs_diff(other.ktime_ns) < Self::APART_NS
     }
 }
 
@@ -108,11 +118,13 @@ struct Source {
 
 impl Engine {
     /// Builds every stage and starts the sources, whose tasks go into `tasks`.
-    pub(super) async fn build(
+    pub(super) fn build(
         config: &Config,
         state: &state::StateDir,
         health: &Health,
-        Parts { sensor, pods, canary, metrics }: Parts,
+        senses: Senses,
+        canary: CanaryFeed,
+        metrics: StageMetrics,
         tasks: &mut JoinSet<AgentError>,
     ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
         let settings = AlertLogSettings {
@@ -132,52 +144,46 @@ impl Engine {
             tracing::warn!(damaged, "lines of the journal were no entries and are ignored");
         }
         let checkpoints = Checkpoints::open(&config.state_dir)?;
-        let (sensor, attributor) = sensor.unzip();
-        let route = sensor.as_ref().map_or("none", |sensor| kernel::route_name(sensor.route()));
-        let mut degraded: Vec<String> =
-            sensor.as_ref().map_or_else(Vec::new, |sensor| sensor.degraded().to_vec());
+        let mut degraded = senses.sensor().map_or_else(Vec::new, |it| it.degraded().to_vec());
         if config.kube.is_none() {
             degraded.push("no pod index: names come from audit events alone".to_owned());
         }
         let mut engine = Self {
-            clock: Clock::system(),
-            boot_id: state::boot_id(),
-            correlator: Correlator::new(Settings::new(cluster), journal),
+            join: Join {
+                boot_id: state::boot_id(),
+                recorder,
+                correlator: Correlator::new(Settings::new(cluster), journal),
+                findings: Vec::new(),
+            },
             sources: Vec::new(),
             sources_optional: config.audit_log_optional,
             lateness: config.audit_lateness.into(),
             checkpoints,
             alert_log,
-            recorder,
             origin: Origin {
                 cluster_name: config.cluster_name.clone(),
                 node_name: config.node_name.clone(),
                 host_id: state::host_id(),
                 agent_id: state.agent_id().to_owned(),
-                route: route.to_owned(),
+                route: senses.route().to_owned(),
                 degraded,
             },
             health: health.clone(),
             metrics: metrics.correlation,
             self_test: tokio::time::interval(config.self_test_every),
             sensor_failure: None,
-            findings: Vec::new(),
             remembered: Vec::new(),
-            sensor,
-            attributor,
-            pods,
+            senses,
             canary,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
         engine.self_test.reset();
-        engine.watch_volumes();
-        let now = engine.clock.now().steady;
-        engine.pods.fill(now).await;
+        let now = engine.senses.clock.now().steady;
         for mut entry in entries {
             engine.place(&mut entry);
             engine.remember(&entry);
-            engine.correlator.restore(entry, now, &mut engine.findings);
+            engine.join.correlator.restore(entry, now, &mut engine.join.findings);
         }
         engine.tell(None);
         let batches = engine.follow(config, &metrics.audit, tasks);
@@ -186,29 +192,23 @@ impl Engine {
 
     /// Takes the opens that were held back while another agent was at work: those that it did not
     /// journal before it ended.
-    pub(super) fn take_over(&mut self, held_back: &[OpenRecord]) {
-        self.clock.now();
-        if let Some(mut attributor) = self.attributor.take() {
-            for record in held_back {
-                if !self.remembered.iter().any(|open| open.is(record)) {
-                    self.open(record, &mut attributor);
-                }
+    pub(super) fn take_over(&mut self, held_back: Vec<TokenOpen>) {
+        let now = self.senses.clock.now().steady;
+        let remembered = std::mem::take(&mut self.remembered);
+        for open in held_back {
+            let seen = SeenOpen::of(&open);
+            if !remembered.iter().any(|other| other.is(&seen)) {
+                self.join.join(open, now);
             }
-            self.attributor = Some(attributor);
         }
-        self.remembered = Vec::new();
         self.tell(None);
     }
 
     fn remember(&mut self, entry: &Entry) {
         if let Entry::Open(Open { boot_id, open }) = entry
-            && *boot_id == self.boot_id
+            && *boot_id == self.join.boot_id
         {
-            self.remembered.push(SeenOpen {
-                process: open.process,
-                inode: open.inode,
-                ktime_ns: open.ktime_ns,
-            });
+            self.remembered.push(SeenOpen::of(open));
         }
     }
 
@@ -243,14 +243,14 @@ impl Engine {
     /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
     fn place(&self, entry: &mut Entry) {
         match entry {
-            Entry::Open(open) if open.boot_id == self.boot_id => {
-                open.open.time = self.clock.boot_to_steady(open.open.ktime_ns);
+            Entry::Open(open) if open.boot_id == self.join.boot_id => {
+                open.open.time = self.senses.clock.boot_to_steady(open.open.ktime_ns);
             }
             // Of an earlier boot only the wall clock tells.
-            Entry::Open(open) => open.open.time = self.clock.wall_to_steady(open.open.wall),
+            Entry::Open(open) => open.open.time = self.senses.clock.wall_to_steady(open.open.wall),
             Entry::Request(request) | Entry::Session(request) => {
                 let received = request.record.request_received_timestamp;
-                request.time = self.clock.wall_to_steady(received);
+                request.time = self.senses.clock.wall_to_steady(received);
             }
         }
     }
@@ -272,16 +272,16 @@ impl Engine {
             // Not biased: a flood of one kind must not starve the others.
             tokio::select! {
                 () = &mut stop => return Ok(()),
-                ready = ready(self.sensor.as_ref()) => {
+                ready = ready(self.senses.sensor.as_ref()) => {
                     ready?;
                     self.drain();
                 }
                 Some(asked) = self.canary.asked() => {
-                    self.canary.note(asked, self.clock.now().steady);
+                    self.canary.note(asked, self.senses.clock.now().steady);
                 }
                 // While alerts wait for space, so does what would make more of them.
-                Some(change) = self.pods.changed() => {
-                    self.pods.index.apply(change, self.clock.now().steady);
+                Some(change) = self.senses.pods.changed() => {
+                    self.senses.pods.index.apply(change, self.senses.clock.now().steady);
                 }
                 Some(batch) = batches.recv(), if self.alert_log.has_room() => {
                     // An open may be in the ring that this batch's requests follow from.
@@ -289,7 +289,7 @@ impl Engine {
                     self.take(batch);
                 }
                 _ = tick.tick() => self.pass_time(&batches)?,
-                _ = self.self_test.tick(), if self.sensor.is_some() => self.test_sensor().await,
+                _ = self.self_test.tick(), if self.senses.sensor().is_some() => self.test_sensor().await,
                 Some(ended) = tasks.join_next() => {
                     return Err(ended.unwrap_or_else(|error| AgentError::Ended {
                         part: "a task", why: error.to_string(),
@@ -301,39 +301,18 @@ impl Engine {
 
     /// Takes every record out of the ring. A record is released after its open was journalled.
     fn drain(&mut self) {
-        self.clock.now();
-        let (Some(mut sensor), Some(mut attributor)) = (self.sensor.take(), self.attributor.take())
-        else {
-            return;
-        };
-        sensor.drain(|record| self.open(record, &mut attributor));
-        (self.sensor, self.attributor) = (Some(sensor), Some(attributor));
-        self.watch_volumes();
+        let Self { senses, join, .. } = self;
+        senses.drain(|open, pods, now| join.open(open, pods, now));
         self.tell(None);
     }
 
-    fn open(&mut self, record: &OpenRecord, attributor: &mut Attributor) {
-        let times = OpenTimes {
-            time: self.clock.boot_to_steady(record.ktime_ns),
-            wall: self.clock.boot_to_wall(record.ktime_ns),
-        };
-        let Ok(open) = attributor.attribute(record, times, &self.pods.index) else { return };
-        tracing::debug!(grade = ?open.grade, pod = open.pod_uid, comm = open.comm, "token opened");
-        if let Some(recorder) = &mut self.recorder {
-            let pod = open.pod_uid.as_deref().and_then(|uid| self.pods.index.pod(uid));
-            recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
-        }
-        let open = Open { boot_id: self.boot_id.clone(), open };
-        self.correlator.open(open, self.clock.now().steady, &mut self.findings);
-    }
-
     fn take(&mut self, batch: AuditBatch) {
-        let Now { steady: now, wall } = self.clock.now();
+        let Now { steady: now, wall } = self.senses.clock.now();
         for read in batch.records {
             self.canary.see(&read, wall);
-            let time = self.clock.wall_to_steady(read.record.request_received_timestamp);
+            let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request { time, record: read.record };
-            self.correlator.request(request, now, &mut self.findings);
+            self.join.correlator.request(request, now, &mut self.join.findings);
             self.tell(Some(read.read_at));
         }
         if let Some(source) = self.sources.get_mut(batch.source) {
@@ -345,10 +324,11 @@ impl Engine {
 
     /// Writes what was found.
     fn tell(&mut self, read_at: Option<Instant>) {
-        for finding in std::mem::take(&mut self.findings) {
-            let now = self.clock.now().wall;
+        for finding in std::mem::take(&mut self.join.findings) {
+            let now = self.senses.clock.now().wall;
             let origin = self.origin_now();
-            let document = document::document(&finding, &origin, &self.pods.index, read_at, now);
+            let document =
+                document::document(&finding, &origin, &self.senses.pods.index, read_at, now);
             let line = match serde_json::to_vec(&document) {
                 Ok(line) => line,
                 Err(error) => {
@@ -377,7 +357,7 @@ impl Engine {
     /// What an alert of this moment says about this process.
     fn origin_now(&self) -> Cow<'_, Origin> {
         let mut origin = Cow::Borrowed(&self.origin);
-        let lacking = [self.pods.degraded(), self.canary.failure()];
+        let lacking = [self.senses.pods.degraded(), self.canary.failure()];
         for why in lacking.into_iter().flatten() {
             origin.to_mut().degraded.push(why);
         }
@@ -388,24 +368,19 @@ impl Engine {
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
         // What is in the ring happened before: it must not find its exposure gone.
         self.drain();
-        let now = self.clock.now().steady;
+        let now = self.senses.clock.now().steady;
         let watermark = self.watermark(now, batches.is_empty());
-        self.correlator.advance(watermark, now, &mut self.findings);
-        self.pods.index.forget(now);
+        self.join.correlator.advance(watermark, now, &mut self.join.findings);
+        self.senses.pods.index.forget(now);
         if self.sources.iter().any(|source| source.status.borrow().is_open()) {
             self.canary.go();
         }
         self.canary.judge(now);
         self.tell(None);
         self.alert_log.maintain();
-        let journal = self.correlator.flush_journal();
+        let journal = self.join.correlator.flush_journal();
         let checkpoint = self.checkpoint(now);
-        if let Some(attributor) = &mut self.attributor
-            && let Err(error) = attributor.keep_up()
-        {
-            tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
-        }
-        self.watch_volumes();
+        self.senses.keep_up();
         self.publish(journal.map_err(|error| error.to_string()), checkpoint);
         Ok(())
     }
@@ -413,11 +388,11 @@ impl Engine {
     /// How far every source is known to be complete, on the steady axis.
     fn watermark(&self, now: Micros, queue_is_empty: bool) -> Micros {
         let of_source = |source: &Source| {
-            let newest = source.newest_stage.map(|wall| self.clock.wall_to_steady(wall));
+            let newest = source.newest_stage.map(|wall| self.senses.clock.wall_to_steady(wall));
             // A source that was read to its end is complete up to that moment. Not up to now: the
             // whole process may have been stopped since.
             let complete = source.status.borrow().complete_at_boot_ns.filter(|_| queue_is_empty);
-            let idle = complete.map(|boot_ns| self.clock.boot_to_steady(boot_ns));
+            let idle = complete.map(|boot_ns| self.senses.clock.boot_to_steady(boot_ns));
             // A server whose clock runs ahead must not end what is still going on here.
             let newest = newest.map(|time| time.min(now));
             newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
@@ -435,33 +410,20 @@ impl Engine {
     /// Makes alerts durable, then moves the checkpoint, then lets the journal forget. What a crash
     /// would lose holds all of it back.
     fn checkpoint(&mut self, now: Micros) -> Result<(), String> {
-        if !self.alert_log.is_clear() || self.correlator.journal_failure().is_some() {
+        if !self.alert_log.is_clear() || self.join.correlator.journal_failure().is_some() {
             return Ok(());
         }
         self.alert_log
             .sync()
             .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
         self.checkpoints.flush().map_err(|error| error.to_string())?;
-        self.correlator.compact_journal(now).map_err(|error| error.to_string())
-    }
-
-    fn watch_volumes(&mut self) {
-        if let (Some(sensor), Some(attributor)) = (&mut self.sensor, &mut self.attributor)
-            && let Some(devices) = attributor.take_changed_devices()
-            && let Err(error) = sensor.watch_devices(&devices.into_iter().collect())
-        {
-            tracing::warn!(%error, "tokens under unusual names stay unseen");
-        }
+        self.join.correlator.compact_journal(now).map_err(|error| error.to_string())
     }
 
     /// Opens the canary; opens of others that arrive meanwhile are taken as ever.
     async fn test_sensor(&mut self) {
-        let (Some(mut sensor), Some(mut attributor)) = (self.sensor.take(), self.attributor.take())
-        else {
-            return;
-        };
-        let result = sensor.self_test(|record| self.open(record, &mut attributor)).await;
-        (self.sensor, self.attributor) = (Some(sensor), Some(attributor));
+        let Self { senses, join, .. } = self;
+        let result = senses.self_test(|open, pods, now| join.open(open, pods, now)).await;
         self.tell(None);
         self.sensor_failure = result.err().map(|error| error.to_string());
         if let Some(why) = &self.sensor_failure {
@@ -480,7 +442,7 @@ impl Engine {
                 }),
             ),
         ];
-        if self.sensor.is_some() {
+        if self.senses.sensor().is_some() {
             let failure = self.sensor_failure.clone().map_or(Ok(()), Err);
             conditions.push(("sensor".to_owned(), failure.into()));
         }
@@ -500,8 +462,8 @@ impl Engine {
             };
             conditions.push((name, condition));
         }
-        let held = self.correlator.held();
-        self.metrics.observe(held, self.correlator.losses());
+        let held = self.join.correlator.held();
+        self.metrics.observe(held, self.join.correlator.losses());
         self.health.publish(|report| {
             report.route.clone_from(&self.origin.route);
             report.degraded.clone_from(&self.origin_now().degraded);
@@ -519,8 +481,8 @@ impl Engine {
     pub(super) fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
-        let now = self.clock.now().steady;
-        if let Err(error) = self.correlator.flush_journal() {
+        let now = self.senses.clock.now().steady;
+        if let Err(error) = self.join.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");
         }
         if let Err(why) = self.checkpoint(now) {
@@ -535,9 +497,9 @@ impl Engine {
 }
 
 /// Waits for records; for ever where there is no sensor.
-async fn ready(sensor: Option<&Sensor>) -> Result<(), SensorError> {
+async fn ready(sensor: Option<&(Sensor, Attributor)>) -> Result<(), SensorError> {
     match sensor {
-        Some(sensor) => Ok(sensor.ready().await?),
+        Some((sensor, _)) => Ok(sensor.ready().await?),
         None => std::future::pending().await,
     }
 }

@@ -1,54 +1,82 @@
 //! Taking over from another agent without a gap, as a rolling update wants it: the new one is ready
 //! while the old one still runs. Its sensor is attached and holds back what it sees; when the old
 //! one has let go of the state directory, the engine begins with that.
+//!
+//! Ready only while it could go on: a version that cannot read or write what the configuration names
+//! must not replace one that can.
 
-use std::{collections::VecDeque, path::Path, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use tokentrail_ebpf::OpenRecord;
-
-use super::{AgentError, StateDir, StateError};
+use super::{AgentError, Senses, StateDir, StateError, files};
 use crate::{
     admin::{Condition, Health},
-    kernel::{self, Sensor},
+    attribution::TokenOpen,
+    config::Config,
+    kernel::Finding,
 };
 
 /// How often the directory is tried: what the gap would be without a sensor that holds back.
 const RETRY: Duration = Duration::from_millis(50);
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 /// Opens held back, the newest: the old agent has told of those before.
 const HELD_BACK: usize = 1_024;
 
-/// Waits for the state directory. Also returns the last opens that the sensor saw until then.
+/// Waits for the state directory. Also returns the last opens that the sensor saw until then,
+/// attributed when they happened: of a process that is gone, not everything can be asked later.
 pub(super) async fn wait(
-    directory: &Path,
-    mut sensor: Option<&mut Sensor>,
+    config: &Config,
+    senses: &mut Senses,
     health: &Health,
-) -> Result<(StateDir, Vec<OpenRecord>), AgentError> {
+) -> Result<(StateDir, Vec<TokenOpen>), AgentError> {
+    let directory = &config.state_dir;
     tracing::info!(state_dir = %directory.display(), "standing by until the other agent ends");
     let mut held_back = VecDeque::new();
+    let mut looked: Option<Instant> = None;
     loop {
         let state = StateDir::open(directory);
         // After the attempt: once it succeeds, the other agent reads no more.
-        if let Some(sensor) = &mut sensor {
-            sensor.drain(|record| {
-                if held_back.len() == HELD_BACK {
-                    held_back.pop_front();
-                }
-                held_back.push_back(*record);
-            });
-        }
+        senses.drain(|open, _, _| {
+            if held_back.len() == HELD_BACK {
+                held_back.pop_front();
+            }
+            held_back.push_back(open);
+        });
         match state {
             Ok(state) => return Ok((state, held_back.into())),
             Err(StateError::Taken { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        health.publish(|report| {
-            report.route = sensor
-                .as_ref()
-                .map_or("none", |sensor| kernel::route_name(sensor.route()))
-                .to_owned();
-            report.conditions = [("standby".to_owned(), Condition::Holds)].into();
-            "nothing yet: another agent of this node is at work".clone_into(&mut report.audit);
-        });
-        tokio::time::sleep(RETRY).await;
+        if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            looked = Some(Instant::now());
+            senses.keep_up();
+            publish(config, senses, health);
+        }
+        tokio::select! {
+            Some(change) = senses.pods.changed() => {
+                senses.pods.index.apply(change, senses.clock.now().steady);
+            }
+            () = tokio::time::sleep(RETRY) => {}
+        }
     }
+}
+
+fn publish(config: &Config, senses: &Senses, health: &Health) {
+    let mut conditions = vec![("standby".to_owned(), Condition::Holds)];
+    for path in config.audit_logs.iter().filter(|_| !config.audit_log_optional) {
+        let name = format!("audit log {}", path.display());
+        conditions.push((name, files::readable(path).into()));
+    }
+    for Finding { what, ok, detail } in files::written(config) {
+        let condition = if ok { Condition::Holds } else { Condition::Fails(detail) };
+        conditions.push((what.to_owned(), condition));
+    }
+    health.publish(|report| {
+        senses.route().clone_into(&mut report.route);
+        report.conditions = conditions.into_iter().collect();
+        "nothing yet: another agent of this node is at work".clone_into(&mut report.audit);
+    });
 }

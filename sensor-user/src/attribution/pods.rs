@@ -12,10 +12,12 @@ use std::{
 
 use crate::time::Micros;
 
+mod hook;
 mod metrics;
 mod object;
 pub mod watch;
 
+pub use hook::Hook;
 pub use metrics::PodMetrics;
 
 /// How long a deleted pod can still be looked up: an alert may be about what it did last.
@@ -23,6 +25,9 @@ const KEPT_AFTER_DELETION: Micros = Micros::from_secs(15 * 60);
 /// Pods held, deleted ones included. Kubelets run 110 by default and some hundred at most; jobs
 /// that come and go for [`KEPT_AFTER_DELETION`] are what fills the rest.
 const MAX_PODS: usize = 4_096;
+/// Memory of all pods held, bytes. One takes a few hundred, and a few ten thousand where somebody
+/// makes it as large as `object` lets them.
+const MAX_BYTES: usize = 16 << 20;
 
 /// What alerts and grades need to know about a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,11 +104,20 @@ pub struct Container {
     pub digest: Option<Box<str>>,
     /// Ids without a `runtime://` prefix: the running instance, and the one before a restart.
     pub ids: Vec<Box<str>>,
+    /// Whether the kubelet says that it cannot start (no image, say): it is not what just did.
+    pub blocked: bool,
     /// Commands that the kubelet runs in it: exec probes and lifecycle hooks.
-    pub hooks: Vec<Box<[Box<str>]>>,
+    pub hooks: Vec<Hook>,
 }
 
 impl Container {
+    fn bytes(&self) -> usize {
+        let ids: usize = self.ids.iter().map(|id| id.len() + size_of::<Box<str>>()).sum();
+        let digest = self.digest.as_ref().map_or(0, |digest| digest.len());
+        let hooks: usize = self.hooks.iter().map(Hook::bytes).sum();
+        size_of::<Self>() + self.name.len() + self.image.len() + ids + digest + hooks
+    }
+
     /// Name and tag of its image; the tag is absent where there is none.
     pub fn image_name_and_tag(&self) -> (&str, Option<&str>) {
         let named = self.image.split('@').next().unwrap_or_default();
@@ -139,6 +153,8 @@ pub struct PodIndex {
     aliases: HashMap<Box<str>, Box<str>>,
     /// Uids of the list that is being read. Only at its end it decides who is gone.
     listing: Option<HashSet<Box<str>>>,
+    /// Memory of all pods held, about.
+    bytes: usize,
     metrics: PodMetrics,
 }
 
@@ -179,54 +195,72 @@ impl PodIndex {
 
     /// Forgets pods that were deleted long ago; to be called about once a second.
     pub fn forget(&mut self, now: Micros) {
-        let old = |entry: &Entry| entry.gone.is_some_and(|gone| gone + KEPT_AFTER_DELETION < now);
-        if self.pods.values().any(old) {
-            self.pods.retain(|_, entry| !old(entry));
-            self.aliases.retain(|_, uid| self.pods.contains_key(uid));
+        let old: Vec<Box<str>> = self
+            .pods
+            .iter()
+            .filter(|(_, entry)| entry.gone.is_some_and(|gone| gone + KEPT_AFTER_DELETION < now))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in &old {
+            self.remove(uid);
+        }
+        if !old.is_empty() {
             self.metrics.held(self.pods.len());
         }
     }
 
-    /// The pod of this uid, as the API or, for static pods, as the kubelet calls it.
+    /// The pod of this uid, as the API or, for static pods, as the kubelet calls it. A real uid
+    /// comes first: what a static pod is called by is an annotation that anybody may set.
     pub fn pod(&self, uid: &str) -> Option<&Arc<Pod>> {
-        let uid = self.aliases.get(uid).map_or(uid, |uid| uid);
-        self.pods.get(uid).map(|entry| &entry.pod)
+        let entry = self.pods.get(uid).or_else(|| self.pods.get(self.aliases.get(uid)?));
+        entry.map(|entry| &entry.pod)
     }
 
     /// Whether a container was added to its running pod, as by `kubectl debug`.
     pub fn is_ephemeral(&self, pod_uid: &str, container_id: &str) -> bool {
-        self.pod(pod_uid)
-            .and_then(|pod| pod.container(container_id))
-            .is_some_and(|container| container.kind == ContainerKind::Ephemeral)
+        let Some(pod) = self.pod(pod_uid) else { return false };
+        let mut candidates = pod.candidates(container_id).peekable();
+        candidates.peek().is_some() && candidates.all(|it| it.kind == ContainerKind::Ephemeral)
     }
 
     /// Whether the kubelet itself runs this command in the container, as a probe or a hook.
     pub fn is_hook(&self, pod_uid: &str, container_id: Option<&str>, command: &[Vec<u8>]) -> bool {
         let Some(pod) = self.pod(pod_uid) else { return false };
         let known = container_id.and_then(|id| pod.container(id));
-        let equals = |hook: &[Box<str>]| {
-            hook.len() == command.len()
-                && hook.iter().zip(command).all(|(hook, word)| hook.as_bytes() == word.as_slice())
-        };
         pod.containers
             .iter()
             // Startup probes run before the kubelet has reported the container's id.
             .filter(|container| known.is_none_or(|known| known.name == container.name))
-            .any(|container| container.hooks.iter().any(|hook| equals(hook)))
+            .any(|container| container.hooks.iter().any(|hook| hook.is(command)))
     }
 
     fn put(&mut self, pod: Pod) {
-        if !self.pods.contains_key(&pod.uid) && self.pods.len() >= MAX_PODS && !self.make_room() {
-            self.metrics.refused();
-            return;
+        let bytes = pod.bytes();
+        self.remove(&pod.uid);
+        while self.pods.len() >= MAX_PODS || self.bytes + bytes > MAX_BYTES {
+            if !self.make_room() {
+                self.metrics.refused();
+                return;
+            }
         }
         if let Some(listing) = &mut self.listing {
             listing.insert(pod.uid.clone());
         }
         if let Some(alias) = &pod.static_uid {
-            self.aliases.insert(alias.clone(), pod.uid.clone());
+            self.aliases.entry(alias.clone()).or_insert_with(|| pod.uid.clone());
         }
+        self.bytes += bytes;
         self.pods.insert(pod.uid.clone(), Entry { pod: Arc::new(pod), gone: None });
+    }
+
+    fn remove(&mut self, uid: &str) {
+        let Some(Entry { pod, .. }) = self.pods.remove(uid) else { return };
+        self.bytes = self.bytes.saturating_sub(pod.bytes());
+        if let Some(alias) = &pod.static_uid
+            && self.aliases.get(alias).is_some_and(|owner| **owner == *uid)
+        {
+            self.aliases.remove(alias);
+        }
     }
 
     /// The pod that was deleted first gives way; `false` if none was.
@@ -237,21 +271,41 @@ impl PodIndex {
             .filter_map(|(uid, entry)| Some((entry.gone?, uid)))
             .min()
             .map(|(_, uid)| uid.clone());
-        oldest.is_some_and(|uid| self.pods.remove(&uid).is_some())
+        oldest.is_some_and(|uid| {
+            self.remove(&uid);
+            true
+        })
     }
 }
 
 impl Pod {
-    /// The container of this id, running or before its last restart.
-    ///
-    /// The kubelet reports an id up to a second after the start. Until then it is the one container
-    /// without an id, if there is just one.
+    /// The container of this id, running or before its last restart; `None` too where several may
+    /// have it.
     pub fn container(&self, id: &str) -> Option<&Container> {
-        let known = |container: &&Container| container.ids.iter().any(|it| **it == *id);
-        self.containers.iter().find(known).or_else(|| {
-            let mut nameless = self.containers.iter().filter(|it| it.ids.is_empty());
-            nameless.next().filter(|_| nameless.next().is_none())
+        let mut candidates = self.candidates(id);
+        candidates.next().filter(|_| candidates.next().is_none())
+    }
+
+    /// The containers that may have this id. The kubelet reports one up to a second after the
+    /// start; until then it is one of those without any, unless that one cannot start.
+    fn candidates(&self, id: &str) -> impl Iterator<Item = &Container> {
+        let has = |container: &Container| container.ids.iter().any(|it| **it == *id);
+        let known = self.containers.iter().any(has);
+        self.containers.iter().filter(move |container| {
+            if known { has(container) } else { container.ids.is_empty() && !container.blocked }
         })
+    }
+
+    /// Memory that it takes, about.
+    fn bytes(&self) -> usize {
+        let texts = [&self.uid, &self.namespace, &self.name, &self.service_account];
+        let addresses = self.ips.iter().chain(&self.host_ips);
+        let labels = self.labels.iter().flat_map(|(key, value)| [key, value]);
+        let owner = self.owner.iter().flat_map(|owner| [&owner.kind, &owner.name]);
+        let texts = texts.into_iter().chain(addresses).chain(labels).chain(owner);
+        size_of::<Self>()
+            + texts.map(|text| text.len() + size_of::<Box<str>>()).sum::<usize>()
+            + self.containers.iter().map(Container::bytes).sum::<usize>()
     }
 }
 

@@ -178,7 +178,8 @@ fn index_with(kind: ContainerKind, command: &[&str]) -> PodIndex {
         image: "app:1".into(),
         digest: None,
         ids: vec![CONTAINER.into()],
-        hooks: vec![command.iter().map(|word| (*word).into()).collect()],
+        blocked: false,
+        hooks: vec![pods::Hook(command.iter().map(|word| (*word).into()).collect())],
     };
     let pod = Pod { uid: POD.into(), containers: vec![container], ..Pod::default() };
     let mut pods = PodIndex::default();

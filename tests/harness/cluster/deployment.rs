@@ -140,6 +140,15 @@ impl<'cluster> Deployment<'cluster> {
         Ok(self.pods(node)?.iter().filter_map(ask).collect())
     }
 
+    /// Uids of a node's agent pods; during an update there are two.
+    ///
+    /// # Errors
+    /// If the API server does not answer.
+    pub fn uids(&self, node: &ClusterNode) -> Result<Vec<String>> {
+        let uid = |pod: &Value| text(pod, "/metadata/uid").to_owned();
+        Ok(self.pods(node)?.iter().map(uid).collect())
+    }
+
     fn pods(&self, node: &ClusterNode) -> Result<Vec<Value>> {
         let label = format!("app.kubernetes.io/instance={}", release(node));
         let pods = self.cluster.get(&["pods", "--namespace", NAMESPACE, "--selector", &label])?;

@@ -2,7 +2,12 @@
 //! the alert line that a log shipper can read, over 200 attacks; what the agent costs, with few pods
 //! on its node and with fifty; and what 250 pods add to its memory.
 
-use std::{sync::mpsc, thread, time::Instant};
+use std::{
+    path::Path,
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
@@ -20,7 +25,7 @@ use super::{
     index,
     latency::AlertLines,
     report::{Row, quantile},
-    rest::{REST, cpu_seconds, resident_mb},
+    rest::{REST, cpu_seconds, peak_mb, resident_mb},
 };
 use crate::{
     cluster::{self, Scene},
@@ -54,8 +59,9 @@ fn measure_in(cluster: &Cluster, package: Package) -> Result<Vec<Row>> {
     cluster.kubectl_ok(&wait)?;
     rows.extend(cost(&agents, node, &format!("{PODS} pods"))?);
     cluster.kubectl_ok(&["delete", "deployment", "crowd", "--wait=false"])?;
-    rows.push(index::measure(cluster)?);
     rows.extend(latency(cluster, &agents, node)?);
+    let other = cluster.nodes().last().context("the cluster has no node")?;
+    rows.push(index::measure(cluster, &agents, other)?);
     Ok(rows)
 }
 
@@ -67,6 +73,10 @@ fn cost(agents: &Deployment<'_>, node: &ClusterNode, when: &str) -> Result<Vec<R
     let share = (cpu_seconds(pid)? - before) / start.elapsed().as_secs_f64() * 100.0;
     let resident = resident_mb(pid)?;
     Ok(vec![
+        Row::new(
+            format!("most memory since its start, {when}"),
+            format!("{:.1} MB", peak_mb(pid)?),
+        ),
         Row::new(format!("resident memory, {when}"), format!("{resident:.1} MB"))
             .at_most(resident, 25.0, "MB"),
         Row::new(format!("CPU, {when}"), format!("{share:.2} %")).at_most(
@@ -78,22 +88,13 @@ fn cost(agents: &Deployment<'_>, node: &ClusterNode, when: &str) -> Result<Vec<R
 }
 
 fn latency(cluster: &Cluster, agents: &Deployment<'_>, node: &ClusterNode) -> Result<Vec<Row>> {
-    // Read while kubectl is still ending: the time that counts is when the line could be read.
-    let mut lines = AlertLines::follow(agents.alerts(node).path())?;
-    let (sender, seen) = mpsc::channel();
-    thread::spawn(move || {
-        while let Ok((at, document)) = lines.next() {
-            if sender.send((Timestamp::now() - at.elapsed(), document)).is_err() {
-                break;
-            }
-        }
-    });
     let mut millis = Vec::new();
     while millis.len() < ATTACKS {
         announce(format_args!("attacks {} to {}", millis.len() + 1, millis.len() + VICTIMS));
         let victims: Vec<_> = (0..VICTIMS)
             .map(|_| Victim::create(cluster, node, &json!({})))
             .collect::<Result<_>>()?;
+        let seen = follow(agents.alerts(node).path())?;
         for victim in &victims {
             let done = victim.exec(&["-it"], &format!("apicall {}", victim.uri("pods")))?;
             let answered = answered(&done.output).with_context(|| format!("{done:?}"))?;
@@ -114,6 +115,21 @@ fn latency(cluster: &Cluster, agents: &Deployment<'_>, node: &ClusterNode) -> Re
         Row::new("answer to alert line, 99 % within", shown(p99)).at_most(p99, 5.0, "ms"),
         Row::new("all within", shown(all)),
     ])
+}
+
+/// Alerts with the time at which they could be read, which they are while kubectl is still ending;
+/// those of before first.
+fn follow(alerts: &Path) -> Result<Receiver<(Timestamp, Value)>> {
+    let mut lines = AlertLines::follow(alerts)?;
+    let (sender, seen) = mpsc::channel();
+    thread::spawn(move || {
+        while let Ok((at, document)) = lines.next() {
+            if sender.send((Timestamp::now() - at.elapsed(), document)).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(seen)
 }
 
 /// When the attacker's client had its answer, as it says itself.

@@ -49,11 +49,20 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 pub(super) fn resident_mb(pid: u32) -> Result<f64> {
+    memory_mb(pid, "VmRSS:")
+}
+
+/// The most that it ever had.
+pub(super) fn peak_mb(pid: u32) -> Result<f64> {
+    memory_mb(pid, "VmHWM:")
+}
+
+fn memory_mb(pid: u32, field: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib: u32 = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"))
-        .context("/proc/<pid>/status has no VmRSS")?
+        .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"))
+        .with_context(|| format!("/proc/<pid>/status has no {field}"))?
         .parse()?;
     Ok(f64::from(kib) * 1024.0 / 1e6)
 }

@@ -13,15 +13,15 @@
 {{- end }}
 
 {{- define "tokentrail.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "tokentrail.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "tokentrail.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "tokentrail.labels" -}}
 {{ include "tokentrail.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end }}
 
 {{- define "tokentrail.serviceAccountName" -}}
@@ -42,7 +42,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{- /* The agent's configuration file: what the values say, then what `config` adds or replaces. */ -}}
+{{- /* The agent's configuration file: what the values say, and what `config` adds. */ -}}
 {{- define "tokentrail.config" -}}
 {{- $config := dict "alert-log" .Values.alertLog.file "state-dir" .Values.stateDir "kubelet-root" .Values.kubeletRoot "route" .Values.route }}
 {{- $_ := set $config "alert-log-max-mib" (int .Values.alertLog.maxMiB) }}
@@ -67,5 +67,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if not .Values.kubeApi.enabled }}
 {{- $_ := set $config "no-kube" true }}
 {{- end }}
-{{- toYaml (mergeOverwrite $config .Values.config) }}
+{{- toYaml (merge $config .Values.config) }}
 {{- end }}

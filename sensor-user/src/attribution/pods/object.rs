@@ -8,10 +8,19 @@ use std::collections::BTreeSet;
 use kube::{api::Object, core::ObjectMeta};
 use serde::Deserialize;
 
-use super::{Container, ContainerKind, Owner, Pod};
+use super::{Container, ContainerKind, Hook, Owner, Pod};
 
-/// `kubernetes.io/config.hash`: what the kubelet calls a static pod.
+/// What the kubelet calls a static pod: an MD5 in hexadecimal. Anybody may set it on any pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+const CONFIG_HASH_LEN: usize = 32;
+
+// What is kept of one pod: more than any real one has, and no more of one that is made to be large.
+const CONTAINERS: usize = 48;
+const ADDRESSES: usize = 16;
+/// Of a name, an image, an id.
+const TEXT: usize = 512;
+/// Of all probes and hooks of a pod.
+const HOOKS: usize = 16 << 10;
 
 /// A Pod as it comes from the API.
 pub(super) type PodObject = Object<Spec, Status>;
@@ -32,11 +41,20 @@ pub(super) struct Spec {
 struct ContainerSpec {
     name: String,
     image: String,
+    env: Vec<Variable>,
     restart_policy: String,
     liveness_probe: Handler,
     readiness_probe: Handler,
     startup_probe: Handler,
     lifecycle: Lifecycle,
+}
+
+/// One without a value has it from elsewhere; the kubelet then puts nothing into probes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Variable {
+    name: String,
+    value: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -89,13 +107,21 @@ struct ContainerStatus {
     container_id: String,
     #[serde(rename = "imageID")]
     image_id: String,
-    last_state: LastState,
+    state: State,
+    last_state: State,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-struct LastState {
+struct State {
+    waiting: Option<Waiting>,
     terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Waiting {
+    reason: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -113,30 +139,34 @@ pub(super) fn pod(object: PodObject, wanted_labels: &BTreeSet<String>) -> Option
     let ObjectMeta { uid, namespace, name, labels, annotations, owner_references, .. } = metadata;
     let mut host_ips = addresses(&status.host_ips);
     if host_ips.is_empty() && !status.host_ip.is_empty() {
-        host_ips.push(status.host_ip.as_str().into());
+        host_ips.push(clip(&status.host_ip));
     }
     let owner = owner_references
         .unwrap_or_default()
         .into_iter()
         .find(|owner| owner.controller == Some(true))
-        .map(|owner| Owner { kind: owner.kind.into(), name: owner.name.into() });
+        .map(|owner| Owner { kind: clip(&owner.kind), name: clip(&owner.name) });
     let kind_of_init = |container: &ContainerSpec| match container.restart_policy.as_str() {
         "Always" => ContainerKind::Sidecar,
         _ => ContainerKind::Init,
     };
-    let containers = [
+    let lists = [
         (&spec.containers, &status.container_statuses, &main as KindOf<'_>),
         (&spec.init_containers, &status.init_container_statuses, &kind_of_init),
         (&spec.ephemeral_containers, &status.ephemeral_container_statuses, &ephemeral),
     ];
+    let mut room_for_hooks = HOOKS;
     Some(Pod {
         uid: uid.filter(|uid| !uid.is_empty())?.into(),
         static_uid: annotations
             .and_then(|mut annotations| annotations.remove(CONFIG_HASH))
+            .filter(|hash| {
+                hash.len() == CONFIG_HASH_LEN && hash.bytes().all(|it| it.is_ascii_hexdigit())
+            })
             .map(Into::into),
-        namespace: namespace?.into(),
-        name: name?.into(),
-        service_account: spec.service_account_name.as_str().into(),
+        namespace: clip(&namespace?),
+        name: clip(&name?),
+        service_account: clip(&spec.service_account_name),
         host_network: spec.host_network,
         ips: addresses(&status.pod_ips),
         host_ips,
@@ -147,10 +177,14 @@ pub(super) fn pod(object: PodObject, wanted_labels: &BTreeSet<String>) -> Option
             .filter(|(key, _)| wanted_labels.contains(key))
             .map(|(key, value)| (key.into(), value.into()))
             .collect(),
-        containers: containers
+        containers: lists
             .into_iter()
             .flat_map(|(specs, statuses, kind)| {
-                specs.iter().map(|spec| container(spec, statuses, kind(spec)))
+                specs.iter().map(move |spec| (spec, statuses, kind))
+            })
+            .take(CONTAINERS)
+            .map(|(spec, statuses, kind)| {
+                container(spec, statuses, kind(spec), &mut room_for_hooks)
             })
             .collect(),
     })
@@ -166,42 +200,89 @@ fn ephemeral(_: &ContainerSpec) -> ContainerKind {
     ContainerKind::Ephemeral
 }
 
-fn container(spec: &ContainerSpec, statuses: &[ContainerStatus], kind: ContainerKind) -> Container {
+fn container(
+    spec: &ContainerSpec,
+    statuses: &[ContainerStatus],
+    kind: ContainerKind,
+    room_for_hooks: &mut usize,
+) -> Container {
     let status = statuses.iter().find(|status| status.name == spec.name);
     let before = status.and_then(|status| status.last_state.terminated.as_ref());
-    let handlers = [
-        &spec.liveness_probe,
-        &spec.readiness_probe,
-        &spec.startup_probe,
-        &spec.lifecycle.post_start,
-        &spec.lifecycle.pre_stop,
-    ];
-    let mut hooks: Vec<Box<[Box<str>]>> = Vec::new();
-    for exec in handlers.into_iter().filter_map(|handler| handler.exec.as_ref()) {
-        let command: Box<[Box<str>]> =
-            exec.command.iter().map(|word| word.as_str().into()).collect();
+    let probes = [&spec.liveness_probe, &spec.readiness_probe, &spec.startup_probe]
+        .into_iter()
+        .filter_map(|probe| probe.exec.as_ref())
+        .map(|exec| exec.command.iter().map(|word| expand(word, &spec.env)).collect());
+    let lifecycle = [&spec.lifecycle.post_start, &spec.lifecycle.pre_stop]
+        .into_iter()
+        .filter_map(|hook| hook.exec.as_ref())
+        .map(|exec| exec.command.iter().map(|word| word.as_str().into()).collect());
+    let mut hooks: Vec<Hook> = Vec::new();
+    for hook in probes.chain(lifecycle).map(Hook) {
         // Liveness and readiness often share a command. An empty one runs nothing.
-        if !command.is_empty() && !hooks.contains(&command) {
-            hooks.push(command);
+        if !hook.0.is_empty() && !hooks.contains(&hook) && hook.bytes() <= *room_for_hooks {
+            *room_for_hooks -= hook.bytes();
+            hooks.push(hook);
         }
     }
+    let waits_for = status.and_then(|status| status.state.waiting.as_ref());
     Container {
-        name: spec.name.as_str().into(),
+        name: clip(&spec.name),
         kind,
-        image: spec.image.as_str().into(),
-        digest: status.and_then(|status| digest(&status.image_id)).map(Into::into),
+        image: clip(&spec.image),
+        digest: status.and_then(|status| digest(&status.image_id)).map(clip),
         ids: status
             .map(|status| status.container_id.as_str())
             .into_iter()
             .chain(before.map(|before| before.container_id.as_str()))
-            .filter_map(|id| Some(id.split_once("://")?.1.into()))
+            .filter_map(|id| Some(clip(id.split_once("://")?.1)))
             .collect(),
+        blocked: waits_for.is_some_and(|waiting| {
+            !matches!(waiting.reason.as_str(), "" | "ContainerCreating" | "PodInitializing")
+        }),
         hooks,
     }
 }
 
+/// A word of a probe's command as the kubelet runs it: `$(NAME)` is the container's variable, `$$`
+/// a dollar (kubernetes `third_party/forked/golang/expansion`). Lifecycle hooks are run as they are.
+fn expand(word: &str, variables: &[Variable]) -> Box<str> {
+    let mut expanded = String::new();
+    let mut rest = word;
+    while let Some((before, after)) = rest.split_once('$') {
+        expanded.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            expanded.push('$');
+            rest = after;
+        } else if let Some((name, after)) =
+            after.strip_prefix('(').and_then(|after| after.split_once(')'))
+        {
+            match variables.iter().rfind(|variable| variable.name == name) {
+                Some(variable) => expanded.push_str(&variable.value),
+                None => expanded.extend(["$(", name, ")"]),
+            }
+            rest = after;
+        } else {
+            expanded.push('$');
+            rest = after;
+        }
+        if expanded.len() > HOOKS {
+            // Too long to be kept anyway.
+            break;
+        }
+    }
+    expanded.push_str(rest);
+    expanded.into()
+}
+
 fn addresses(list: &[Address]) -> Vec<Box<str>> {
-    list.iter().filter(|it| !it.ip.is_empty()).map(|it| it.ip.as_str().into()).collect()
+    let given = list.iter().filter(|it| !it.ip.is_empty());
+    given.take(ADDRESSES).map(|it| clip(&it.ip)).collect()
+}
+
+/// The text, or as much of it as is kept.
+fn clip(text: &str) -> Box<str> {
+    let end = text.floor_char_boundary(TEXT);
+    text.get(..end).unwrap_or_default().into()
 }
 
 /// `sha256:…` of an image id such as `docker.io/library/nginx@sha256:…`.

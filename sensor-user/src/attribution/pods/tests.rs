@@ -168,6 +168,59 @@ fn a_static_pod_is_found_by_both_its_uids() {
 }
 
 #[test]
+fn nobody_passes_for_another_pod_by_an_annotation() {
+    let annotated = |hash: &str| {
+        let mut object = full();
+        object["metadata"]["uid"] = "attacker".into();
+        object["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": hash});
+        PodChange::Present(Box::new(decode(object).unwrap()))
+    };
+    let mut pods = PodIndex::default();
+    let hash = |number: u32| format!("{number:032x}");
+    pods.apply(pod("u1"), at(0));
+    pods.apply(pod(&hash(1)), at(0));
+    for claimed in ["u1", &hash(1), "not-a-hash"] {
+        pods.apply(annotated(claimed), at(0));
+        assert!(pods.pod(claimed).is_none_or(|pod| *pod.uid == *claimed), "{claimed}");
+    }
+    // Whoever has it first keeps it, and however often one changes it, it has one.
+    let mut first = full();
+    first["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": hash(2)});
+    pods.apply(PodChange::Present(Box::new(decode(first).unwrap())), at(0));
+    for number in 2..100 {
+        pods.apply(annotated(&hash(number)), at(0));
+    }
+    assert_eq!(&*pods.pod(&hash(2)).unwrap().uid, "u1");
+    assert_eq!(pods.aliases.len(), 2);
+}
+
+#[test]
+fn a_pod_that_is_made_to_be_large_takes_little_and_many_of_them_are_refused() {
+    let long = "x".repeat(1 << 20);
+    let mut object = full();
+    let main = object["spec"]["containers"][0].clone();
+    object["spec"]["containers"][0]["livenessProbe"] = json!({"exec": {"command": ["sh", long]}});
+    object["spec"]["containers"][0]["image"] = long.as_str().into();
+    for _ in 0..500 {
+        object["spec"]["containers"].as_array_mut().unwrap().push(main.clone());
+    }
+    let pod = decode(object).unwrap();
+    assert!(pod.bytes() < 64 << 10, "{}", pod.bytes());
+    assert_eq!(&*pod.containers[0].image, "x".repeat(512));
+    let mut pods = PodIndex::default();
+    for number in 0..2_000 {
+        let uid = format!("{number}").into();
+        pods.apply(PodChange::Present(Box::new(Pod { uid, ..pod.clone() })), at(0));
+    }
+    assert!(pods.pods.len() < 2_000 && pods.bytes <= MAX_BYTES, "{}", pods.bytes);
+    for number in 0..2_000 {
+        pods.apply(gone(&format!("{number}")), at(0));
+    }
+    pods.forget(at(10_000));
+    assert_eq!((pods.pods.len(), pods.bytes), (0, 0));
+}
+
+#[test]
 fn the_one_container_without_an_id_is_the_one_that_was_just_started() {
     let mut pods = PodIndex::default();
     let put = |pods: &mut PodIndex, object: Value| {
@@ -181,6 +234,19 @@ fn the_one_container_without_an_id_is_the_one_that_was_just_started() {
     starting["status"]["containerStatuses"] = json!([]);
     put(&mut pods, starting);
     assert!(!pods.is_ephemeral("u1", "0a"), "it may as well be the main one");
+    let debugger =
+        |name: &str| json!({"name": name, "image": "box", "targetContainerName": "main"});
+    let mut two = full();
+    two["spec"]["ephemeralContainers"] = json!([debugger("one"), debugger("two")]);
+    put(&mut pods, two.clone());
+    assert!(pods.is_ephemeral("u1", "0a"), "whichever of the two");
+    assert_eq!(pods.pod("u1").unwrap().container("0a"), None);
+    // Main restarts while a debugger waits for an image that does not come.
+    let waiting = json!({"name": "debugger", "state": {"waiting": {"reason": "ImagePullBackOff"}}});
+    let mut stuck = full();
+    stuck["status"]["ephemeralContainerStatuses"] = json!([waiting]);
+    put(&mut pods, stuck);
+    assert!(!pods.is_ephemeral("u1", "0a"));
     let mut reported = full();
     reported["status"]["ephemeralContainerStatuses"] =
         json!([{"name": "debugger", "containerID": "containerd://0a"}]);
@@ -209,6 +275,35 @@ fn the_kubelets_own_commands_are_known_by_container_where_that_is_known() {
         assert_eq!(found, expected, "{container:?} {command}");
     }
     assert!(!pods.is_hook("u2", Some(ID), &words("cat /token")));
+    // A script's process is its interpreter's.
+    let mut scripted = full();
+    scripted["spec"]["containers"][0]["livenessProbe"] =
+        json!({"exec": {"command": ["/probe.sh", "--fast"]}});
+    scripted["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["probe"]}});
+    pods.apply(PodChange::Present(Box::new(decode(scripted).unwrap())), at(0));
+    for (command, expected) in [
+        ("/probe.sh --fast", true),
+        ("/bin/sh /probe.sh --fast", true),
+        ("/usr/bin/env bash /probe.sh --fast", true),
+        ("/bin/sh /probe.sh", false),
+        ("/bin/sh /tmp/probe.sh --fast", false),
+        ("/bin/sh -c -x /probe.sh --fast", false),
+        ("/bin/sh /usr/local/bin/probe", true),
+        ("/bin/sh /usr/local/bin/otherprobe", false),
+        ("/bin/sh", false),
+    ] {
+        assert_eq!(pods.is_hook("u1", Some(ID), &words(command)), expected, "{command}");
+    }
+    let mut variables = full();
+    let main = &mut variables["spec"]["containers"][0];
+    main["env"] = json!([{"name": "PORT", "value": "80"}, {"name": "FROM", "valueFrom": {}}]);
+    main["livenessProbe"] =
+        json!({"exec": {"command": ["p", "$(PORT)", "a$$(PORT)$(NO)$(FROM)$(", "$x$"]}});
+    main["lifecycle"] = json!({"preStop": {"exec": {"command": ["p", "$(PORT)"]}}});
+    pods.apply(PodChange::Present(Box::new(decode(variables).unwrap())), at(0));
+    assert!(pods.is_hook("u1", Some(ID), &words("p 80 a$(PORT)$(NO)$( $x$")));
+    assert!(pods.is_hook("u1", Some(ID), &words("p $(PORT)")), "hooks are run as they are");
+    assert!(!pods.is_hook("u1", Some(ID), &words("p 80")));
     let mut starting = full();
     starting["status"] = json!({});
     pods.apply(PodChange::Present(Box::new(decode(starting).unwrap())), at(0));

@@ -17,9 +17,9 @@ use crate::{
     time::Micros,
 };
 
-/// A pod that is not there: one cheap read, and policies that hide health checks, discovery and
-/// leases do not hide it. 404, and 403 where the agent may not ask, are audited as 200 is.
-const URI: &str = "/api/v1/namespaces/default/pods/tokentrail-canary";
+/// The pods of a namespace that is not there: an empty list that the agent may ask for, and policies
+/// that hide health checks, discovery and leases do not hide it. A refusal is audited as well.
+const URI: &str = "/api/v1/namespaces/tokentrail-canary/pods?limit=1";
 
 /// A request that was not answered is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -127,7 +127,8 @@ mod tests {
         let seen = Seen::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
-        let router = Router::new().route(URI, get(answer)).with_state(seen.clone());
+        let path = URI.split('?').next().unwrap();
+        let router = Router::new().route(path, get(answer)).with_state(seen.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         let folder = TempDir::new().unwrap();
         let access = Access::Kubeconfig(kubeconfig(&folder, &server));

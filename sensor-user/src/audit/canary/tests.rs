@@ -26,7 +26,7 @@ fn asked(number: u64, sent: i64, answered: i64) -> Asked {
 fn event(user_agent: &str, received: i64, stage: i64) -> AuditRecord {
     let (received, stage) = (NOON + Micros(received), NOON + Micros(stage));
     let line = format!(
-        r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/default/pods/tokentrail-canary","verb":"get","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
+        r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/tokentrail-canary/pods?limit=1","verb":"list","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
     );
     match classify(line.as_bytes()) {
         Scan::Record(record) => record,

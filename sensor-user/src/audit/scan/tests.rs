@@ -326,7 +326,7 @@ fn the_canary_of_any_agent_is_a_record_and_its_mark_elsewhere_does_not_matter() 
         let found = classify(event.to_string().as_bytes());
         assert_eq!(matches!(found, Scan::Record(_)), matters, "{user_agent}");
     }
-    event["requestURI"] = "/api/v1/namespaces/default/pods/tokentrail-canary/log".into();
+    event["requestURI"] = "/api/v1/namespaces/tokentrail-canary/pods".into();
     assert_eq!(classify(event.to_string().as_bytes()), Scan::Skip);
     let escaped = event.to_string().replace("curl tokentrail-canary/", r"tokentrail-canary\/");
     assert!(matches!(classify(escaped.as_bytes()), Scan::Record(_)), "{escaped}");

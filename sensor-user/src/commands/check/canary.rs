@@ -10,7 +10,6 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::finding;
 use crate::{
     audit::{
         AuditBatch, AuditMetrics, SourceStatus,
@@ -54,8 +53,8 @@ async fn ask(config: &Config) -> Proof {
     let probe = match Probe::open(access).await {
         Ok(probe) => probe,
         Err(error) => {
-            let access = Some(finding("Kubernetes API", Err(error.to_string())));
-            return Proof { access, warnings: Vec::new() };
+            let (what, detail) = ("Kubernetes API", error.to_string());
+            return Proof { access: Some(Finding { what, ok: false, detail }), ..Proof::default() };
         }
     };
     if config.audit_logs.is_empty() || config.audit_canary_every.is_none() {
@@ -115,5 +114,7 @@ fn see(canary: &mut Canary, batch: &AuditBatch) {
 }
 
 fn warning(result: Result<String, String>) -> Proof {
-    Proof { access: None, warnings: vec![finding("audit canary", result)] }
+    let ok = result.is_ok();
+    let detail = result.unwrap_or_else(|why| why);
+    Proof { access: None, warnings: vec![Finding { what: "audit canary", ok, detail }] }
 }

@@ -208,7 +208,7 @@ async fn what_the_server_forgot_is_listed_again() {
 #[tokio::test]
 async fn a_refusal_is_a_state_with_a_remedy_and_ends_by_itself() {
     for (code, failure, remedy) in [
-        (403, ApiFailure::Forbidden, "may not get, list and watch pods"),
+        (403, ApiFailure::Forbidden, "may not list and watch pods"),
         (401, ApiFailure::Unauthorized, "does not know this credential"),
         (500, ApiFailure::Server, "in trouble"),
     ] {

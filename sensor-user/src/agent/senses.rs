@@ -1,0 +1,103 @@
+//! What this node sees by itself: the sensor, who was behind an open, when it was. The engine and an
+//! agent that stands by take opens from here.
+
+use tokentrail_ebpf::OpenRecord;
+
+use super::PodFeed;
+use crate::{
+    attribution::{Attributor, OpenTimes, TokenOpen, pods::PodIndex},
+    kernel::{self, Sensor, SensorError, clock::Clock},
+    time::Micros,
+};
+
+/// The sensor with what makes token opens of its records.
+pub(super) struct Senses {
+    /// What sees opens, and what knows whose they are; `None` on the audit side alone.
+    pub(super) sensor: Option<(Sensor, Attributor)>,
+    /// The pods of this node.
+    pub(super) pods: PodFeed,
+    /// The clocks.
+    pub(super) clock: Clock,
+}
+
+impl Senses {
+    pub(super) fn new(sensor: Option<(Sensor, Attributor)>, pods: PodFeed) -> Self {
+        let mut senses = Self { sensor, pods, clock: Clock::system() };
+        senses.watch_volumes();
+        senses
+    }
+
+    /// The sensor, if there is one.
+    pub(super) fn sensor(&self) -> Option<&Sensor> {
+        self.sensor.as_ref().map(|(sensor, _)| sensor)
+    }
+
+    /// Its hook route; `none` without one.
+    pub(super) fn route(&self) -> &'static str {
+        self.sensor().map_or("none", |sensor| kernel::route_name(sensor.route()))
+    }
+
+    /// Takes every record out of the ring; `take` also gets the steady clock. A record is released
+    /// after it returned.
+    pub(super) fn drain(&mut self, mut take: impl FnMut(TokenOpen, &PodIndex, Micros)) {
+        self.clock.now();
+        let Self { sensor, pods, clock } = self;
+        if let Some((sensor, attributor)) = sensor {
+            sensor.drain(|record| {
+                if let Some(open) = attributed(record, attributor, &pods.index, clock) {
+                    take(open, &pods.index, clock.now().steady);
+                }
+            });
+        }
+        self.watch_volumes();
+    }
+
+    /// Opens the canary; opens of others that arrive meanwhile are taken as ever.
+    pub(super) async fn self_test(
+        &mut self,
+        mut take: impl FnMut(TokenOpen, &PodIndex, Micros),
+    ) -> Result<(), SensorError> {
+        let Self { sensor, pods, clock } = self;
+        let Some((sensor, attributor)) = sensor else { return Ok(()) };
+        let on_record = |record: &OpenRecord| {
+            if let Some(open) = attributed(record, attributor, &pods.index, clock) {
+                take(open, &pods.index, clock.now().steady);
+            }
+        };
+        sensor.self_test(on_record).await
+    }
+
+    /// Notices new and gone volumes; to be called about once a second.
+    pub(super) fn keep_up(&mut self) {
+        if let Some((_, attributor)) = &mut self.sensor
+            && let Err(error) = attributor.keep_up()
+        {
+            tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
+        }
+        self.watch_volumes();
+    }
+
+    fn watch_volumes(&mut self) {
+        if let Some((sensor, attributor)) = &mut self.sensor
+            && let Some(devices) = attributor.take_changed_devices()
+            && let Err(error) = sensor.watch_devices(&devices.into_iter().collect())
+        {
+            tracing::warn!(%error, "tokens under unusual names stay unseen");
+        }
+    }
+}
+
+fn attributed(
+    record: &OpenRecord,
+    attributor: &mut Attributor,
+    pods: &PodIndex,
+    clock: &Clock,
+) -> Option<TokenOpen> {
+    let times = OpenTimes {
+        time: clock.boot_to_steady(record.ktime_ns),
+        wall: clock.boot_to_wall(record.ktime_ns),
+    };
+    let open = attributor.attribute(record, times, pods).ok()?;
+    tracing::debug!(grade = ?open.grade, pod = open.pod_uid, comm = open.comm, "token opened");
+    Some(open)
+}
