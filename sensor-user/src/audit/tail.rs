@@ -1,6 +1,6 @@
 //! Follows one audit log file: through rotation by renaming, truncation in place, deletion, a
 //! restart. Every complete line is handed on exactly once. When the engine is slow, the file is the
-//! queue: nothing is dropped but what a truncation in place takes away before it was read.
+//! queue: nothing is dropped but what a truncation in place takes away before it was read or copied.
 //!
 //! Reads and judges lines, keeps no state on disk (the engine checkpoints the positions it is
 //! given) and never ends by itself. Spawned by the agent, one task a file.
@@ -8,8 +8,9 @@
 //! While the agent is down, the file that it read last may be renamed, copied and compressed, and
 //! others after it: it is found by its inode, else by the fingerprint of its first line.
 //!
-//! What it cannot see: lines that were truncated away before the first look at their file, and those
-//! in a file that was deleted while the agent was down (counted as a lost position).
+//! What it cannot see: lines that were truncated away and are in no copy (the truncation is counted, if
+//! anything of their file was read before), and those in a file that was deleted while the agent was
+//! down (counted as a lost position).
 
 use std::{
     path::PathBuf,
@@ -22,7 +23,7 @@ use tracing::{info, warn};
 
 use self::{
     open::{Found, OpenFile},
-    resume::{Outcome, resume},
+    resume::Outcome,
     rotation::{FileId, OpenError},
     sieve::Sieve,
     watch::{Wake, Watch},
@@ -216,7 +217,7 @@ impl Tail {
                 Ok(OpenFile::at(file, id, 0))
             };
         };
-        let (open, outcome) = resume(path, start)?;
+        let (open, outcome) = resume::resume(path, start)?;
         match outcome {
             Outcome::Continued => {}
             Outcome::Truncated => self.count_truncation(),
@@ -272,10 +273,16 @@ impl Tail {
                     break;
                 }
                 Found::Truncated => {
-                    self.finish_lines().await?;
+                    let copy = resume::copy(&self.config.path, &open.position())?;
                     self.count_truncation();
-                    if let Some(open) = &mut self.open {
-                        open.rewind();
+                    if copy.is_some() {
+                        // The rest of it is there. What follows is the live file, from its beginning.
+                        self.open = copy;
+                    } else {
+                        self.finish_lines().await?;
+                        if let Some(open) = &mut self.open {
+                            open.rewind();
+                        }
                     }
                     // At once: the old position must not be taken for one in the new content.
                     self.send(Vec::new()).await?;

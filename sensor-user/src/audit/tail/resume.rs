@@ -1,5 +1,5 @@
-//! Where reading goes on after a restart: the file of the checkpoint may have been rotated, copied,
-//! compressed, truncated or deleted meanwhile. Asks the file system, keeps nothing.
+//! Where reading goes on after a restart or a truncation: the file that was read may have been rotated,
+//! copied, compressed, truncated or deleted meanwhile. Asks the file system, keeps nothing.
 
 use std::{fs::File, path::Path};
 
@@ -56,13 +56,8 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
             return Ok((open, Outcome::Continued));
         }
     }
-    for sibling in siblings.iter().filter(|sibling| sibling.id != id) {
-        if sibling.begins_with(start.first_line)? {
-            let mut open = sibling.open(start.offset)?;
-            if open.continues(start) {
-                return Ok((open, Outcome::Continued));
-            }
-        }
+    if let Some(open) = twin(&siblings, start)? {
+        return Ok((open, Outcome::Continued));
     }
     let open = match later {
         Some(later) => later.open(0)?,
@@ -72,6 +67,24 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
         }
     };
     Ok((open, outcome))
+}
+
+/// A rotated copy of the position's file, compressed or not, that has all that was read of it.
+pub(super) fn copy(path: &Path, start: &Position) -> Result<Option<OpenFile>, OpenError> {
+    twin(&rotation::siblings(path)?, start)
+}
+
+fn twin(siblings: &[Sibling], start: &Position) -> Result<Option<OpenFile>, OpenError> {
+    let id = FileId { device: start.device, inode: start.inode };
+    for sibling in siblings.iter().filter(|sibling| sibling.id != id) {
+        if sibling.begins_with(start.first_line)? {
+            let mut open = sibling.open(start.offset)?;
+            if open.continues(start) {
+                return Ok(Some(open));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The live file from an offset on; its handle stays.

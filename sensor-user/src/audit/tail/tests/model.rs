@@ -180,19 +180,18 @@ impl World {
         self.complete();
         let inode = self.file.as_ref().map(|file| file.metadata().unwrap().ino());
         let Some(inode) = inode else { return };
-        let known = match &mut self.reader {
-            Some((tail, _)) => tail.open.as_mut().map(OpenFile::position),
-            None => self.position,
-        };
-        let known = known.filter(|known| known.inode == inode);
+        // What the reader knows of this content, and what is left of that if it dies now.
         let begins = first_line(File::open(self.path()).unwrap()).unwrap();
-        let in_it = begins.is_some() && known.is_some_and(|known| known.first_line == begins);
-        // One that is not in it yet will find the copy among the rotated files, one that is down
-        // and was in it knows the copy by its first line.
-        let recovers = copy && self.reader.is_none() && (known.is_none() || in_it);
-        if !recovers {
+        let reader = self.reader.as_mut().and_then(|(tail, _)| tail.open.as_mut());
+        let known = [reader.map(OpenFile::position), self.position];
+        let here = |known: &Position| known.inode == inode;
+        let in_it = |known: &Position| begins.is_some() && known.first_line == begins;
+        let places = || known.iter().flatten();
+        // Who is not here yet will find the copy among the rotated files, who is knows it by its
+        // first line.
+        if !copy || places().any(|known| here(known) && !in_it(known)) {
             self.taken.extend(self.live.iter().cloned());
-            if !in_it {
+            if !places().all(|known| here(known) && in_it(known)) {
                 self.unknown.extend(self.live.iter().cloned());
             }
         }

@@ -108,6 +108,25 @@ async fn a_file_that_is_compressed_before_it_is_left_behind_is_not_read_again() 
 }
 
 #[tokio::test]
+async fn lines_that_were_copied_before_they_were_truncated_away_are_read_from_the_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    append(&path, "");
+    let (mut tail, mut receiver) = tail(&path, 10);
+    tail.check().await.unwrap();
+    let b = line("b");
+    let (half, rest) = b.split_at(100);
+    append(&path, &(line("a") + half));
+    tail.check().await.unwrap();
+    append(&path, &(rest.to_owned() + &line("c")));
+    fs::copy(&path, path.with_added_extension("1")).unwrap();
+    fs::write(&path, line("d")).unwrap();
+    tail.check().await.unwrap();
+    assert_eq!(ids(&mut receiver), ["a", "b", "c", "d"]);
+    assert_eq!(tail.metrics.truncations.get(), 1);
+}
+
+#[tokio::test]
 async fn an_unterminated_line_comes_when_its_file_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.log");
