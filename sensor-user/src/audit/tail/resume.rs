@@ -59,14 +59,16 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
     if let Some(open) = twin(&siblings, start)? {
         return Ok((open, Outcome::Continued));
     }
-    let open = match later {
-        Some(later) => later.open(0)?,
+    match later {
+        Some(later) if start.offset == 0 && later.id == id => {
+            Ok((later.open(0)?, Outcome::Continued))
+        }
+        Some(later) => Ok((later.open(0)?, outcome)),
         None => {
             let (file, id) = live?;
-            OpenFile::at(file, id, 0)
+            Ok((OpenFile::at(file, id, 0), outcome))
         }
-    };
-    Ok((open, outcome))
+    }
 }
 
 /// A rotated copy of the position's file, compressed or not, that has all that was read of it.

@@ -59,6 +59,29 @@ async fn a_file_that_was_compressed_while_down_is_known_by_its_first_line() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_empty_and_was_filled_and_rotated_while_down_is_read() {
+    for compress in [false, true] {
+        let mut tail = Following::start(|path| append(path, ""));
+        tail.batch().await;
+        let mut tail = tail
+            .restart(|path| {
+                append(path, &line("a"));
+                set_modified(path, SystemTime::now() + Duration::from_secs(3_600));
+                let rotated = path.with_file_name("audit.log.1");
+                fs::rename(path, &rotated).unwrap();
+                if compress {
+                    gzip(&rotated);
+                }
+                append(path, &line("b"));
+            })
+            .await;
+        tail.expect(&["a", "b"]).await;
+        // Nothing was read of it by which it could be known in another form.
+        assert_eq!(tail.metrics.lost_positions.get(), u64::from(compress));
+    }
+}
+
+#[tokio::test]
 async fn of_many_files_that_were_compressed_while_down_the_times_in_their_names_are_the_order() {
     let mut tail = after_one_line()
         .await
