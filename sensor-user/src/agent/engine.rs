@@ -308,6 +308,7 @@ impl Engine {
 
     fn take(&mut self, batch: AuditBatch) {
         let Now { steady: now, wall } = self.senses.clock.now();
+        let covers_nothing = batch.records.is_empty();
         for read in batch.records {
             self.canary.see(&read, wall);
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
@@ -317,8 +318,14 @@ impl Engine {
         }
         if let Some(source) = self.sources.get_mut(batch.source) {
             source.newest_stage = source.newest_stage.max(batch.newest_stage);
+            let first = self.checkpoints.position(&source.path).is_none();
             // In memory only: it is written when the alerts up to here are durable.
             self.checkpoints.advance(&source.path, batch.position);
+            // But at once where a restart would begin at the log's end instead. If that fails, the
+            // next tick tries again and says so.
+            if first && covers_nothing && self.checkpoints.flush().is_err() {
+                tracing::debug!("the first checkpoint could not be written yet");
+            }
         }
     }
 
