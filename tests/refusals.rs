@@ -85,6 +85,31 @@ fn a_configuration_that_is_not_understood_is_refused_naming_file_and_key() {
 }
 
 #[test]
+fn a_webhook_that_is_not_safe_or_has_no_certificate_is_refused() {
+    let sandbox = Sandbox::create().unwrap();
+    let config = sandbox.folder().join("config.yaml");
+    let given: [(&str, &Path); 1] = [("--config", &config)];
+    let plain = "audit-webhook: 127.0.0.1:0\n";
+    fs::write(&config, plain).unwrap();
+    assert_refused(&run(&sandbox, &given), 2, &["audit-webhook", "TLS alone"]);
+    let pair = "audit-webhook-cert-file: /no/tls.crt\naudit-webhook-key-file: /no/tls.key\n";
+    fs::write(&config, format!("{plain}{pair}")).unwrap();
+    assert_refused(&run(&sandbox, &given), 2, &["anybody", "audit-webhook-client-ca-file"]);
+    let token = "audit-webhook-token-file: /no/tokens\n";
+    fs::write(&config, format!("{plain}{pair}{token}")).unwrap();
+    let mut command = tokentrail();
+    options(command.arg("run").arg("--no-sensor"), &sandbox, &given);
+    let refused = sandbox.run(&mut command).unwrap();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.errors.contains("cannot read /no/tls.crt"), "{refused:?}");
+    let mut command = tokentrail();
+    options(command.arg("check"), &sandbox, &given);
+    let checked = sandbox.run(&mut command).unwrap();
+    let line = checked.output.lines().find(|line| line.contains("audit webhook")).unwrap();
+    assert!(line.starts_with("MISSING") && line.contains("/no/tls.crt"), "{line}");
+}
+
+#[test]
 fn a_user_without_privilege_is_told_which_one_is_missing() {
     let sandbox = Sandbox::create().unwrap();
     let (program, state) = for_nobody(&sandbox);

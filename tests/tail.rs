@@ -122,7 +122,7 @@ impl Following {
 
     async fn next(&mut self) -> Vec<String> {
         let batch = timeout(DEADLINE, self.batches.recv()).await.unwrap().unwrap();
-        self.position = Some(batch.position);
+        self.position = batch.position;
         batch.records.into_iter().map(|read| read.record.audit_id).collect()
     }
 

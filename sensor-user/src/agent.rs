@@ -13,7 +13,12 @@ use crate::{
     attribution::{
         AttributionConfig, AttributionMetrics, Attributor, pods::PodMetrics, volumes::VolumesError,
     },
-    audit::{AuditMetrics, canary::CanaryMetrics, checkpoint::CheckpointError},
+    audit::{
+        AuditMetrics,
+        canary::CanaryMetrics,
+        checkpoint::CheckpointError,
+        webhook::{WebhookError, WebhookMetrics},
+    },
     config::Config,
     correlation::journal::JournalError,
     kernel::{KernelMetrics, Sensor, SensorError},
@@ -24,6 +29,7 @@ mod canaryfeed;
 mod engine;
 pub mod files;
 mod podfeed;
+pub mod rulebook;
 mod senses;
 mod standby;
 mod state;
@@ -31,6 +37,7 @@ mod state;
 use canaryfeed::CanaryFeed;
 use engine::Engine;
 use podfeed::PodFeed;
+use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
 use senses::Senses;
 use state::{StateDir, StateError};
 
@@ -40,6 +47,9 @@ pub enum AgentError {
     /// Missing privilege or kernel feature: exit code 3.
     #[error(transparent)]
     Sensor(#[from] SensorError),
+    /// The rules file is refused: exit code 2.
+    #[error(transparent)]
+    Rules(#[from] RulesFileError),
     /// The state directory is unusable.
     #[error(transparent)]
     State(#[from] StateError),
@@ -52,6 +62,9 @@ pub enum AgentError {
     /// The alert log is unusable.
     #[error(transparent)]
     AlertLog(#[from] AlertLogError),
+    /// The audit webhook cannot be had.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// The admin address is taken, or not ours.
     #[error(
         "cannot listen on {address} for /metrics and /readyz: {source}; choose another address with --admin-listen"
@@ -94,8 +107,10 @@ struct StageMetrics {
     pods: PodMetrics,
     audit: AuditMetrics,
     canary: CanaryMetrics,
+    webhook: WebhookMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
+    rulebook: RulebookMetrics,
 }
 
 impl StageMetrics {
@@ -111,8 +126,12 @@ impl StageMetrics {
             self.canary.register(&mut registry);
         }
         self.audit.register(&mut registry);
+        if config.audit_webhook.is_some() {
+            self.webhook.register(&mut registry);
+        }
         self.correlation.register(&mut registry);
         self.alert_log.register(&mut registry);
+        self.rulebook.register(&mut registry);
         registry
     }
 }
@@ -122,6 +141,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let mut stop = pin!(stop);
     let health = Health::new(config.node_name.clone(), config.cluster_name.clone());
     let metrics = StageMetrics::default();
+    let rules = RulesFile::open(config.rules_file.as_deref())?;
     let mut tasks = JoinSet::new();
     let state = match StateDir::open(&config.state_dir) {
         Err(StateError::Taken { .. }) if config.take_over => None,
@@ -139,12 +159,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
             predecessor = standby::wait(&config, &mut senses, &health) => predecessor?,
         },
     };
-    let canary = CanaryFeed::start(&config, &metrics.canary, &mut tasks).await?;
     let (mut engine, batches) =
-        Engine::build(&config, &state, &health, senses, canary, metrics, &mut tasks)?;
+        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks).await?;
     engine.take_over(held_back);
     tracing::info!(
-        node = %config.node_name, route = engine.route(), sources = config.audit_logs.len(),
+        node = %config.node_name, route = engine.route(), sources = engine.sources(),
         alert_log = %config.alert_log.display(), admin = %config.admin_listen, "started"
     );
     let result = engine.run(batches, &mut tasks, stop).await;

@@ -1,15 +1,17 @@
 //! The API server's audit log: the typed subset of `audit.k8s.io/v1` that alerts are made of, and
 //! the sources that yield it.
 //!
-//! The way of a line: `tail` reads bytes from the file, `lines` cuts them, `scan` decides which
-//! lines matter and decodes those, the batch goes to the engine, and once its alerts are written
-//! the engine moves the position in `checkpoint`. `canary` finds out whether that way works.
+//! The way of a line: `tail` reads bytes from the file, or `webhook` takes them from the API server;
+//! `lines` cuts them, `sieve` counts, `scan` decides which lines matter and decodes those, the batch
+//! goes to the engine, and once its alerts are written the engine moves the position in
+//! `checkpoint`, or has the API server answered. `canary` finds out whether that way works.
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Deserializer, Serialize};
+use tokio::sync::oneshot;
 
 use crate::time::Micros;
 
@@ -18,7 +20,9 @@ pub mod checkpoint;
 pub mod lines;
 mod metrics;
 pub mod scan;
+mod sieve;
 pub mod tail;
+pub mod webhook;
 
 pub use metrics::{AuditMetrics, BadLine};
 
@@ -30,6 +34,11 @@ pub const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 pub const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 /// `user.extra` key that names the credential.
 pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// Annotation of a TokenRequest that names the credential it minted.
+pub const ISSUED_CREDENTIAL_ID: &str = "authentication.kubernetes.io/issued-credential-id";
+/// How the user names of service accounts begin; namespace and name follow.
+pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
 /// Stage of a request at which an event was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -58,7 +67,7 @@ pub struct User {
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
     /// What the authenticator adds: pod, node, credential.
-    #[serde(deserialize_with = "or_defaults", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "lists_of_texts", skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -94,6 +103,12 @@ impl ObjectRef {
                 self.subresource.as_deref(),
                 Some("exec" | "attach" | "ephemeralcontainers")
             )
+    }
+
+    /// Whether it is what tokens are minted at.
+    pub fn is_token_of_account(&self) -> bool {
+        self.resource.as_deref() == Some("serviceaccounts")
+            && self.subresource.as_deref() == Some("token")
     }
 }
 
@@ -157,9 +172,14 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
-    /// First value of a `user.extra` key, never the impersonated user's.
+    /// Values of a `user.extra` key, never the impersonated user's.
+    pub fn extra_values(&self, key: &str) -> &[String] {
+        self.user.extra.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// First value of a `user.extra` key.
     pub fn extra(&self, key: &str) -> Option<&str> {
-        self.user.extra.get(key).and_then(|values| values.first()).map(String::as_str)
+        self.extra_values(key).first().map(String::as_str)
     }
 
     /// Uid of the pod that the request's token is bound to.
@@ -169,12 +189,42 @@ impl AuditRecord {
 
     /// Namespace and name of the service account that asked.
     pub fn service_account(&self) -> Option<(&str, &str)> {
-        self.user.username.strip_prefix("system:serviceaccount:")?.split_once(':')
+        self.user.username.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')
     }
 
     /// The address that the API server itself saw: the last of `sourceIPs`.
     pub fn source_ip(&self) -> Option<&str> {
         self.source_ips.last().map(String::as_str)
+    }
+
+    /// Resource with subresource, as `pods/exec`; the path for non-resource requests.
+    pub fn resource(&self) -> Cow<'_, str> {
+        let object = self.object_ref.as_ref();
+        let resource = object.and_then(|object| object.resource.as_deref());
+        match (resource, object.and_then(|object| object.subresource.as_deref())) {
+            (Some(resource), Some(subresource)) => format!("{resource}/{subresource}").into(),
+            (Some(resource), None) => resource.into(),
+            (None, _) => self.request_uri.split('?').next().unwrap_or_default().into(),
+        }
+    }
+
+    /// Namespace and name of the service account that a TokenRequest mints for.
+    pub fn minted_for(&self) -> Option<(&str, &str)> {
+        let object = self.object_ref.as_ref().filter(|object| object.is_token_of_account())?;
+        if self.verb != "create" {
+            return None;
+        }
+        object.namespace.as_deref().zip(object.name.as_deref())
+    }
+
+    /// Whether the API server did what was asked; `None` while that is not known.
+    pub fn allowed(&self) -> Option<bool> {
+        let code = self.response_status.as_ref().and_then(|status| status.code);
+        match (self.decision(), code) {
+            (Some("forbid"), _) | (_, Some(400..)) => Some(false),
+            (Some("allow"), _) | (_, Some(_)) => Some(true),
+            (_, None) => None,
+        }
     }
 
     /// `allow` or `forbid`, as the authorizer annotated it.
@@ -195,12 +245,12 @@ pub struct ReadRecord {
 impl ReadRecord {
     /// What the wall clock showed when the line was read, as it shows `now` now.
     pub fn read_wall(&self, now: Micros) -> Micros {
-        now - self.read_at.elapsed().into()
+        now - Micros::from_duration(self.read_at.elapsed())
     }
 }
 
 /// What a source hands on at once: the records that matter, and how far it has come.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AuditBatch {
     /// Index of the source in the configuration.
     pub source: usize,
@@ -208,8 +258,11 @@ pub struct AuditBatch {
     pub records: Vec<ReadRecord>,
     /// Greatest `stageTimestamp` seen so far, of lines that were skipped too.
     pub newest_stage: Option<Micros>,
-    /// To be checkpointed once the alerts of `records` are safe.
-    pub position: checkpoint::Position,
+    /// To be checkpointed once the alerts of `records` are safe; `None` if the source has no place to
+    /// go on from.
+    pub position: Option<checkpoint::Position>,
+    /// To be told once the alerts of this batch and of all before it are safe.
+    pub acknowledge: Option<oneshot::Sender<()>>,
 }
 
 /// What a source shows of itself to readiness and `/statusz`.
@@ -255,12 +308,23 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// As `or_default`, for a map and each of its values.
-fn or_defaults<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+/// As `or_default`, for a map of lists and the elements of these; one text is a list of one.
+fn lists_of_texts<'de, D: Deserializer<'de>>(
     deserializer: D,
-) -> Result<BTreeMap<String, T>, D::Error> {
-    let map: BTreeMap<String, Option<T>> = or_default(deserializer)?;
-    Ok(map.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect())
+) -> Result<BTreeMap<String, Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Texts {
+        List(Vec<Option<String>>),
+        One(String),
+    }
+    let map: BTreeMap<String, Option<Texts>> = or_default(deserializer)?;
+    let list = |texts| match texts {
+        Some(Texts::List(texts)) => texts.into_iter().flatten().collect(),
+        Some(Texts::One(text)) => vec![text],
+        None => Vec::new(),
+    };
+    Ok(map.into_iter().map(|(key, texts)| (key, list(texts))).collect())
 }
 
 fn http_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {

@@ -9,6 +9,8 @@ use crate::{
 
 pub mod alerts;
 pub mod check;
+pub mod replay;
+pub mod rules;
 pub mod run;
 pub mod schema;
 
@@ -19,8 +21,12 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Say whether `run` with the same options would work here, and what is missing
     Check(Box<RunArgs>),
+    /// Put recorded opens and audit logs through the rules once more
+    Replay(replay::ReplayArgs),
     /// Show an alert log as people read it
     Alerts(alerts::AlertsArgs),
+    /// Say when each rule alerts, what is excluded and excepted, and how to silence a false positive
+    Rules(rules::RulesArgs),
     /// Print the JSON Schema of an alert
     Schema,
 }
@@ -56,7 +62,9 @@ impl Command {
         match self {
             Self::Run(args) => run::execute(*args),
             Self::Check(args) => check::execute(*args),
+            Self::Replay(args) => replay::execute(&args),
             Self::Alerts(args) => alerts::execute(&args),
+            Self::Rules(args) => rules::execute(args),
             Self::Schema => schema::execute(),
         }
     }

@@ -15,8 +15,11 @@ use serde::Deserialize;
 
 use crate::{
     api::Access,
+    audit::webhook::WebhookConfig,
     kernel::{RouteChoice, SensorConfig},
 };
+
+mod webhook;
 
 /// Options of `tokentrail run` and `tokentrail check`.
 #[derive(Args, Clone, Debug, Default)]
@@ -30,6 +33,10 @@ pub struct RunArgs {
     /// A node without the audit log is ready all the same: only control-plane nodes have one
     #[arg(long)]
     pub audit_log_optional: bool,
+    /// Take audit events over HTTPS at this address, as kube-apiserver's
+    /// `--audit-webhook-config-file` sends them; certificates are named in the configuration file
+    #[arg(long, value_name = "ADDR")]
+    pub audit_webhook: Option<SocketAddr>,
     /// Where alerts go, one JSON document a line; `-` is standard output
     /// [default: /var/log/tokentrail/alerts.ndjson]
     #[arg(long, value_name = "FILE")]
@@ -69,6 +76,9 @@ pub struct RunArgs {
     /// Also write every token open that is seen to this file, as ECS documents
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// Exceptions to rules, exclusions and decoys (YAML); read anew when it changes
+    #[arg(long, value_name = "FILE")]
+    pub rules_file: Option<PathBuf>,
     /// Follow audit logs only; load nothing into the kernel
     #[arg(long)]
     pub no_sensor: bool,
@@ -114,6 +124,13 @@ pub enum LogLevel {
 struct FileConfig {
     audit_log: Vec<PathBuf>,
     audit_log_optional: bool,
+    audit_webhook: Option<SocketAddr>,
+    audit_webhook_cert_file: Option<PathBuf>,
+    audit_webhook_key_file: Option<PathBuf>,
+    audit_webhook_client_ca_file: Option<PathBuf>,
+    audit_webhook_token_file: Option<PathBuf>,
+    audit_webhook_max_body_mib: Option<u32>,
+    audit_webhook_lateness_seconds: Option<u32>,
     alert_log: Option<PathBuf>,
     alert_log_max_mib: Option<u64>,
     alert_log_keep: Option<u32>,
@@ -129,6 +146,7 @@ struct FileConfig {
     take_over: bool,
     route: Option<RouteChoice>,
     record: Option<PathBuf>,
+    rules_file: Option<PathBuf>,
     no_sensor: bool,
     log_format: Option<LogFormat>,
     log_level: Option<LogLevel>,
@@ -146,6 +164,8 @@ pub struct Config {
     pub audit_logs: Vec<PathBuf>,
     /// Whether this node need not have them.
     pub audit_log_optional: bool,
+    /// Where and how to take audit events over HTTPS, if at all.
+    pub audit_webhook: Option<WebhookConfig>,
     /// Alert log, `-` for standard output.
     pub alert_log: PathBuf,
     /// Size at which it is rotated, bytes.
@@ -174,6 +194,8 @@ pub struct Config {
     pub route: RouteChoice,
     /// Where to record opens.
     pub record: Option<PathBuf>,
+    /// Exceptions to rules, exclusions, decoys.
+    pub rules_file: Option<PathBuf>,
     /// Audit side only.
     pub no_sensor: bool,
     /// Log format.
@@ -184,6 +206,8 @@ pub struct Config {
     pub audit_lateness: Duration,
     /// Time between two requests of the audit canary; `None`: there is none.
     pub audit_canary_every: Option<Duration>,
+    /// The same for the webhook: the API server gathers events, and tries again for minutes.
+    pub audit_webhook_lateness: Duration,
     /// Time between two self-tests of the sensor.
     pub self_test_every: Duration,
     /// Directory on tmpfs for the self-test's file.
@@ -249,7 +273,8 @@ impl Config {
         }
     }
 
-    fn merge(args: RunArgs, file: FileConfig) -> Result<Self, ConfigError> {
+    fn merge(args: RunArgs, mut file: FileConfig) -> Result<Self, ConfigError> {
+        let audit_webhook = webhook::resolve(args.audit_webhook, &mut file)?;
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let kubeconfig = args.kubeconfig.or(file.kubeconfig);
         let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
@@ -264,6 +289,7 @@ impl Config {
         let config = Self {
             audit_logs,
             audit_log_optional: args.audit_log_optional || file.audit_log_optional,
+            audit_webhook,
             alert_log: args
                 .alert_log
                 .or(file.alert_log)
@@ -290,12 +316,14 @@ impl Config {
             take_over: args.take_over || file.take_over,
             route: args.route.or(file.route).unwrap_or_default(),
             record: args.record.or(file.record),
+            rules_file: args.rules_file.or(file.rules_file),
             no_sensor: args.no_sensor || file.no_sensor,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             log_level: args.log_level.or(file.log_level).unwrap_or_default(),
             audit_lateness: seconds(file.audit_lateness_seconds, 75),
             audit_canary_every: Some(seconds(file.audit_canary_seconds, 300))
                 .filter(|every| !every.is_zero()),
+            audit_webhook_lateness: seconds(file.audit_webhook_lateness_seconds, 300),
             self_test_every: seconds(file.self_test_seconds, 300),
             canary_dir: file.canary_dir,
             btf: file.btf,
@@ -336,17 +364,21 @@ impl Config {
             let root = self.kubelet_root.display();
             return bad("kubelet-root", &root, "it must be an absolute path");
         }
-        if self.no_sensor && self.audit_logs.is_empty() {
-            return bad("no-sensor", &true, "without an audit log there is nothing left to do");
+        if self.no_sensor && self.audit_logs.is_empty() && self.audit_webhook.is_none() {
+            return bad("no-sensor", &true, "without an audit source there is nothing left to do");
         }
         if self.no_sensor && self.record.is_some() {
             return bad("record", &"set", "without the sensor there are no opens to record");
         }
         let mut named: Vec<(&Path, &'static str)> = Vec::new();
         let uses = self.audit_logs.iter().map(|path| (path.as_path(), "audit-log")).chain(
-            [(Some(&self.alert_log), "alert-log"), (self.record.as_ref(), "record")]
-                .into_iter()
-                .filter_map(|(path, key)| path.map(|path| (path.as_path(), key))),
+            [
+                (Some(&self.alert_log), "alert-log"),
+                (self.record.as_ref(), "record"),
+                (self.rules_file.as_ref(), "rules-file"),
+            ]
+            .into_iter()
+            .filter_map(|(path, key)| path.map(|path| (path.as_path(), key))),
         );
         for (path, second) in uses {
             if let Some((_, first)) = named.iter().find(|(other, _)| *other == path) {
@@ -422,6 +454,7 @@ mod tests {
             ("no-sensor: true", "no-sensor"),
             ("{audit-log: [/a, /a]}", "audit-log"),
             ("{audit-log: [/a], alert-log: /a}", "alert-log"),
+            ("{audit-log: [/a], rules-file: /a}", "rules-file"),
             ("- a list", "not valid"),
         ] {
             let error = parse(yaml).unwrap_err().to_string();

@@ -4,34 +4,58 @@
 //! only side effect is the [`Journal`], behind a trait.
 //!
 //! * A qualifying open starts or extends an [exposure](window::Exposure) of its pod.
-//! * A request in an exposure opens the pod's one [incident](incident::Incident) and alerts at
-//!   once, or joins it silently.
+//! * A request in an exposure opens the pod's one [incident](incident::Incident) (R1) and alerts at
+//!   once, or joins it, silently unless it makes it worse.
+//! * An exposure that ends without one is told as a mere read (R0).
+//! * What needs no exposure is joined [by the hour](hourly): tokens minted (R2), tokens read from
+//!   outside (R3), decoys (R7).
 //! * When the watermark has passed an incident's end, its summary is told and it is forgotten.
 //!
 //! Ids are hashes of facts, so whoever replays the same inputs finds the same ids.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
 
+use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attribution::TokenOpen,
+    attribution::{Grade, TokenFile, TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
-    rules::{Band, Rule, token_access},
+    rules::{
+        catalogue::RuleId,
+        exceptions::{ExceptionId, RequestKind},
+        rulebook::Rulebook,
+        token_access, token_request,
+    },
     time::Micros,
 };
 
+pub mod finding;
+pub mod habits;
+pub mod hourly;
 pub mod ids;
 pub mod incident;
 pub mod journal;
+mod pod;
 pub mod sessions;
+pub mod story;
+mod subject;
 pub mod window;
 
+pub use finding::{Attached, Finding, Kind};
+
+use habits::Habits;
+use hourly::{Hourly, Key};
 use ids::RequestId;
-use incident::{Attached, Cause, Incident};
+use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
+use pod::{PodState, Waiting};
 use sessions::Sessions;
-use window::Exposure;
+use story::Story;
+use subject::Facts;
+
+/// Requests that an exception swallowed, remembered so that their later stages are not counted.
+const SWALLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
 
 /// An open, with the boot in which its kernel times and process ids mean something.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +64,19 @@ pub struct Open {
     pub boot_id: String,
     /// The open itself.
     pub open: TokenOpen,
+    /// The pod whose token it is, where the index knows it.
+    #[serde(skip)]
+    pub pod: Option<Arc<Pod>>,
+    /// The pod that the opener runs in, where the index knows it.
+    #[serde(skip)]
+    pub reader: Option<Arc<Pod>>,
+}
+
+impl Open {
+    /// One whose pods are not known.
+    pub fn new(boot_id: impl Into<String>, open: TokenOpen) -> Self {
+        Self { boot_id: boot_id.into(), open, pod: None, reader: None }
+    }
 }
 
 /// One stage of a request.
@@ -49,6 +86,24 @@ pub struct Request {
     pub time: Micros,
     /// The audit event.
     pub record: AuditRecord,
+    /// The pod that its service account and address point to, where its token names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_address: Option<String>,
+    /// Its pod, where the index knows it.
+    #[serde(skip)]
+    pub pod: Option<Arc<Pod>>,
+}
+
+impl Request {
+    /// One whose pod is not known but by its token.
+    pub fn new(time: Micros, record: AuditRecord) -> Self {
+        Self { time, record, by_address: None, pod: None }
+    }
+
+    /// Uid of the pod with whose identity it was made.
+    pub fn pod_uid(&self) -> Option<&str> {
+        self.record.pod_uid().or(self.by_address.as_deref())
+    }
 }
 
 /// Bounds and identities; fixed for the life of a correlator.
@@ -91,44 +146,6 @@ impl Settings {
     }
 }
 
-/// What the correlator has to say.
-#[derive(Clone, Debug)]
-pub enum Finding {
-    /// An incident began: told at once.
-    Alert(Box<Alert>),
-    /// An incident ended: its summary.
-    Incident(Box<Alert>),
-}
-
-/// An incident as it stands when it is told.
-#[derive(Clone, Debug)]
-pub struct Alert {
-    /// `event.id`.
-    pub event_id: String,
-    /// `tokentrail.incident.id`.
-    pub incident_id: String,
-    /// The rule that it is told by.
-    pub rule: &'static Rule,
-    /// How bad.
-    pub band: Band,
-    /// The open that the completing request was joined with.
-    pub open: Arc<TokenOpen>,
-    /// The request that began the incident, with its latest stage's outcome.
-    pub request: Arc<AuditRecord>,
-    /// Sessions that may have brought the opener into the pod, best first.
-    pub initiators: Vec<Arc<AuditRecord>>,
-    /// Requests in the order of time, as far as they were kept.
-    pub requests: Vec<Arc<AuditRecord>>,
-    /// All requests, kept or not.
-    pub request_count: u64,
-    /// Opens of the pod in this incident.
-    pub open_count: u64,
-    /// First open or request, wall clock.
-    pub first: Micros,
-    /// Last open or request, wall clock.
-    pub last: Micros,
-}
-
 /// What was dropped to stay within the bounds, and what could not be journalled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
@@ -138,6 +155,8 @@ pub struct Losses {
     pub waiting: u64,
     /// Pods beyond the bound.
     pub pods: u64,
+    /// Hourly incidents beyond their bound: the oldest was told to have ended.
+    pub hourly: u64,
     /// Entries that the journal refused.
     pub journal: u64,
 }
@@ -149,38 +168,25 @@ pub struct Held {
     pub pods: usize,
     /// Exposures.
     pub exposures: usize,
-    /// Incidents that have not ended.
+    /// Incidents that have not ended, of all rules.
     pub incidents: usize,
     /// Requests that wait for an open.
     pub waiting: usize,
 }
 
-/// A request that no open explains yet.
-#[derive(Clone, Debug)]
-struct Waiting {
-    request: Request,
-    id: RequestId,
-    /// Clock at its arrival: it is kept for [`Settings::patience`] from then on.
-    arrived: Micros,
-    /// Whether the journal has it: an explained receipt, which may yet be all that ever comes.
-    journalled: bool,
-}
-
-#[derive(Default)]
-struct PodState {
-    exposures: Vec<Exposure>,
-    waiting: Vec<Waiting>,
-    /// Incidents that can still be joined. In the order of event time there is at most one; where
-    /// input arrives out of order, an earlier one may begin after a later one.
-    incidents: Vec<Incident>,
-    touched: Micros,
-}
-
 /// The state machine. One instance sees all opens and requests of a node.
 pub struct Correlator<J> {
     settings: Settings,
+    rulebook: Arc<Rulebook>,
     pods: HashMap<String, PodState>,
+    habits: Habits,
     sessions: Sessions,
+    minted: Hourly,
+    outside: Hourly,
+    decoys: Hourly,
+    swallowed: LruCache<RequestId, ()>,
+    /// Exceptions that swallowed something since they were last taken.
+    hits: Vec<(ExceptionId, Micros)>,
     journal: J,
     journal_failure: Option<String>,
     losses: Losses,
@@ -191,17 +197,34 @@ impl<J: Journal> Correlator<J> {
     pub fn new(settings: Settings, journal: J) -> Self {
         Self {
             settings,
+            rulebook: Arc::default(),
             pods: HashMap::new(),
+            habits: Habits::default(),
             sessions: Sessions::default(),
+            minted: Hourly::default(),
+            outside: Hourly::default(),
+            decoys: Hourly::default(),
+            swallowed: LruCache::new(SWALLOWED),
+            hits: Vec::new(),
             journal,
             journal_failure: None,
             losses: Losses::default(),
         }
     }
 
-    /// Takes an open. `now` is the clock of the steady axis. What does not qualify is ignored.
+    /// From now on, what users decided about rules is this.
+    pub fn set_rulebook(&mut self, rulebook: Arc<Rulebook>) {
+        self.rulebook = rulebook;
+    }
+
+    /// Exceptions that swallowed something since this was last called, with the times of it.
+    pub fn take_hits(&mut self) -> Vec<(ExceptionId, Micros)> {
+        std::mem::take(&mut self.hits)
+    }
+
+    /// Takes an open. `now` is the clock of the steady axis. What no rule is about is ignored.
     pub fn open(&mut self, open: Open, now: Micros, findings: &mut Vec<Finding>) {
-        if !token_access::qualifies(&open.open) || open.open.pod_uid.is_none() {
+        if !self.matters(&open) {
             return;
         }
         self.journal(&Entry::Open(open.clone()));
@@ -210,34 +233,46 @@ impl<J: Journal> Correlator<J> {
 
     /// Takes one stage of a request. `now` is the clock of the steady axis.
     pub fn request(&mut self, request: Request, now: Micros, findings: &mut Vec<Finding>) {
+        self.habits.begin(now);
         if self.sessions.note(&request.record, request.time) {
             self.journal(&Entry::Session(request.clone()));
         }
-        let Some(pod_uid) = request.record.pod_uid().map(str::to_owned) else { return };
         let id = RequestId::of(&request.record);
+        let mut journalled = self.stands_alone(&request.record);
+        if journalled {
+            self.journal(&Entry::Request(request.clone()));
+            self.alone(id, &request, findings);
+        }
+        let Some(pod_uid) = request.pod_uid().map(str::to_owned) else { return };
         self.make_room(&pod_uid);
-        let pod = self.pods.entry(pod_uid).or_default();
+        let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
-        if pod.update_known(id, &request) {
+        if pod.update_known(id, &request, findings) || self.swallowed.get(&id).is_some() {
             return;
         }
         let explained = pod.explains(&request, &self.settings);
-        if !token_access::answered(&request.record) || !explained {
-            let receipt = explained.then(|| Entry::Request(request.clone()));
-            let waiting = Waiting { request, id, arrived: now, journalled: explained };
-            pod.wait(waiting, &self.settings, &mut self.losses);
-            if let Some(receipt) = receipt {
-                self.journal(&receipt);
-            }
+        let answered = token_access::answered(&request.record);
+        if explained && !journalled {
+            self.journal(&Entry::Request(request.clone()));
+            journalled = true;
+        }
+        if answered && explained {
+            self.attach(id, &request, findings);
             return;
         }
-        self.journal(&Entry::Request(request.clone()));
-        self.attach(id, &request, findings);
+        if !explained {
+            let Request { record, pod, time, .. } = &request;
+            self.habits.learn(&pod_uid, pod.as_deref(), record, *time);
+        }
+        let waiting = Waiting { request, id, arrived: now, journalled };
+        let pod = self.pods.entry(pod_uid).or_default();
+        pod.wait(waiting, &self.settings, &mut self.losses);
     }
 
-    /// Passes time: tells incidents that ended before `watermark`, forgets what can no longer
-    /// matter. `now` is the clock of the steady axis.
+    /// Passes time: tells incidents that ended before `watermark`, and reads that nothing followed;
+    /// forgets what can no longer matter. `now` is the clock of the steady axis.
     pub fn advance(&mut self, watermark: Micros, now: Micros, findings: &mut Vec<Finding>) {
+        self.habits.begin(now);
         // Where no answer came within the lateness bound, the receipt alone has to do.
         let mut unanswered = Vec::new();
         for pod in self.pods.values_mut() {
@@ -253,7 +288,6 @@ impl<J: Journal> Correlator<J> {
         unanswered.sort_by_key(|(id, request)| (request.time, *id));
         for (id, request) in unanswered {
             let explained = request
-                .record
                 .pod_uid()
                 .and_then(|pod_uid| self.pods.get(pod_uid))
                 .is_some_and(|pod| pod.explains(&request, &self.settings));
@@ -262,20 +296,24 @@ impl<J: Journal> Correlator<J> {
                 self.attach(id, &request, findings);
             }
         }
-        let mut ended: Vec<Alert> = Vec::new();
+        let mut ended = Vec::new();
+        let mut read = Vec::new();
         self.pods.retain(|_, pod| {
-            pod.incidents.retain(|incident| {
-                let live = incident.end(&self.settings) >= watermark;
-                ended.extend((!live).then(|| incident.summary()));
-                live
-            });
+            ended.extend(pod.end_incidents(watermark, &self.settings));
+            read.extend(pod.unexplained(watermark, &self.settings));
             // Exposures are what an incident counts its opens in, so they outlive it.
             let needed = !pod.incidents.is_empty();
-            pod.exposures.retain(|exposure| needed || exposure.end(&self.settings) >= watermark);
+            pod.exposures.retain(|it| needed || it.end(&self.settings) >= watermark);
             needed || !pod.exposures.is_empty() || !pod.waiting.is_empty()
         });
+        for exposure in read {
+            ended.extend(self.read(&exposure));
+        }
+        for hourly in [&mut self.minted, &mut self.outside, &mut self.decoys] {
+            hourly.end(watermark, &mut ended);
+        }
         ended.sort_by(|a, b| (a.first, &a.event_id).cmp(&(b.first, &b.event_id)));
-        findings.extend(ended.into_iter().map(|alert| Finding::Incident(Box::new(alert))));
+        findings.extend(ended);
     }
 
     /// Takes back what a journal remembers. Alerts come out again, under the same ids: the log
@@ -288,12 +326,13 @@ impl<J: Journal> Correlator<J> {
             }
             Entry::Request(request) => {
                 let id = RequestId::of(&request.record);
-                let Some(pod) =
-                    request.record.pod_uid().and_then(|pod_uid| self.pods.get_mut(pod_uid))
-                else {
+                if self.stands_alone(&request.record) {
+                    self.alone(id, &request, findings);
+                }
+                let Some(pod) = request.pod_uid().and_then(|uid| self.pods.get_mut(uid)) else {
                     return;
                 };
-                if pod.update_known(id, &request) {
+                if pod.update_known(id, &request, findings) {
                     return;
                 }
                 if token_access::answered(&request.record) {
@@ -329,12 +368,27 @@ impl<J: Journal> Correlator<J> {
         let within = |pod_uid: Option<&str>, time: Micros| {
             pod_uid.and_then(|uid| horizons.get(uid)).is_some_and(|horizon| time >= *horizon)
         };
+        let held = |hourly: &Hourly, key: Option<Key>, time| {
+            key.is_some_and(|key| hourly.holds(&key, time))
+        };
+        let Self { rulebook, minted, outside, decoys, journal, .. } = self;
         let is_needed = |entry: &Entry| match entry {
-            Entry::Open(open) => within(open.open.pod_uid.as_deref(), open.open.time),
-            Entry::Request(request) => within(request.record.pod_uid(), request.time),
+            Entry::Open(open) => {
+                let time = open.open.time;
+                within(open.open.pod_uid.as_deref(), time)
+                    || held(outside, outside_key(&open.open), time)
+                    || held(decoys, decoy_opened(rulebook, open), time)
+            }
+            Entry::Request(request) => {
+                within(request.pod_uid(), request.time)
+                    || held(minted, minted_key(&request.record), request.time)
+                    || held(decoys, decoy_used(rulebook, &request.record), request.time)
+            }
             Entry::Session(request) => request.time >= sessions,
         };
-        self.journal.compact(&is_needed, horizons.is_empty())
+        let hourly = [&*minted, &*outside, &*decoys];
+        let over = horizons.is_empty() && hourly.iter().all(|it| it.is_empty());
+        journal.compact(&is_needed, over)
     }
 
     /// Why entries are missing from the journal, for now or for good; `None` while none is.
@@ -344,27 +398,44 @@ impl<J: Journal> Correlator<J> {
 
     /// What was dropped so far.
     pub fn losses(&self) -> Losses {
-        self.losses
+        let hourly = [&self.minted, &self.outside, &self.decoys];
+        Losses { hourly: hourly.iter().map(|it| it.evicted()).sum(), ..self.losses }
     }
 
     /// What is held now.
     pub fn held(&self) -> Held {
-        self.pods.values().fold(Held { pods: self.pods.len(), ..Held::default() }, |held, pod| {
-            Held {
-                exposures: held.exposures + pod.exposures.len(),
-                incidents: held.incidents + pod.incidents.len(),
-                waiting: held.waiting + pod.waiting.len(),
-                ..held
-            }
+        let hourly = [&self.minted, &self.outside, &self.decoys];
+        let incidents = hourly.iter().map(|it| it.len()).sum();
+        let held = Held { pods: self.pods.len(), incidents, ..Held::default() };
+        self.pods.values().fold(held, |held, pod| Held {
+            exposures: held.exposures + pod.exposures.len(),
+            incidents: held.incidents + pod.incidents.len(),
+            waiting: held.waiting + pod.waiting.len(),
+            ..held
         })
     }
 
+    /// Whether any rule is about an open.
+    fn matters(&self, open: &Open) -> bool {
+        token_access::qualifies(&open.open) || decoy_opened(&self.rulebook, open).is_some()
+    }
+
     fn apply_open(&mut self, open: Open, now: Micros, findings: &mut Vec<Finding>) {
+        let open = Arc::new(open);
+        if let Some(key) = decoy_opened(&self.rulebook, &open) {
+            self.opened(RuleId::DecoyUsed, key, &open, findings);
+        }
+        if let Some(key) = outside_key(&open.open) {
+            self.opened(RuleId::TokenReadFromOutside, key, &open, findings);
+        }
         let Some(pod_uid) = open.open.pod_uid.clone() else { return };
+        if !token_access::qualifies(&open.open) {
+            return;
+        }
         self.make_room(&pod_uid);
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
-        pod.expose(open, &self.settings, &mut self.losses);
+        pod.expose(&open, &self.settings, &mut self.losses);
         for receipt in pod.explained_receipts(&self.settings) {
             self.journal(&Entry::Request(receipt));
         }
@@ -375,47 +446,245 @@ impl<J: Journal> Correlator<J> {
         }
     }
 
+    /// R3 and R7: an open that is told by itself.
+    fn opened(&mut self, rule: RuleId, key: Key, open: &Arc<Open>, findings: &mut Vec<Finding>) {
+        if self.excepted(rule, Some(open), None) {
+            return;
+        }
+        let time = open.open.time;
+        let hourly = self.hourly(rule);
+        if let Some(standing) = hourly.find(&key, time) {
+            standing.story.add_open(open);
+            return;
+        }
+        let id = if rule == RuleId::DecoyUsed {
+            self.exposure_id(open)
+        } else {
+            ids::outside_id(&self.settings.cluster, &open.boot_id, &key, open.open.ktime_ns)
+        };
+        let mut story = Story::begin(rule, id, Some(Arc::clone(open)), None);
+        story.add_open(open);
+        findings.push(story.alert());
+        self.hourly(rule).begin(key, time, story, findings);
+    }
+
+    fn hourly(&mut self, rule: RuleId) -> &mut Hourly {
+        match rule {
+            RuleId::TokenRequestByUser => &mut self.minted,
+            RuleId::TokenReadFromOutside => &mut self.outside,
+            RuleId::DecoyUsed | RuleId::TokenAccessThenApiRequest | RuleId::TokenRead => {
+                &mut self.decoys
+            }
+        }
+    }
+
+    /// Whether a request is told by itself, whatever was opened.
+    fn stands_alone(&self, record: &AuditRecord) -> bool {
+        self.is_minted_by_user(record) || decoy_used(&self.rulebook, record).is_some()
+    }
+
+    fn is_minted_by_user(&self, record: &AuditRecord) -> bool {
+        record.minted_for().is_some()
+            && !record.user.username.is_empty()
+            && token_request::band(record).is_some()
+            && !self.rulebook.exclusions.excludes(&record.user.username, &record.user.groups)
+    }
+
+    /// R2 and R7: a request that is told by itself, or joins one that was.
+    fn alone(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
+        let record = &request.record;
+        if self.is_minted_by_user(record)
+            && let Some(key) = minted_key(record)
+        {
+            self.asked(RuleId::TokenRequestByUser, key, id, request, findings);
+        }
+        if let Some(key) = decoy_used(&self.rulebook, record) {
+            self.asked(RuleId::DecoyUsed, key, id, request, findings);
+        }
+    }
+
+    fn asked(
+        &mut self,
+        rule: RuleId,
+        key: Key,
+        id: RequestId,
+        request: &Request,
+        findings: &mut Vec<Finding>,
+    ) {
+        let known = self.hourly(rule).stories().find_map(|story| {
+            let attached = story.update(id, &request.record)?;
+            Some(story.escalation(&attached))
+        });
+        if let Some(escalation) = known {
+            findings.extend(escalation);
+            return;
+        }
+        let attached = Attached::new(id, request, RequestKind::Unknown);
+        if self.excepted(rule, None, Some(&attached)) {
+            return;
+        }
+        if let Some(standing) = self.hourly(rule).find(&key, request.time) {
+            let attached = standing.story.attach(attached);
+            findings.extend(standing.story.escalation(&attached));
+            return;
+        }
+        let incident_id = ids::request_incident_id(&self.settings.cluster, rule, &key, id, None);
+        let story = Story::begin(rule, incident_id, None, Some(attached));
+        findings.push(story.alert());
+        self.hourly(rule).begin(key, request.time, story, findings);
+    }
+
     /// Attaches a request that an exposure or the incident explains.
     fn attach(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
-        let Some(pod_uid) = request.record.pod_uid() else { return };
-        let Some(pod) = self.pods.get_mut(pod_uid) else { return };
-        let attached = Attached::new(id, request);
+        let Some(pod_uid) = request.pod_uid() else { return };
+        let Some(pod) = self.pods.get(pod_uid) else { return };
         let anchor = window::anchor(&pod.exposures, request.time, &self.settings);
-        let joined = pod.incidents.iter_mut().find(|incident| {
-            let exposure = anchor.as_ref().map(|(exposure, _)| *exposure);
-            exposure.is_some_and(|exposure| incident.touches(exposure, &self.settings))
+        let anchor = anchor.map(|(exposure, open)| (exposure.clone(), open));
+        let joined = pod.incidents.iter().position(|incident| {
+            anchor.as_ref().is_some_and(|(it, _)| incident.touches(it, &self.settings))
                 || incident.continues(request, &self.settings)
         });
-        if let Some(incident) = joined {
-            incident.join(attached, &pod.exposures, &self.settings);
+        let exposed = anchor.as_ref().map(|(exposure, _)| exposure.first_open());
+        let begun = joined.and_then(|at| pod.incidents.get(at)).map(Incident::first_time);
+        let exposed = exposed.into_iter().chain(begun).min().unwrap_or(request.time);
+        let facts = request.pod.as_deref();
+        let kind = self.habits.kind(pod_uid, facts, &request.record, exposed);
+        let attached = Attached::new(id, request, kind);
+        let open = anchor.as_ref().map(|(_, open)| Arc::clone(open));
+        if self.excepted(RuleId::TokenAccessThenApiRequest, open.as_deref(), Some(&attached)) {
+            self.settle(pod_uid, &anchor);
+            return;
+        }
+        let outside = open.as_deref().and_then(|open| self.list_outside(open, &attached));
+        let initiators = open.as_deref().map(|open| self.initiators(&open.open, request));
+        let Some(pod) = self.pods.get_mut(pod_uid) else { return };
+        let told_in = if let Some(incident) = joined.and_then(|at| pod.incidents.get_mut(at)) {
+            findings.extend(incident.join(attached, &pod.exposures, &self.settings));
+            if let Some(outside) = &outside {
+                incident.story.relate(outside);
+            }
+            Some(incident.story.id().to_owned())
         } else if let Some((exposure, open)) = anchor {
-            let initiators = request
-                .record
-                .service_account()
-                .zip(request.record.extra(audit::POD_NAME))
-                .map(|((namespace, _), pod)| {
-                    self.sessions.candidates(&open, namespace, pod, &self.settings)
-                })
-                .unwrap_or_default();
-            let incident = Incident::begin(
-                &self.settings,
-                pod_uid,
-                Cause { exposure, open, initiators },
-                attached,
-                &pod.exposures,
-            );
-            findings.push(Finding::Alert(Box::new(incident.alert())));
+            let initiators = initiators.unwrap_or_default();
+            let cause = Cause { exposure: &exposure, open, initiators };
+            let mut incident =
+                Incident::begin(&self.settings, pod_uid, cause, attached, &pod.exposures);
+            if let Some(outside) = &outside {
+                incident.story.relate(outside);
+            }
+            findings.push(incident.story.alert());
             if pod.incidents.len() >= self.settings.exposures_per_pod {
                 let oldest = pod.incidents.remove(0);
-                findings.push(Finding::Incident(Box::new(oldest.summary())));
+                findings.push(oldest.story.summary());
             }
+            let id = incident.story.id().to_owned();
             pod.incidents.push(incident);
-        }
+            Some(id)
+        } else {
+            None
+        };
         // The incident now lasts longer, so requests of the same client may belong to it as well.
-        for (id, request) in pod.take_explained(&self.settings) {
+        let more = pod.take_explained(&self.settings);
+        if let Some((outside, told_in)) = outside.zip(told_in)
+            && let Some(story) = self.outside.stories().find(|story| story.id() == outside)
+        {
+            story.relate(&told_in);
+        }
+        for (id, request) in more {
             self.journal(&Entry::Request(request.clone()));
             self.attach(id, &request, findings);
         }
+    }
+
+    /// What an exception judged with its requests is no mere read either.
+    fn settle(&mut self, pod_uid: &str, anchor: &Option<(window::Exposure, Arc<Open>)>) {
+        let Some((judged, _)) = anchor else { return };
+        let exposures = self.pods.get_mut(pod_uid).map(|pod| &mut pod.exposures);
+        for exposure in exposures.into_iter().flatten() {
+            exposure.settled |=
+                exposure.entry == judged.entry && exposure.boot_id == judged.boot_id;
+        }
+    }
+
+    /// Lists a request in R3's incident about the open that it follows from; gives that one's id.
+    fn list_outside(&mut self, open: &Open, attached: &Attached) -> Option<String> {
+        let key = outside_key(&open.open)?;
+        let standing = self.outside.find(&key, open.open.time)?;
+        standing.story.attach(attached.clone());
+        Some(standing.story.id().to_owned())
+    }
+
+    fn initiators(&self, open: &TokenOpen, request: &Request) -> Vec<Arc<AuditRecord>> {
+        let names = request.record.service_account().zip(request.record.extra(audit::POD_NAME));
+        names
+            .map(|((namespace, _), pod)| {
+                self.sessions.candidates(open, namespace, pod, &self.settings)
+            })
+            .unwrap_or_default()
+    }
+
+    /// R0: what is told of an exposure that ended without a request.
+    fn read(&mut self, exposure: &window::Exposure) -> Option<Finding> {
+        // R3 tells of what is read from outside.
+        let open = exposure.read.as_ref().filter(|it| it.open.grade != Grade::Outside)?;
+        if self.excepted(RuleId::TokenRead, Some(open), None) {
+            return None;
+        }
+        let id = self.exposure_id(&exposure.first);
+        let mut story = Story::begin(RuleId::TokenRead, id, Some(Arc::clone(open)), None);
+        story.set_open_count(exposure.count);
+        for open in exposure.opens() {
+            story.cover(open.open.wall);
+        }
+        if let Some(pod) = &open.pod {
+            story.set_initiators(self.sessions.candidates(
+                &open.open,
+                &pod.namespace,
+                &pod.name,
+                &self.settings,
+            ));
+        }
+        Some(story.alert())
+    }
+
+    fn exposure_id(&self, first: &Open) -> String {
+        ids::incident_id(
+            &self.settings.cluster,
+            &first.boot_id,
+            first.open.pod_uid.as_deref().unwrap_or_default(),
+            first.open.entry.key,
+            first.open.ktime_ns,
+        )
+    }
+
+    /// Whether an exception keeps a rule quiet about this; it is then counted, a request once.
+    fn excepted(&mut self, rule: RuleId, open: Option<&Open>, request: Option<&Attached>) -> bool {
+        if self.rulebook.exceptions.iter().next().is_none() {
+            return false;
+        }
+        let initiators = open
+            .zip(request)
+            .map(|(open, it)| {
+                let names = it.record.service_account().zip(it.record.extra(audit::POD_NAME));
+                names.map(|((namespace, _), pod)| {
+                    self.sessions.candidates(&open.open, namespace, pod, &self.settings)
+                })
+            })
+            .unwrap_or_default()
+            .unwrap_or_default();
+        let facts = Facts::of(open, request, &initiators);
+        let subject = facts.subject(&self.settings.cluster);
+        let time = request
+            .map(|it| it.record.request_received_timestamp)
+            .or(open.map(|open| open.open.wall))
+            .unwrap_or_default();
+        let Some(exception) = self.rulebook.exceptions.swallowing(rule, &subject, time) else {
+            return false;
+        };
+        if request.is_none_or(|request| self.swallowed.put(request.id, ()).is_none()) {
+            self.hits.push((exception, time));
+        }
+        true
     }
 
     fn journal(&mut self, entry: &Entry) {
@@ -451,104 +720,40 @@ impl<J: Journal> Correlator<J> {
     }
 }
 
-impl PodState {
-    /// A later stage or a duplicate of a request that is already here.
-    fn update_known(&mut self, id: RequestId, request: &Request) -> bool {
-        if self.incidents.iter_mut().any(|incident| incident.update(id, &request.record)) {
-            return true;
-        }
-        let Some(index) = self.waiting.iter().position(|waiting| waiting.id == id) else {
-            return false;
-        };
-        let Some(waiting) = self.waiting.get_mut(index) else { return false };
-        if token_access::answered(&request.record)
-            && !token_access::answered(&waiting.request.record)
-        {
-            // The answer takes the place of the receipt and is looked at anew.
-            self.waiting.remove(index);
-            return false;
-        }
-        if request.record.response_status.is_some() {
-            waiting.request.record.response_status.clone_from(&request.record.response_status);
-        }
-        true
-    }
+/// R2's key: who mints, for whom, by what client.
+fn minted_key(record: &AuditRecord) -> Option<Key> {
+    let (namespace, name) = record.minted_for()?;
+    let agent = record.user_agent.clone().unwrap_or_default();
+    let rest = vec![namespace.to_owned(), name.to_owned(), agent];
+    Some(Key { owner: record.user.username.clone(), rest })
+}
 
-    /// Whether an exposure holds the request, or the incident's client goes on.
-    fn explains(&self, request: &Request, settings: &Settings) -> bool {
-        window::anchor(&self.exposures, request.time, settings).is_some()
-            || self.incidents.iter().any(|incident| incident.continues(request, settings))
+/// R3's key: the reader's executable, and the container or host that it runs in.
+fn outside_key(open: &TokenOpen) -> Option<Key> {
+    if open.grade != Grade::Outside || open.file != TokenFile::Token {
+        return None;
     }
+    let container = open.reader.as_ref().map_or("host".to_owned(), |reader| {
+        reader.container_id.clone().unwrap_or_else(|| reader.pod_uid.clone())
+    });
+    Some(Key { owner: container, rest: vec![open.executable.clone()] })
+}
 
-    fn expose(&mut self, open: Open, settings: &Settings, losses: &mut Losses) {
-        if !self.exposures.iter_mut().any(|exposure| exposure.extend(&open, settings)) {
-            if self.exposures.len() >= settings.exposures_per_pod {
-                self.exposures.remove(0);
-                losses.exposures += 1;
-            }
-            self.exposures.push(Exposure::new(open));
-        }
-        for incident in &mut self.incidents {
-            incident.cover(&self.exposures, settings);
-        }
-    }
+/// The decoy whose token was opened, as R7's key.
+fn decoy_opened(rulebook: &Rulebook, open: &Open) -> Option<Key> {
+    let pod = open.pod.as_ref().filter(|_| open.open.file == TokenFile::Token)?;
+    decoy(rulebook, &pod.namespace, &pod.service_account)
+}
 
-    fn wait(&mut self, waiting: Waiting, settings: &Settings, losses: &mut Losses) {
-        if self.waiting.len() >= settings.waiting_per_pod {
-            self.waiting.remove(0);
-            losses.waiting += 1;
-        }
-        self.waiting.push(waiting);
-    }
+/// The decoy that makes a request, or that one mints for, as R7's key.
+fn decoy_used(rulebook: &Rulebook, record: &AuditRecord) -> Option<Key> {
+    let accounts = [record.service_account(), record.minted_for()];
+    accounts.into_iter().flatten().find_map(|(namespace, name)| decoy(rulebook, namespace, name))
+}
 
-    /// Waiting requests that are explained by now, in the order of time.
-    fn take_explained(&mut self, settings: &Settings) -> Vec<(RequestId, Request)> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (explained, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
-            token_access::answered(&waiting.request.record)
-                && self.explains(&waiting.request, settings)
-        });
-        self.waiting = rest;
-        let mut explained: Vec<_> =
-            explained.into_iter().map(|waiting| (waiting.id, waiting.request)).collect();
-        explained.sort_by_key(|(id, request)| (request.time, *id));
-        explained
-    }
-
-    /// Receipts that an open explains by now and that the journal does not have yet.
-    fn explained_receipts(&mut self, settings: &Settings) -> Vec<Request> {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        let mut receipts = Vec::new();
-        for waiting in &mut waiting {
-            if !waiting.journalled
-                && !token_access::answered(&waiting.request.record)
-                && self.explains(&waiting.request, settings)
-            {
-                waiting.journalled = true;
-                receipts.push(waiting.request.clone());
-            }
-        }
-        self.waiting = waiting;
-        receipts
-    }
-
-    /// The earliest that anything held goes back to; `None` if nothing is held that a restart
-    /// would need.
-    fn horizon(&self) -> Option<Micros> {
-        let exposures = self.exposures.iter().map(Exposure::first_open);
-        let incidents = self.incidents.iter().map(Incident::first_time);
-        let receipts = self.waiting.iter().filter(|waiting| waiting.journalled);
-        exposures.chain(incidents).chain(receipts.map(|waiting| waiting.request.time)).min()
-    }
-
-    /// What a pod would lose if it gave way: incidents before exposures before mere waiting.
-    fn weight(&self) -> u8 {
-        match (self.incidents.is_empty(), self.exposures.is_empty()) {
-            (false, _) => 2,
-            (true, false) => 1,
-            (true, true) => 0,
-        }
-    }
+fn decoy(rulebook: &Rulebook, namespace: &str, name: &str) -> Option<Key> {
+    let is_decoy = rulebook.decoys.contains(namespace, name);
+    is_decoy.then(|| Key { owner: format!("{namespace}/{name}"), rest: Vec::new() })
 }
 
 #[cfg(test)]

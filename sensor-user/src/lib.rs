@@ -5,7 +5,7 @@
 //!  tokentrail-ebpf ──ring──► kernel ──► attribution ──► correlation ──► alert ──► alert log
 //!   (facts only)                         (which pod)        ▲
 //!                                                           │      metrics and admin observe
-//!                                audit log file ──► audit ──┘      every stage, feed none
+//!                    audit log file, webhook ──► audit ──┘      every stage, feed none
 //! ```
 //!
 //! Modules in the order in which data meets them:
@@ -15,7 +15,7 @@
 //! | [`kernel`] | the BPF object: offsets, hooks, ring, clock, self-test; the only user of aya |
 //! | [`api`] | how the Kubernetes API is reached; with the pods' watch the only user of kube |
 //! | [`attribution`] | kernel record → whose token, which process, what grade |
-//! | [`audit`] | audit log file → typed events; checkpoints |
+//! | [`audit`] | audit log file or webhook → typed events; checkpoints |
 //! | [`rules`] | what counts as an open, a request, an incident; pure |
 //! | [`correlation`] | the join: exposures, incidents, ids, journal; pure but for the journal |
 //! | [`alert`] | the alert document and where it is written |
@@ -35,5 +35,6 @@ pub mod errors;
 pub mod kernel;
 pub mod metrics;
 pub mod redact;
+pub mod replay;
 pub mod rules;
 pub mod time;

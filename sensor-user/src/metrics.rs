@@ -42,9 +42,12 @@ pub struct CorrelationMetrics {
     dropped_exposures: Counter,
     dropped_waiting: Counter,
     dropped_pods: Counter,
+    dropped_hourly: Counter,
     journal_failures: Counter,
     /// Alerts told.
     pub alerts: Counter,
+    /// Escalations told.
+    pub escalations: Counter,
     /// Summaries told.
     pub summaries: Counter,
     /// Seconds from reading the completing audit line to having written the alert.
@@ -62,8 +65,10 @@ impl Default for CorrelationMetrics {
             dropped_exposures: Counter::default(),
             dropped_waiting: Counter::default(),
             dropped_pods: Counter::default(),
+            dropped_hourly: Counter::default(),
             journal_failures: Counter::default(),
             alerts: Counter::default(),
+            escalations: Counter::default(),
             summaries: Counter::default(),
             latency: Histogram::new(micros.map(|bound| bound / 1e6)),
         }
@@ -99,11 +104,17 @@ impl CorrelationMetrics {
             self.dropped_pods.clone(),
         );
         registry.register(
+            "dropped_hourly_incidents",
+            "Incidents without an exposure that were told to have ended early",
+            self.dropped_hourly.clone(),
+        );
+        registry.register(
             "journal_failures",
             "Entries that could not be written to the journal",
             self.journal_failures.clone(),
         );
         registry.register("alerts", "Alerts told", self.alerts.clone());
+        registry.register("escalations", "Escalations told", self.escalations.clone());
         registry.register("summaries", "Incident summaries told", self.summaries.clone());
         registry.register(
             "alert_latency_seconds",
@@ -127,6 +138,7 @@ impl CorrelationMetrics {
         counter(&self.dropped_exposures, losses.exposures);
         counter(&self.dropped_waiting, losses.waiting);
         counter(&self.dropped_pods, losses.pods);
+        counter(&self.dropped_hourly, losses.hourly);
         counter(&self.journal_failures, losses.journal);
     }
 }

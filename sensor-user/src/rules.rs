@@ -6,7 +6,14 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub mod address;
+pub mod catalogue;
+pub mod decoys;
+pub mod exceptions;
+pub mod glob;
+pub mod rulebook;
 pub mod token_access;
+pub mod token_request;
 
 /// What an alert says about the rule that made it.
 #[derive(Clone, Copy, Debug)]

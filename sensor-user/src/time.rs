@@ -29,15 +29,25 @@ impl Micros {
         Self((nanos / 1_000) as i64)
     }
 
+    /// A span; one of 292,000 years at most.
+    pub fn from_duration(span: Duration) -> Self {
+        Self(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))
+    }
+
     /// Parses RFC 3339; finer digits than microseconds are cut. `None` if it is not a time.
     pub fn parse(text: &str) -> Option<Self> {
         text.parse::<Timestamp>().ok().map(|time| Self(time.as_microsecond()))
     }
-}
 
-impl From<Duration> for Micros {
-    fn from(span: Duration) -> Self {
-        Self(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))
+    /// As [`parse`](Self::parse), a time between the first Kubernetes and far from now. Anything
+    /// else in a log is a zero value or a broken clock, and one such time would move a watermark
+    /// for good.
+    pub fn parse_believable(text: &str) -> Option<Self> {
+        /// 2014-06-06
+        const FIRST: Micros = Micros::from_secs(1_402_012_800);
+        /// 2200-01-01
+        const LAST: Micros = Micros::from_secs(7_258_118_400);
+        Self::parse(text).filter(|time| (FIRST..LAST).contains(time))
     }
 }
 

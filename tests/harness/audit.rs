@@ -27,6 +27,9 @@ const RECORDED: &str = include_str!("../fixtures/audit/pod-requests.ndjson");
 /// The line that a kube-apiserver wrote when `kubectl exec -it` by `admin` began.
 const EXEC: &str = include_str!("../fixtures/audit/exec-tty.ndjson");
 
+/// The lines that it wrote when an administrator minted a token of `shop/cart`.
+const MINT: &str = include_str!("../fixtures/audit/token-request-user.ndjson");
+
 /// A request of the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -155,6 +158,33 @@ impl AuditLine {
             .replacing(
                 r#""namespace":"default","name":"shop""#,
                 &format!(r#""namespace":"{}","name":"{}""#, pod.namespace, pod.name),
+            )
+            .with_audit_id(&random_uuid()?)
+            .stamped(&now, &now))
+    }
+
+    /// The recorded answer to `kubectl create token`, as if `user` had the token of this account
+    /// minted now.
+    ///
+    /// # Errors
+    /// If the recording is not what it was.
+    pub fn mint(user: &str, namespace: &str, account: &str) -> Result<Self> {
+        let text = MINT.lines().find(|line| line.contains(r#""code":201"#));
+        let text = text.context("the recording has no answer")?;
+        let event: Value = serde_json::from_str(text)?;
+        let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
+        let now = micros(Timestamp::now());
+        let line = Self {
+            text: text.to_owned(),
+            audit_id: recorded("/auditID"),
+            received: recorded("/requestReceivedTimestamp"),
+            staged: recorded("/stageTimestamp"),
+        };
+        Ok(line
+            .replacing(&recorded("/user/username"), user)
+            .replacing(
+                r#""namespace":"shop","name":"cart""#,
+                &format!(r#""namespace":"{namespace}","name":"{account}""#),
             )
             .with_audit_id(&random_uuid()?)
             .stamped(&now, &now))

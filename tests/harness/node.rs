@@ -18,6 +18,8 @@ use crate::{
 
 /// `alert` or `incident`.
 const KIND: &str = "/tokentrail/kind";
+/// The rule that most scenarios are about: a token is opened, and a request follows.
+pub(crate) const R1: &str = "token-access-then-api-request";
 /// In what manner a token was opened.
 const GRADE: &str = "/tokentrail/grade";
 
@@ -70,12 +72,20 @@ impl<'sandbox> Node<'sandbox> {
         self.audit.append(&line).map(drop)
     }
 
-    /// The alerts (not the summaries) about this pod so far.
+    /// The alerts of R1 (not the summaries) about this pod so far.
     ///
     /// # Errors
     /// If the alert log holds what no alert log may hold.
     pub fn alerts_about(&self, pod: &Pod) -> Result<Vec<Value>> {
-        self.agent.alerts().matching(|it| text_at(it, KIND) == "alert" && is_about(it, pod))
+        self.told(R1, "alert", pod)
+    }
+
+    /// All documents of this rule and kind about this pod so far.
+    ///
+    /// # Errors
+    /// If the alert log holds what no alert log may hold.
+    pub fn told(&self, rule: &str, kind: &str, pod: &Pod) -> Result<Vec<Value>> {
+        self.agent.alerts().matching(|it| is_told_by(it, rule, kind) && is_about(it, pod))
     }
 
     /// The one alert about this pod so far.
@@ -97,14 +107,22 @@ impl<'sandbox> Node<'sandbox> {
         self.the_alert_about(pod)
     }
 
-    /// Waits for a document of this kind about this pod.
+    /// Waits for a document of R1 of this kind about this pod.
     ///
     /// # Errors
     /// If none comes.
     pub fn wait_for(&self, kind: &str, pod: &Pod) -> Result<Value> {
-        self.agent.alerts().wait_for(&format!("the {kind} about {} is there", pod.name), |it| {
-            text_at(it, KIND) == kind && is_about(it, pod)
-        })
+        self.wait_for_rule(R1, kind, pod)
+    }
+
+    /// Waits for a document of this rule and kind about this pod.
+    ///
+    /// # Errors
+    /// If none comes.
+    pub fn wait_for_rule(&self, rule: &str, kind: &str, pod: &Pod) -> Result<Value> {
+        let what = format!("the {kind} of {rule} about {} is there", pod.name);
+        let alerts = self.agent.alerts();
+        alerts.wait_for(&what, |it| is_told_by(it, rule, kind) && is_about(it, pod))
     }
 
     /// Attacks a pod made for this and waits for its alert. All opens and all audit lines of
@@ -178,6 +196,10 @@ impl Workload {
         ensure!(read.output == self.pod.token, "the token was not read: {read:?}");
         Ok(())
     }
+}
+
+fn is_told_by(document: &Value, rule: &str, kind: &str) -> bool {
+    text_at(document, "/rule/id") == rule && text_at(document, KIND) == kind
 }
 
 fn is_about(document: &Value, pod: &Pod) -> bool {

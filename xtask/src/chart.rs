@@ -189,12 +189,21 @@ fn understood(manifests: &str) -> Result<()> {
     ensure!(agent.exists(), "it is not built; run `cargo xtask build`");
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("config.yaml");
+    let rules_file = folder.path().join("rules.yaml");
     for object in parse(manifests)? {
-        let Some(Value::String(config)) = object.pointer("/data/config.yaml") else { continue };
+        let text = |name: &str| object.pointer(name).and_then(Value::as_str);
+        let (Some(config), Some(rules)) = (text("/data/config.yaml"), text("/data/rules.yaml"))
+        else {
+            continue;
+        };
         fs::write(&file, config)?;
-        let output = program(&agent).args(["check", "--config"]).arg(&file).output()?;
+        fs::write(&rules_file, rules)?;
+        let mut check = program(&agent);
+        check.args(["check", "--config"]).arg(&file).arg("--rules-file").arg(&rules_file);
+        let output = check.output()?;
         if output.status.code() == Some(2) {
-            bail!("{}\n{config}", String::from_utf8_lossy(&output.stderr).trim());
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("{}\n{config}\n{rules}", error.trim());
         }
     }
     Ok(())

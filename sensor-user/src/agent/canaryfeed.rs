@@ -10,7 +10,10 @@ use super::AgentError;
 use crate::{
     audit::{
         ReadRecord,
-        canary::{Asked, Canary, CanaryMetrics, State, Status, probe::Probe},
+        canary::{
+            Asked, Canary, CanaryMetrics, State, Status,
+            probe::{self, nonce},
+        },
     },
     config::Config,
     time::Micros,
@@ -31,40 +34,38 @@ struct Running {
 
 impl CanaryFeed {
     /// Prepares the requests, where there is somebody to ask and somewhere to look.
-    pub(super) async fn start(
+    pub(super) fn start(
         config: &Config,
-        metrics: &CanaryMetrics,
+        metrics: CanaryMetrics,
         tasks: &mut JoinSet<AgentError>,
-    ) -> Result<Self, AgentError> {
-        let off = |why| Ok(Self { running: None, status: Status::off(why) });
-        let Some(access) = &config.kube else { return off("no Kubernetes API to ask") };
+    ) -> Self {
+        let off = |why| Self { running: None, status: Status::off(why) };
+        let Some(access) = config.kube.clone() else { return off("no Kubernetes API to ask") };
         let Some(every) = config.audit_canary_every else { return off("turned off") };
-        if config.audit_logs.is_empty() {
-            return off("this node follows no audit log");
-        }
-        let probe = Probe::open(access).await?;
-        let canary = Canary::new(
-            probe.run().to_owned(),
-            every.into(),
-            config.audit_lateness.into(),
-            metrics.clone(),
-        );
+        let file = (!config.audit_logs.is_empty()).then_some(config.audit_lateness);
+        let webhook = config.audit_webhook.as_ref().map(|_| config.audit_webhook_lateness);
+        let Some(patience) = file.max(webhook) else {
+            return off("this node has no audit source");
+        };
+        let run = nonce();
+        let [every_micros, patience] = [every, patience].map(Micros::from_duration);
+        let canary = Canary::new(run.clone(), every_micros, patience, metrics);
         // One is made after the other: none ever waits.
         let (sender, asked) = mpsc::channel(1);
         let (go, gone) = oneshot::channel();
         tasks.spawn(async move {
-            probe.repeat(every, gone, sender).await;
+            probe::repeat(access, run, every, gone, sender).await;
             AgentError::Ended { part: "the audit canary", why: "nobody listens to it".to_owned() }
         });
         let status = Status {
             state: State::Starting,
-            detail: "no audit log is open yet".to_owned(),
+            detail: "no audit source is open yet".to_owned(),
             measured: None,
         };
-        Ok(Self { running: Some(Running { canary, asked, go: Some(go) }), status })
+        Self { running: Some(Running { canary, asked, go: Some(go) }), status }
     }
 
-    /// Begins with the requests, now that an audit log is read: an earlier one could be missed.
+    /// Begins with the requests, now that an audit source is open: an earlier one could be missed.
     pub(super) fn go(&mut self) {
         if let Some(go) = self.running.as_mut().and_then(|running| running.go.take()) {
             // It fails if the task has ended, which ends the agent.

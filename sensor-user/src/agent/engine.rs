@@ -9,12 +9,14 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, CanaryFeed, Senses, StageMetrics, state};
+use super::{
+    AgentError, CanaryFeed, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state,
+};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -30,13 +32,15 @@ use crate::{
     },
     config::Config,
     correlation::{
-        Correlator, Finding, Open, Request, Settings,
+        Correlator, Finding, Kind, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
     kernel::{Sensor, SensorError, clock::Now},
     metrics::CorrelationMetrics,
     time::Micros,
 };
+
+mod posted;
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
@@ -47,11 +51,13 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) struct Engine {
     senses: Senses,
     canary: CanaryFeed,
+    rulebook: RulebookKeeper,
     join: Join,
     sources: Vec<Source>,
     sources_optional: bool,
-    lateness: Micros,
     checkpoints: Checkpoints,
+    /// Whom to tell that their batches are safe, once the alerts so far are durable.
+    unacknowledged: Vec<oneshot::Sender<()>>,
     alert_log: AlertLog,
     origin: Origin,
     health: Health,
@@ -78,13 +84,39 @@ impl Join {
             let pod = open.pod_uid.as_deref().and_then(|uid| pods.pod(uid));
             recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
         }
-        self.join(open, now);
+        self.join(open, pods, now);
     }
 
-    fn join(&mut self, open: TokenOpen, now: Micros) {
-        let open = Open { boot_id: self.boot_id.clone(), open };
+    fn join(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
+        let mut open = Open::new(self.boot_id.clone(), open);
+        find_pods(&mut open, pods);
         self.correlator.open(open, now, &mut self.findings);
     }
+
+    /// Hands a request on, with the pod that it is of.
+    fn request(&mut self, mut request: Request, pods: &PodIndex, now: Micros) {
+        find_pod(&mut request, pods);
+        self.correlator.request(request, now, &mut self.findings);
+    }
+}
+
+/// Adds what the index knows by now.
+fn find_pods(open: &mut Open, pods: &PodIndex) {
+    open.pod = open.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
+    let reader = open.open.reader.as_ref();
+    open.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
+}
+
+/// Adds the pod that a request is of: by its token, else by its service account and address.
+fn find_pod(request: &mut Request, pods: &PodIndex) {
+    if request.record.pod_uid().is_none()
+        && let Some((namespace, account)) = request.record.service_account()
+        && let Some(address) = request.record.source_ip()
+    {
+        let pod = pods.by_address(namespace, account, address);
+        request.by_address = pod.map(|pod| pod.uid.to_string());
+    }
+    request.pod = request.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
 }
 
 /// Which open it was, whichever agent's sensor saw it.
@@ -111,19 +143,24 @@ impl SeenOpen {
 
 /// One audit source as the engine sees it.
 struct Source {
-    path: PathBuf,
+    /// As readiness and people call it.
+    name: String,
+    /// What its positions are kept under; `None` if it has none.
+    checkpoint: Option<PathBuf>,
+    /// How late an event may come after its request.
+    lateness: Micros,
     status: watch::Receiver<SourceStatus>,
     newest_stage: Option<Micros>,
 }
 
 impl Engine {
     /// Builds every stage and starts the sources, whose tasks go into `tasks`.
-    pub(super) fn build(
+    pub(super) async fn build(
         config: &Config,
         state: &state::StateDir,
         health: &Health,
-        senses: Senses,
-        canary: CanaryFeed,
+        mut senses: Senses,
+        rules: RulesFile,
         metrics: StageMetrics,
         tasks: &mut JoinSet<AgentError>,
     ) -> Result<(Self, mpsc::Receiver<AuditBatch>), AgentError> {
@@ -148,6 +185,8 @@ impl Engine {
         if config.kube.is_none() {
             degraded.push("no pod index: names come from audit events alone".to_owned());
         }
+        let now = senses.clock.now().wall;
+        let rulebook = RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, now);
         let mut engine = Self {
             join: Join {
                 boot_id: state::boot_id(),
@@ -157,8 +196,8 @@ impl Engine {
             },
             sources: Vec::new(),
             sources_optional: config.audit_log_optional,
-            lateness: config.audit_lateness.into(),
             checkpoints,
+            unacknowledged: Vec::new(),
             alert_log,
             origin: Origin {
                 cluster_name: config.cluster_name.clone(),
@@ -174,11 +213,13 @@ impl Engine {
             sensor_failure: None,
             remembered: Vec::new(),
             senses,
-            canary,
+            canary: CanaryFeed::start(config, metrics.canary, tasks),
+            rulebook,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sensor has just passed its first one.
         engine.self_test.reset();
+        engine.join.correlator.set_rulebook(engine.rulebook.current());
         let now = engine.senses.clock.now().steady;
         for mut entry in entries {
             engine.place(&mut entry);
@@ -186,7 +227,9 @@ impl Engine {
             engine.join.correlator.restore(entry, now, &mut engine.join.findings);
         }
         engine.tell(None);
-        let batches = engine.follow(config, &metrics.audit, tasks);
+        let (sender, batches) = mpsc::channel(BATCHES);
+        engine.follow(config, &metrics.audit, &sender, tasks);
+        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks).await?;
         Ok((engine, batches))
     }
 
@@ -198,14 +241,14 @@ impl Engine {
         for open in held_back {
             let seen = SeenOpen::of(&open);
             if !remembered.iter().any(|other| other.is(&seen)) {
-                self.join.join(open, now);
+                self.join.join(open, &self.senses.pods.index, now);
             }
         }
         self.tell(None);
     }
 
     fn remember(&mut self, entry: &Entry) {
-        if let Entry::Open(Open { boot_id, open }) = entry
+        if let Entry::Open(Open { boot_id, open, .. }) = entry
             && *boot_id == self.join.boot_id
         {
             self.remembered.push(SeenOpen::of(open));
@@ -217,9 +260,9 @@ impl Engine {
         &mut self,
         config: &Config,
         metrics: &AuditMetrics,
+        sender: &mpsc::Sender<AuditBatch>,
         tasks: &mut JoinSet<AgentError>,
-    ) -> mpsc::Receiver<AuditBatch> {
-        let (sender, batches) = mpsc::channel(BATCHES);
+    ) {
         for (index, path) in config.audit_logs.iter().enumerate() {
             let (status_sender, status) = watch::channel(SourceStatus::default());
             let tail = TailConfig {
@@ -235,9 +278,14 @@ impl Engine {
                     why: "nobody takes its batches".to_owned(),
                 }
             });
-            self.sources.push(Source { path: path.clone(), status, newest_stage: None });
+            self.sources.push(Source {
+                name: format!("audit log {}", path.display()),
+                checkpoint: Some(path.clone()),
+                lateness: Micros::from_duration(config.audit_lateness),
+                status,
+                newest_stage: None,
+            });
         }
-        batches
     }
 
     /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
@@ -253,6 +301,17 @@ impl Engine {
                 request.time = self.senses.clock.wall_to_steady(received);
             }
         }
+        match entry {
+            Entry::Open(open) => find_pods(open, &self.senses.pods.index),
+            Entry::Request(request) | Entry::Session(request) => {
+                find_pod(request, &self.senses.pods.index);
+            }
+        }
+    }
+
+    /// How many audit sources there are.
+    pub(super) fn sources(&self) -> usize {
+        self.sources.len()
     }
 
     pub(super) fn route(&self) -> &str {
@@ -312,20 +371,25 @@ impl Engine {
         for read in batch.records {
             self.canary.see(&read, wall);
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
-            let request = Request { time, record: read.record };
-            self.join.correlator.request(request, now, &mut self.join.findings);
+            let request = Request::new(time, read.record);
+            self.join.request(request, &self.senses.pods.index, now);
             self.tell(Some(read.read_at));
         }
         if let Some(source) = self.sources.get_mut(batch.source) {
             source.newest_stage = source.newest_stage.max(batch.newest_stage);
-            let first = self.checkpoints.position(&source.path).is_none();
             // In memory only: it is written when the alerts up to here are durable.
-            self.checkpoints.advance(&source.path, batch.position);
-            // But at once where a restart would begin at the log's end instead. If that fails, the
-            // next tick tries again and says so.
-            if first && covers_nothing && self.checkpoints.flush().is_err() {
-                tracing::debug!("the first checkpoint could not be written yet");
+            if let (Some(path), Some(position)) = (&source.checkpoint, batch.position) {
+                let first = self.checkpoints.position(path).is_none();
+                self.checkpoints.advance(path, position);
+                // But at once where a restart would begin at the log's end instead. If that fails,
+                // the next tick tries again and says so.
+                if first && covers_nothing && self.checkpoints.flush().is_err() {
+                    tracing::debug!("the first checkpoint could not be written yet");
+                }
             }
+        }
+        if let Some(acknowledge) = batch.acknowledge {
+            self.owe(acknowledge);
         }
     }
 
@@ -347,14 +411,17 @@ impl Engine {
                 // Told before a restart already.
                 continue;
             }
-            match finding {
-                Finding::Alert(_) => {
+            match finding.kind {
+                Kind::Alert => {
                     self.metrics.alerts.inc();
                     if let Some(read_at) = read_at {
                         self.metrics.latency.observe(read_at.elapsed().as_secs_f64());
                     }
                 }
-                Finding::Incident(_) => {
+                Kind::Escalation => {
+                    self.metrics.escalations.inc();
+                }
+                Kind::Incident => {
                     self.metrics.summaries.inc();
                 }
             }
@@ -375,7 +442,9 @@ impl Engine {
     fn pass_time(&mut self, batches: &mpsc::Receiver<AuditBatch>) -> Result<(), AgentError> {
         // What is in the ring happened before: it must not find its exposure gone.
         self.drain();
-        let now = self.senses.clock.now().steady;
+        let now = self.senses.clock.now();
+        self.keep_rules(now.wall);
+        let now = now.steady;
         let watermark = self.watermark(now, batches.is_empty());
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
         self.senses.pods.index.forget(now);
@@ -392,6 +461,15 @@ impl Engine {
         Ok(())
     }
 
+    /// Counts what exceptions swallowed, and takes a rules file that has changed.
+    fn keep_rules(&mut self, now: Micros) {
+        for (exception, _) in self.join.correlator.take_hits() {
+            self.rulebook.swallowed(&exception, now);
+        }
+        self.rulebook.keep_up(now);
+        self.join.correlator.set_rulebook(self.rulebook.current());
+    }
+
     /// How far every source is known to be complete, on the steady axis.
     fn watermark(&self, now: Micros, queue_is_empty: bool) -> Micros {
         let of_source = |source: &Source| {
@@ -402,7 +480,7 @@ impl Engine {
             let idle = complete.map(|boot_ns| self.senses.clock.boot_to_steady(boot_ns));
             // A server whose clock runs ahead must not end what is still going on here.
             let newest = newest.map(|time| time.min(now));
-            newest.max(idle).map_or(Micros::MIN, |time| time - self.lateness)
+            newest.max(idle).map_or(Micros::MIN, |time| time - source.lateness)
         };
         // Without any source no request can come, and exposures need not wait for one.
         let there = self.sources.iter().filter(|source| !self.may_be_absent(source));
@@ -414,15 +492,21 @@ impl Engine {
         self.sources_optional && matches!(source.status.borrow().state, SourceState::Absent(_))
     }
 
-    /// Makes alerts durable, then moves the checkpoint, then lets the journal forget. What a crash
-    /// would lose holds all of it back.
+    /// Whether nothing waits in memory that a crash would lose.
+    fn may_checkpoint(&self) -> bool {
+        self.alert_log.is_clear() && self.join.correlator.journal_failure().is_none()
+    }
+
+    /// Makes alerts durable, then answers for them and moves the checkpoint, then lets the journal
+    /// forget. What a crash would lose holds all of it back.
     fn checkpoint(&mut self, now: Micros) -> Result<(), String> {
-        if !self.alert_log.is_clear() || self.join.correlator.journal_failure().is_some() {
+        if !self.may_checkpoint() {
             return Ok(());
         }
         self.alert_log
             .sync()
             .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
+        self.acknowledge();
         self.checkpoints.flush().map_err(|error| error.to_string())?;
         self.join.correlator.compact_journal(now).map_err(|error| error.to_string())
     }
@@ -453,13 +537,15 @@ impl Engine {
             let failure = self.sensor_failure.clone().map_or(Ok(()), Err);
             conditions.push(("sensor".to_owned(), failure.into()));
         }
-        let mut followed = 0;
+        let (mut files, mut webhooks) = (0_usize, 0_usize);
         for source in &self.sources {
             if self.may_be_absent(source) {
                 continue;
             }
-            followed += 1;
-            let name = format!("audit log {}", source.path.display());
+            match source.checkpoint {
+                Some(_) => files += 1,
+                None => webhooks += 1,
+            }
             let condition = match &source.status.borrow().state {
                 SourceState::Open => Condition::Holds,
                 SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
@@ -467,19 +553,22 @@ impl Engine {
                     Condition::Fails(why.clone())
                 }
             };
-            conditions.push((name, condition));
+            conditions.push((source.name.clone(), condition));
         }
         let held = self.join.correlator.held();
         self.metrics.observe(held, self.join.correlator.losses());
         self.health.publish(|report| {
             report.route.clone_from(&self.origin.route);
             report.degraded.clone_from(&self.origin_now().degraded);
+            report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
             report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
-            report.audit = match followed {
-                0 => "none: this node only sees opens, alerts need an audit source".to_owned(),
-                count => format!("{count} file(s) on this node"),
+            report.audit = match (files, webhooks) {
+                (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
+                (count, 0) => format!("{count} file(s) on this node"),
+                (0, _) => "a webhook on this node".to_owned(),
+                (count, _) => format!("{count} file(s) and a webhook on this node"),
             };
         });
     }
@@ -488,6 +577,8 @@ impl Engine {
     pub(super) fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
+        let now = self.senses.clock.now().wall;
+        self.keep_rules(now);
         let now = self.senses.clock.now().steady;
         if let Err(error) = self.join.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");
@@ -510,3 +601,6 @@ async fn ready(sensor: Option<&(Sensor, Attributor)>) -> Result<(), SensorError>
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

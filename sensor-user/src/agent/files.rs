@@ -4,10 +4,11 @@
 use std::{
     fs::{self, File},
     io,
+    net::TcpListener,
     path::Path,
 };
 
-use crate::{config::Config, kernel::Finding};
+use crate::{audit::webhook::WebhookConfig, config::Config, kernel::Finding};
 
 /// What `run` reads and writes with this configuration, one finding each. Changes nothing.
 pub fn look(config: &Config) -> Vec<Finding> {
@@ -19,8 +20,12 @@ pub fn look(config: &Config) -> Vec<Finding> {
             finding("audit log", readable(path).map(|()| path.display().to_string()).map_err(why))
         })
         .collect();
-    if config.audit_logs.is_empty() {
-        let detail = "none: opens are seen, but nothing to join them with (--audit-log)".to_owned();
+    if let Some(webhook) = &config.audit_webhook {
+        findings.push(finding("audit webhook", listens(webhook)));
+    } else if config.audit_logs.is_empty() {
+        let detail =
+            "none: opens are seen, but nothing to join them with (--audit-log, --audit-webhook)"
+                .to_owned();
         findings.push(finding("audit log", Ok(detail)));
     }
     findings.extend(written(config));
@@ -34,6 +39,15 @@ pub fn look(config: &Config) -> Vec<Finding> {
     let detail = kubelet.map_or_else(|why| why, |_| config.kubelet_root.display().to_string());
     findings.push(finding("kubelet directory", Ok(detail)));
     findings
+}
+
+/// Certificates and tokens are of use, and the address is free and ours.
+fn listens(webhook: &WebhookConfig) -> Result<String, String> {
+    webhook.files.check().map_err(|error| error.to_string())?;
+    let address = webhook.listen;
+    TcpListener::bind(address)
+        .map(|_| address.to_string())
+        .map_err(|error| format!("{address}: {error}"))
 }
 
 /// Findings on what the configuration names to be written.

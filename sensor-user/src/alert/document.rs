@@ -1,27 +1,28 @@
 //! From a finding to the alert document. Whatever carries text that a user chose is redacted here,
 //! on its way out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
 use super::{
     ecs::{
-        Agent, CharDevice, Client, Cluster, Container, DataStream, Document, Ecs, EntryLeader,
-        EntryMeta, Event, File, Host, IdName, Image, ImageHash, IncidentFields, Kind, Kubernetes,
-        Orchestrator, Os, Parent, PodFields, Process, ProcessId, RawFile, Related, Resource,
-        RuleFields, Sensor, Source, Threat, ThreatTechnique, Tokentrail, Tty, UserAgent, UserId,
-        UserName,
+        Agent, AuditUser, CharDevice, Client, Cluster, Container, DataStream, Document, Ecs,
+        EntryLeader, EntryMeta, Event, File, Host, IdName, Image, ImageHash, IncidentFields,
+        Kubernetes, Orchestrator, Os, Parent, PodFields, Process, ProcessId, RawFile, Related,
+        Resource, RuleFields, Sensor, Source, Threat, ThreatTechnique, Tokentrail, Tty, UserAgent,
+        UserId, UserName, Victim,
     },
     evidence::{self, Evidence},
+    message,
 };
 use crate::{
     attribution::{
-        ContainerRef, Grade, ProcessKey, TokenOpen,
+        ContainerRef, ProcessKey, TokenOpen,
         pods::{self, Pod, PodIndex},
     },
     audit::{self, AuditRecord},
-    correlation,
+    correlation::{Finding, Kind},
     redact::redact,
-    rules::Rule,
+    rules::{Rule, catalogue::RuleId},
     time::Micros,
 };
 
@@ -47,36 +48,34 @@ pub struct Origin {
 /// `read_at` is when the completing audit line was read, if it
 /// was just now; `now` is the wall clock.
 pub fn document(
-    finding: &correlation::Finding,
+    finding: &Finding,
     origin: &Origin,
     pods: &PodIndex,
     read_at: Option<Instant>,
     now: Micros,
 ) -> Document {
-    let (kind, alert) = match finding {
-        correlation::Finding::Alert(alert) => (Kind::Alert, alert),
-        correlation::Finding::Incident(alert) => (Kind::Incident, alert),
-    };
-    let rule = alert.rule;
-    let (open, request) = (&*alert.open, &*alert.request);
-    let pod_uid = open.pod_uid.clone().unwrap_or_default();
-    let pod = pods.pod(&pod_uid).map(AsRef::as_ref);
-    // The token's own words first: they are there without the Kubernetes API, too.
-    let (namespace, _) = request.service_account().unzip();
-    let namespace = namespace.or(pod.map(|pod| &*pod.namespace));
-    let pod_name = request.extra(audit::POD_NAME).or(pod.map(|pod| &*pod.name));
-    let known_container = open.reader.as_ref().and_then(|reader| container_of(reader, pods));
+    let rule = finding.rule.rule();
+    let open = finding.open.as_ref().map(|open| &open.open);
+    let request = finding.request.as_ref().map(|request| &*request.record);
+    let who = Who::of(finding, pods);
+    let received = request.map(|request| request.request_received_timestamp);
+    let opened = open.map(|open| open.wall);
+    let end = received.or(opened).unwrap_or(finding.last);
+    let known_container =
+        open.and_then(|open| open.reader.as_ref()).and_then(|reader| container_of(reader, pods));
     let mut ips: Vec<String> = Vec::new();
-    for address in alert.requests.iter().flat_map(|request| &request.source_ips) {
+    for address in finding.requests.iter().flat_map(|request| &request.record.source_ips) {
         if !ips.contains(address) {
             ips.push(address.clone());
         }
     }
     let mut degraded = origin.degraded.clone();
-    degraded.extend(open.degraded.iter().cloned());
-    let message = message(kind, alert, namespace, pod_name);
+    degraded.extend(open.iter().flat_map(|open| open.degraded.iter().cloned()));
+    let message = message::of(finding, &who);
+    let users = request.into_iter().chain(finding.initiators.iter().map(|session| &**session));
+    let minted_for = request.and_then(AuditRecord::minted_for);
     Document {
-        timestamp: request.request_received_timestamp,
+        timestamp: end,
         ecs: Ecs { version: "8.17.0".into() },
         data_stream: DataStream {
             kind: "logs".into(),
@@ -85,22 +84,22 @@ pub fn document(
         },
         tags: vec!["tokentrail".into(), "kubernetes".into(), rule.id.into()],
         event: Event {
-            kind: match kind {
-                Kind::Alert => "alert".into(),
+            kind: match finding.kind {
+                Kind::Alert | Kind::Escalation => "alert".into(),
                 Kind::Incident => "event".into(),
             },
             module: "tokentrail".into(),
             dataset: "tokentrail.alerts".into(),
-            category: vec!["file".into(), "process".into(), "api".into()],
+            category: categories(finding),
             types: vec!["access".into()],
             action: rule.id.into(),
-            id: alert.event_id.clone(),
+            id: finding.event_id.clone(),
             created: now,
-            start: open.wall,
-            end: request.request_received_timestamp,
-            severity: alert.band.score(),
-            risk_score: alert.band.score(),
-            outcome: evidence::outcome(request).into(),
+            start: opened.unwrap_or(end),
+            end,
+            severity: finding.band.score(),
+            risk_score: finding.band.score(),
+            outcome: request.map_or("success", evidence::outcome).into(),
             reason: message.clone(),
         },
         message,
@@ -115,128 +114,147 @@ pub fn document(
         host: Host {
             name: origin.node_name.clone(),
             id: origin.host_id.clone(),
-            ip: pod.map(|pod| texts(&pod.host_ips)).unwrap_or_default(),
+            ip: who.pod.map(|pod| texts(&pod.host_ips)).unwrap_or_default(),
             os: Os { kind: "linux".into() },
         },
         orchestrator: Orchestrator {
             kind: "kubernetes".into(),
             cluster: origin.cluster_name.clone().map(|name| Cluster { name }),
-            namespace: namespace.map(str::to_owned),
-            resource: resource(pod_uid.clone(), pod_name, pod),
+            namespace: who.namespace.map(str::to_owned),
+            resource: who.pod_uid.map(|uid| resource(uid.to_owned(), who.pod_name, who.pod)),
         },
-        container: open.reader.as_ref().map(|reader| Container {
+        container: open.and_then(|open| open.reader.as_ref()).map(|reader| Container {
             id: reader.container_id.clone(),
             name: known_container.map(|container| container.name.to_string()),
             runtime: reader.runtime.clone(),
             image: known_container.map(image),
         }),
-        process: process(open),
-        file: File {
+        process: open.map(process),
+        file: open.map(|open| File {
             name: open.path.rsplit('/').next().unwrap_or_default().into(),
             path: open.path.clone(),
             inode: open.inode.to_string(),
-        },
-        user: UserName { name: request.user.username.clone() },
-        client: alert
+        }),
+        user: request.map(|request| AuditUser {
+            name: request.user.username.clone(),
+            target: minted_for.map(|(namespace, name)| UserName {
+                name: format!("{}{namespace}:{name}", audit::SERVICE_ACCOUNT),
+            }),
+        }),
+        client: finding
             .initiators
             .first()
             .map(|session| Client { user: UserName { name: session.user.username.clone() } }),
-        source: request.source_ip().map(|ip| Source { ip: ip.into() }),
+        source: request.and_then(AuditRecord::source_ip).map(|ip| Source { ip: ip.into() }),
         user_agent: request
-            .user_agent
-            .as_deref()
+            .and_then(|request| request.user_agent.as_deref())
             .map(|agent| UserAgent { original: redact(agent).into_owned() }),
         related: Related {
-            user: std::iter::once(request)
-                .chain(alert.initiators.iter().map(|session| &**session))
-                .map(|record| record.user.username.clone())
-                .collect(),
+            user: users.map(|record| record.user.username.clone()).collect(),
             ip: ips,
             hosts: vec![origin.node_name.clone()],
         },
         tokentrail: Tokentrail {
-            kind,
-            grade: open.grade,
-            native: open.native,
-            confidence: "medium".into(),
-            reasons: evidence::reasons(open, request, &origin.node_name, pod),
-            request: "unknown".into(),
-            file: RawFile { raw_path: redact(&open.raw_path).into_owned() },
-            volume: open.volume.as_ref().map(|volume| volume.name.clone()),
-            pod: pod.map(|pod| PodFields {
+            kind: finding.kind,
+            grade: open.map(|open| open.grade),
+            native: open.and_then(|open| open.native),
+            confidence: evidence::confidence(finding).into(),
+            reasons: evidence::reasons(finding, &origin.node_name),
+            request: finding
+                .request
+                .as_ref()
+                .filter(|_| finding.rule == RuleId::TokenAccessThenApiRequest)
+                .map(|request| request.request.as_str().to_owned()),
+            file: open.map(|open| RawFile { raw_path: redact(&open.raw_path).into_owned() }),
+            volume: open.and_then(|open| open.volume.as_ref()).map(|volume| volume.name.clone()),
+            pod: who.pod.map(|pod| PodFields {
                 service_account: pod.service_account.to_string(),
                 owner: pod.owner.as_ref().map(|owner| owner.name.to_string()),
                 host_network: pod.host_network,
                 container: known_container.map(|container| container.kind.as_str().to_owned()),
             }),
             incident: IncidentFields {
-                id: alert.incident_id.clone(),
-                state: match kind {
-                    Kind::Alert => "open".into(),
+                id: finding.incident_id.clone(),
+                state: match finding.kind {
+                    Kind::Alert | Kind::Escalation => "open".into(),
                     Kind::Incident => "ended".into(),
                 },
-                opens: alert.open_count,
-                requests: alert.request_count,
-                first: alert.first,
-                last: alert.last,
+                related: finding.related.clone(),
+                victims: victims(finding, pods),
+                opens: finding.open_count,
+                requests: finding.request_count,
+                first: finding.first,
+                last: finding.last,
             },
-            evidence: Evidence::of(alert, &origin.node_name, pod),
-            response: evidence::containment(namespace, pod_name),
+            evidence: Evidence::of(finding, &origin.node_name),
+            response: match minted_for {
+                Some((namespace, name)) => evidence::containment_of_account(namespace, name),
+                None => evidence::containment(who.namespace, who.pod_name),
+            },
             latency_us: read_at
                 .map(|read_at| u64::try_from(read_at.elapsed().as_micros()).unwrap_or(u64::MAX)),
             sensor: Sensor {
                 version: env!("CARGO_PKG_VERSION").into(),
-                route: open.route.clone(),
+                route: open.map_or_else(|| origin.route.clone(), |open| open.route.clone()),
                 degraded,
             },
         },
-        kubernetes: Kubernetes { audit: shown(&alert.request) },
+        kubernetes: request.map(|request| Kubernetes { audit: shown(request) }),
     }
 }
 
-/// The one English sentence.
-fn message(
-    kind: Kind,
-    alert: &correlation::Alert,
-    namespace: Option<&str>,
-    pod_name: Option<&str>,
-) -> String {
-    let (open, request) = (&alert.open, &alert.request);
-    let pod = match (namespace, pod_name) {
-        (Some(namespace), Some(name)) => format!("pod {namespace}/{name}"),
-        _ => format!("pod {}", open.pod_uid.as_deref().unwrap_or("unknown")),
-    };
-    let file = open.path.rsplit('/').next().unwrap_or_default();
-    let process = if open.comm.is_empty() { "a process" } else { &open.comm };
-    let how = match open.grade {
-        Grade::Outside => "from outside the pod",
-        Grade::Interactive => "interactively",
-        Grade::Terminal => "in a terminal session",
-        Grade::Exec => "in an exec session",
-        Grade::Workload => "as the workload",
-    };
-    let later = (request.request_received_timestamp - open.wall).0 / 1_000;
-    let later = match later {
-        ..0 => format!("{} ms before that", -later),
-        0..2_000 => format!("{later} ms later"),
-        2_000.. => format!("{} s later", later / 1_000),
-    };
-    let what = evidence::what(request);
-    let answer = match evidence::outcome(request) {
-        "success" => "was allowed to",
-        "failure" => "was refused to",
-        _ => "asked to",
-    };
-    let user = &request.user.username;
-    match kind {
-        Kind::Alert => format!(
-            "{process} opened the {file} of {pod} {how}, and {later} {user} {answer} {what}"
-        ),
-        Kind::Incident => format!(
-            "the incident in {pod} has ended after {} open(s) of its token {how} and {} request(s) by {user}",
-            alert.open_count, alert.request_count
-        ),
+/// Whose token it is about.
+pub(super) struct Who<'a> {
+    pub(super) pod_uid: Option<&'a str>,
+    pod: Option<&'a Pod>,
+    pub(super) namespace: Option<&'a str>,
+    pub(super) pod_name: Option<&'a str>,
+}
+
+impl<'a> Who<'a> {
+    /// The token's own words first: they are there without the Kubernetes API, too. What a token is
+    /// minted for comes before who mints.
+    fn of(finding: &'a Finding, pods: &'a PodIndex) -> Self {
+        let open = finding.open.as_deref();
+        let request = finding.request.as_ref().map(|request| &*request.record);
+        let minted_for = request.and_then(AuditRecord::minted_for);
+        let pod_uid = open
+            .and_then(|open| open.open.pod_uid.as_deref())
+            .or_else(|| request.and_then(AuditRecord::pod_uid));
+        let pod = pod_uid
+            .and_then(|uid| pods.pod(uid))
+            .or(open.and_then(|open| open.pod.as_ref()))
+            .map(AsRef::as_ref);
+        let account = minted_for.or_else(|| request.and_then(AuditRecord::service_account));
+        let (namespace, _) = account.unzip();
+        Self {
+            pod_uid,
+            pod,
+            namespace: namespace.or(pod.map(|pod| &*pod.namespace)),
+            pod_name: request
+                .and_then(|request| request.extra(audit::POD_NAME))
+                .or(pod.map(|pod| &*pod.name)),
+        }
     }
+}
+
+fn categories(finding: &Finding) -> Vec<String> {
+    let of_open: &[&str] = if finding.open.is_some() { &["file", "process"] } else { &[] };
+    let of_request: &[&str] = if finding.request.is_some() { &["api"] } else { &[] };
+    of_open.iter().chain(of_request).map(|it| (*it).to_owned()).collect()
+}
+
+fn victims(finding: &Finding, pods: &PodIndex) -> Vec<Victim> {
+    let victims = finding.victims.iter().map(|(uid, opens)| {
+        let pod = pods.pod(uid);
+        Victim {
+            id: uid.clone(),
+            namespace: pod.map(|pod| pod.namespace.to_string()),
+            name: pod.map(|pod| pod.name.to_string()),
+            opens: *opens,
+        }
+    });
+    victims.collect()
 }
 
 fn resource(uid: String, name: Option<&str>, pod: Option<&Pod>) -> Resource {
@@ -340,8 +358,8 @@ fn process(open: &TokenOpen) -> Process {
 
 /// An audit event as alerts show it: text that a user chose redacted, annotation keys de-dotted
 /// (as Elastic's own integration does).
-fn shown(record: &Arc<AuditRecord>) -> AuditRecord {
-    let mut record = AuditRecord::clone(record);
+fn shown(record: &AuditRecord) -> AuditRecord {
+    let mut record = record.clone();
     record.request_uri = redact(&record.request_uri).into_owned();
     record.user_agent = record.user_agent.map(|agent| redact(&agent).into_owned());
     record.annotations = std::mem::take(&mut record.annotations)

@@ -10,24 +10,15 @@ use crate::{
     alert::evidence::{ContainmentStep, Evidence},
     attribution::Grade,
     audit::AuditRecord,
+    correlation::Kind,
     time::Micros,
 };
-
-/// Whether a document opens an incident, or closes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// An incident began.
-    Alert,
-    /// An incident ended.
-    Incident,
-}
 
 /// One document, one line of the alert log.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(title = "tokentrail alert")]
 pub struct Document {
-    /// Received time of the completing request.
+    /// Received time of the completing request; of the open, where there is none.
     #[serde(rename = "@timestamp")]
     pub timestamp: Micros,
     /// One English sentence.
@@ -54,11 +45,14 @@ pub struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
     /// The process that opened the token.
-    pub process: Process,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
     /// The file that it opened.
-    pub file: File,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<File>,
     /// The audit user.
-    pub user: UserName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<AuditUser>,
     /// Who opened the session that the token was read in, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<Client>,
@@ -71,7 +65,8 @@ pub struct Document {
     /// Everything to pivot on.
     pub related: Related,
     /// The completing audit event.
-    pub kubernetes: Kubernetes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
     /// Our own fields.
     pub tokentrail: Tokentrail,
 }
@@ -115,9 +110,9 @@ pub struct Event {
     pub id: String,
     /// When this document was made.
     pub created: Micros,
-    /// When the token was opened.
+    /// When the token was opened; when the request was received, where nothing was.
     pub start: Micros,
-    /// When the request was received.
+    /// When the request was received; when the token was opened, where there is none.
     pub end: Micros,
     /// 21, 47, 73 or 99.
     pub severity: u8,
@@ -225,8 +220,9 @@ pub struct Orchestrator {
     /// The pod's namespace: the one of its service account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The pod whose token was opened.
-    pub resource: Resource,
+    /// The pod whose token was opened or used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource: Option<Resource>,
 }
 
 /// `orchestrator.cluster`
@@ -395,6 +391,16 @@ pub struct File {
     pub inode: String,
 }
 
+/// `user`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AuditUser {
+    /// `system:serviceaccount:<namespace>:<name>`, or who minted a token.
+    pub name: String,
+    /// The account that a token was minted for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<UserName>,
+}
+
 /// A user's name.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct UserName {
@@ -447,7 +453,8 @@ pub struct Tokentrail {
     /// What this document is.
     pub kind: Kind,
     /// In what manner the token was opened.
-    pub grade: Grade,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grade: Option<Grade>,
     /// Whether the session began with the container's main process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub native: Option<bool>,
@@ -456,9 +463,11 @@ pub struct Tokentrail {
     /// What speaks for and against, as sentences.
     pub reasons: Vec<String>,
     /// Whether the workload itself makes such requests: `own`, `new` or `unknown`.
-    pub request: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// The file as the kernel saw it.
-    pub file: RawFile,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<RawFile>,
     /// The volume, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
@@ -508,6 +517,12 @@ pub struct IncidentFields {
     pub id: String,
     /// `open` or `ended`.
     pub state: String,
+    /// Incidents of other rules about the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub related: Vec<String>,
+    /// Pods whose tokens were opened, and how often; where there may be several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub victims: Vec<Victim>,
     /// Opens so far.
     pub opens: u64,
     /// Requests so far.
@@ -516,6 +531,21 @@ pub struct IncidentFields {
     pub first: Micros,
     /// Last open or request.
     pub last: Micros,
+}
+
+/// `tokentrail.incident.victims`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Victim {
+    /// The pod's uid; empty where that is not known.
+    pub id: String,
+    /// Namespace, where the Kubernetes API told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name, where the Kubernetes API told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Opens of its token.
+    pub opens: u64,
 }
 
 /// `tokentrail.sensor`

@@ -6,10 +6,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    attribution::{Grade, TokenFile, TokenOpen, pods::Pod},
+    attribution::{Grade, TokenFile, TokenOpen},
     audit::{self, AuditRecord},
-    correlation::Alert,
+    correlation::{Attached, Finding},
     redact::redact,
+    rules::{address::Address, catalogue::RuleId, exceptions::RequestKind},
     time::Micros,
 };
 
@@ -24,9 +25,10 @@ pub struct Evidence {
     pub service_account: Option<ServiceAccount>,
     /// Requests in the order of time, 200 at most.
     pub requests: Vec<RequestLine>,
-    /// Where the requests came from.
-    pub origin: OriginOfRequest,
-    /// The credential that was used.
+    /// Where the request came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<OriginOfRequest>,
+    /// The credential that was used, or minted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
 }
@@ -96,6 +98,8 @@ pub struct RequestLine {
     /// What the client calls itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
+    /// Whether the workload itself makes such requests: `own`, `new` or `unknown`.
+    pub request: String,
 }
 
 /// `tokentrail.evidence.origin`
@@ -113,6 +117,12 @@ pub struct OriginOfRequest {
 pub struct Credential {
     /// `JTI=<uuid>`
     pub id: String,
+    /// When it was minted, if that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Micros>,
+    /// The user that it was minted by, if that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued_to: Option<String>,
 }
 
 /// A way to contain the incident.
@@ -125,67 +135,55 @@ pub struct ContainmentStep {
 }
 
 impl Evidence {
-    /// Everything known about an incident now; `pod` is the one whose token was opened.
-    pub fn of(alert: &Alert, node_name: &str, pod: Option<&Pod>) -> Self {
-        let request = &alert.request;
+    /// Everything known about an incident now.
+    pub fn of(finding: &Finding, node_name: &str) -> Self {
+        let request = finding.request.as_ref();
+        let initiators = finding.open.iter().flat_map(|open| {
+            finding.initiators.iter().map(|session| Initiator::of(session, &open.open))
+        });
         Self {
-            initiator: alert
-                .initiators
-                .iter()
-                .map(|session| Initiator::of(session, &alert.open))
-                .collect(),
-            service_account: request.service_account().map(|(namespace, name)| ServiceAccount {
-                namespace: namespace.into(),
-                name: name.into(),
-                rbac_reason: request
-                    .annotations
-                    .get("authorization.k8s.io/reason")
-                    .filter(|reason| !reason.is_empty())
-                    .map(|reason| redact(reason).into_owned()),
-            }),
-            requests: alert.requests.iter().map(|request| RequestLine::of(request)).collect(),
-            origin: OriginOfRequest {
-                address: Address::of(request, pod).as_str().into(),
+            initiator: initiators.collect(),
+            service_account: request.and_then(|request| ServiceAccount::of(&request.record)),
+            requests: finding.requests.iter().map(RequestLine::of).collect(),
+            origin: request.map(|request| OriginOfRequest {
+                address: request.address.as_str().into(),
                 node_claim_is_this_node: request
+                    .record
                     .extra(audit::NODE_NAME)
                     .map(|claim| claim == node_name),
-            },
-            credential: request.extra(audit::CREDENTIAL_ID).map(|id| Credential { id: id.into() }),
+            }),
+            credential: request.and_then(|request| Credential::of(&request.record)),
         }
     }
 }
 
-/// Whose address a request came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Address {
-    Pod,
-    Node,
-    Neither,
-    Unknown,
+impl ServiceAccount {
+    /// The account that a token was minted for, else the one that asked.
+    fn of(record: &AuditRecord) -> Option<Self> {
+        let (namespace, name) = record.minted_for().or_else(|| record.service_account())?;
+        let reason = record.annotations.get("authorization.k8s.io/reason");
+        Some(Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            rbac_reason: reason
+                .filter(|reason| !reason.is_empty())
+                .map(|reason| redact(reason).into_owned()),
+        })
+    }
 }
 
-impl Address {
-    /// By the one address that a client cannot set. On the host's network the two are one: then it
-    /// is the node's.
-    fn of(request: &AuditRecord, pod: Option<&Pod>) -> Self {
-        let (Some(ip), Some(pod)) = (request.source_ip(), pod) else { return Self::Unknown };
-        let among = |list: &[Box<str>]| list.iter().any(|it| **it == *ip);
-        match (among(&pod.host_ips), among(&pod.ips)) {
-            (true, _) => Self::Node,
-            (false, true) => Self::Pod,
-            // A pod has no address before the kubelet reports one.
-            (false, false) if pod.ips.is_empty() || pod.host_ips.is_empty() => Self::Unknown,
-            (false, false) => Self::Neither,
+impl Credential {
+    /// The one that was minted, else the one that was used.
+    fn of(record: &AuditRecord) -> Option<Self> {
+        if let Some(id) = record.annotations.get(audit::ISSUED_CREDENTIAL_ID) {
+            return Some(Self {
+                id: id.clone(),
+                issued: Some(record.request_received_timestamp),
+                issued_to: Some(record.user.username.clone()),
+            });
         }
-    }
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pod => "pod",
-            Self::Node => "node",
-            Self::Neither => "neither",
-            Self::Unknown => "unknown",
-        }
+        let id = record.extra(audit::CREDENTIAL_ID)?;
+        Some(Self { id: id.into(), issued: None, issued_to: None })
     }
 }
 
@@ -210,32 +208,19 @@ impl Initiator {
 }
 
 impl RequestLine {
-    fn of(record: &AuditRecord) -> Self {
+    fn of(attached: &Attached) -> Self {
+        let record = &attached.record;
         let object = record.object_ref.as_ref();
         Self {
             time: record.request_received_timestamp,
             verb: record.verb.clone(),
-            resource: resource(record),
+            resource: redact(&record.resource()).into_owned(),
             namespace: object.and_then(|object| object.namespace.clone()),
             name: object.and_then(|object| object.name.clone()),
             code: record.response_status.as_ref().and_then(|status| status.code),
             decision: record.decision().map(str::to_owned),
             user_agent: record.user_agent.as_deref().map(|agent| redact(agent).into_owned()),
-        }
-    }
-}
-
-/// Resource with subresource; the path for non-resource requests.
-fn resource(record: &AuditRecord) -> String {
-    let object = record.object_ref.as_ref();
-    match object.and_then(|object| object.resource.as_deref().map(|resource| (object, resource))) {
-        Some((object, resource)) => match &object.subresource {
-            Some(subresource) => format!("{resource}/{subresource}"),
-            None => resource.to_owned(),
-        },
-        None => {
-            let path = record.request_uri.split('?').next().unwrap_or_default();
-            redact(path).into_owned()
+            request: attached.request.as_str().to_owned(),
         }
     }
 }
@@ -243,7 +228,7 @@ fn resource(record: &AuditRecord) -> String {
 /// What a request asked for, as the end of a sentence.
 pub fn what(record: &AuditRecord) -> String {
     let object = record.object_ref.as_ref();
-    let mut text = format!("{} {}", record.verb, resource(record));
+    let mut text = format!("{} {}", record.verb, redact(&record.resource()));
     if let Some(name) = object.and_then(|object| object.name.as_deref()) {
         text.push(' ');
         text.push_str(name);
@@ -257,43 +242,58 @@ pub fn what(record: &AuditRecord) -> String {
 
 /// ECS `event.outcome` of a request.
 pub fn outcome(record: &AuditRecord) -> &'static str {
-    match (record.decision(), record.response_status.as_ref().and_then(|status| status.code)) {
-        (Some("forbid"), _) | (_, Some(400..)) => "failure",
-        (Some("allow"), _) | (_, Some(_)) => "success",
-        (_, None) => "unknown",
+    match record.allowed() {
+        Some(true) => "success",
+        Some(false) => "failure",
+        None => "unknown",
+    }
+}
+
+/// How sure.
+pub fn confidence(finding: &Finding) -> &'static str {
+    match &finding.request {
+        Some(request) if finding.rule == RuleId::TokenAccessThenApiRequest => {
+            match request.request {
+                RequestKind::Own => "low",
+                _ if request.by_address => "low",
+                RequestKind::Unknown => "medium",
+                RequestKind::New => "high",
+            }
+        }
+        Some(_) | None => "high",
     }
 }
 
 /// What speaks for and against, as sentences.
-pub fn reasons(
-    open: &TokenOpen,
-    request: &AuditRecord,
-    node_name: &str,
-    pod: Option<&Pod>,
-) -> Vec<String> {
+pub fn reasons(finding: &Finding, node_name: &str) -> Vec<String> {
     let mut reasons = Vec::new();
-    reasons.push(
-        match open.grade {
-            Grade::Outside => "the opener runs outside the pod that the token belongs to",
-            Grade::Interactive => {
-                "the opener's controlling terminal is its standard input and standard error"
-            }
-            Grade::Terminal => {
-                "the opener has a controlling terminal, with standard input or error elsewhere"
-            }
-            Grade::Exec => "the opener entered the container after its start",
-            Grade::Workload => "the opener belongs to the container's own process tree",
-        }
-        .to_owned(),
-    );
-    if open.file == TokenFile::CaCert {
-        reasons.push("only the CA certificate was opened, which is public".to_owned());
+    if let Some(open) = &finding.open {
+        reasons.extend(of_open(&open.open).into_iter().map(str::to_owned));
     }
-    reasons.push("the request's token is bound to this pod's uid".to_owned());
-    if let Some(claim) = request.extra(audit::NODE_NAME).filter(|claim| *claim != node_name) {
+    let Some(request) = &finding.request else { return reasons };
+    let record = &request.record;
+    if finding.rule == RuleId::TokenAccessThenApiRequest {
+        reasons.push(
+            if request.by_address {
+                "the request's token names no pod; its service account and address are this pod's"
+            } else {
+                "the request's token is bound to this pod's uid"
+            }
+            .to_owned(),
+        );
+        let habit = match request.request {
+            RequestKind::Own => "the workload made requests of this kind before the open",
+            RequestKind::New => "the workload was not seen to make such requests before the open",
+            RequestKind::Unknown => {
+                "whether the workload makes such requests itself was not watched for long enough"
+            }
+        };
+        reasons.push(habit.to_owned());
+    }
+    if let Some(claim) = record.extra(audit::NODE_NAME).filter(|claim| *claim != node_name) {
         reasons.push(format!("the token's node claim names {claim}, this node is {node_name}"));
     }
-    let from = match Address::of(request, pod) {
+    let from = match request.address {
         Address::Pod => "the request came from the pod's own address",
         Address::Node => "the request came from the node's address",
         Address::Neither => "the request came from neither the pod's nor the node's address",
@@ -303,12 +303,47 @@ pub fn reasons(
     reasons
 }
 
+fn of_open(open: &TokenOpen) -> Vec<&'static str> {
+    let grade = match open.grade {
+        Grade::Outside => "the opener runs outside the pod that the token belongs to",
+        Grade::Interactive => {
+            "the opener's controlling terminal is its standard input and standard error"
+        }
+        Grade::Terminal => {
+            "the opener has a controlling terminal, with standard input or error elsewhere"
+        }
+        Grade::Exec => "the opener entered the container after its start",
+        Grade::Workload => "the opener belongs to the container's own process tree",
+    };
+    let public = "only the CA certificate was opened, which is public";
+    std::iter::once(grade).chain((open.file == TokenFile::CaCert).then_some(public)).collect()
+}
+
 /// Denies all traffic of pods that are marked; JSON, so that it fits into one line.
 const QUARANTINE: &str = concat!(
     r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","#,
     r#""metadata":{"name":"tokentrail-quarantine"},"spec":{"podSelector":{"matchLabels":"#,
     r#"{"tokentrail.io/quarantine":"true"}},"policyTypes":["Ingress","Egress"]}}"#
 );
+
+/// Commands about an account that a token was minted for: nothing revokes a token alone.
+pub fn containment_of_account(namespace: &str, name: &str) -> Vec<ContainmentStep> {
+    let (Ok(namespace), Ok(name)) = (shlex::try_quote(namespace), shlex::try_quote(name)) else {
+        return Vec::new();
+    };
+    let step = |note: &str, command: String| ContainmentStep { note: note.into(), command };
+    vec![
+        step(
+            "see what the token's holder may do",
+            format!("kubectl auth can-i --list --as=system:serviceaccount:{namespace}:{name}"),
+        ),
+        step(
+            "delete the service account: all its tokens stop working, those of running pods as well; \
+             what was created with them stays",
+            format!("kubectl -n {namespace} delete serviceaccount {name}"),
+        ),
+    ]
+}
 
 /// Commands that contain the incident, those that keep evidence first.
 pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<ContainmentStep> {

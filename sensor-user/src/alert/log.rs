@@ -189,6 +189,11 @@ impl AlertLog {
         self.pending.is_empty()
     }
 
+    /// Whether everything written is durable.
+    pub fn is_synced(&self) -> bool {
+        !self.unsynced
+    }
+
     /// Whether another document may wait.
     pub fn has_room(&self) -> bool {
         self.pending_bytes < PENDING_BYTES

@@ -20,11 +20,15 @@ pub fn render(document: &Value) -> String {
         text("/rule/name"),
         text("/tokentrail/kind"),
     );
-    let mut row = |name: &str, value: fmt::Arguments<'_>| {
-        let _ = writeln!(lines, "  {name:<10} {value}");
+    // A read has no request, a token that is minted no open: what there is none of has no row.
+    let mut row = |about: &str, name: &str, value: fmt::Arguments<'_>| {
+        if at(about).is_some() {
+            let _ = writeln!(lines, "  {name:<10} {value}");
+        }
     };
-    row("what", format_args!("{}", text("/message")));
+    row("/message", "what", format_args!("{}", text("/message")));
     row(
+        "/process",
         "process",
         format_args!(
             "{} (pid {}, uid {}, {}) from {}",
@@ -36,6 +40,7 @@ pub fn render(document: &Value) -> String {
         ),
     );
     row(
+        "/orchestrator/resource",
         "pod",
         format_args!(
             "{}/{} uid {}",
@@ -45,6 +50,7 @@ pub fn render(document: &Value) -> String {
         ),
     );
     row(
+        "/container",
         "container",
         format_args!(
             "{} image {} {} id {}",
@@ -57,13 +63,18 @@ pub fn render(document: &Value) -> String {
     let initiators = at("/tokentrail/evidence/initiator").and_then(Value::as_array);
     for initiator in initiators.into_iter().flatten() {
         let text = |key: &str| Shown(initiator.get(key));
-        row("entered", format_args!("{} from {}: {}", text("user"), text("address"), text("why")));
+        row(
+            "",
+            "entered",
+            format_args!("{} from {}: {}", text("user"), text("address"), text("why")),
+        );
     }
-    row("file", format_args!("{}", text("/tokentrail/file/raw_path")));
+    row("/file", "file", format_args!("{}", text("/tokentrail/file/raw_path")));
     let requests = at("/tokentrail/evidence/requests").and_then(Value::as_array);
     for request in requests.into_iter().flatten() {
         let text = |key: &str| Shown(request.get(key));
         row(
+            "",
             "request",
             format_args!(
                 "{} {} {} {} {} -> {} {}  {}",
@@ -78,8 +89,9 @@ pub fn render(document: &Value) -> String {
             ),
         );
     }
-    row("from", format_args!("{}", text("/source/ip")));
+    row("/source", "from", format_args!("{}", text("/source/ip")));
     row(
+        "/user",
         "account",
         format_args!(
             "{}; {}",
@@ -88,6 +100,7 @@ pub fn render(document: &Value) -> String {
         ),
     );
     row(
+        "/tokentrail/incident",
         "incident",
         format_args!(
             "{} (opens: {}, requests: {})",
@@ -97,6 +110,7 @@ pub fn render(document: &Value) -> String {
         ),
     );
     row(
+        "/host",
         "seen by",
         format_args!(
             "{} on {}, {} µs after the audit line was read",
@@ -107,7 +121,7 @@ pub fn render(document: &Value) -> String {
     );
     let steps = at("/tokentrail/response").and_then(Value::as_array);
     for step in steps.into_iter().flatten() {
-        row("respond", format_args!("{}", Shown(step.get("command"))));
+        row("", "respond", format_args!("{}", Shown(step.get("command"))));
     }
     lines
 }
@@ -157,6 +171,8 @@ mod tests {
 
     #[test]
     fn a_document_with_nothing_in_it_is_shown_all_the_same() {
-        assert!(render(&json!({})).contains("what       -"));
+        assert_eq!(render(&json!({})), "-  LOW -  -  -\n");
+        let read = render(&json!({"message": "read", "process": {}}));
+        assert!(read.contains("what       read\n  process    -") && !read.contains("container"));
     }
 }

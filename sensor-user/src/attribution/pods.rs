@@ -41,6 +41,8 @@ pub struct Pod {
     pub namespace: Box<str>,
     /// Name.
     pub name: Box<str>,
+    /// When it was made.
+    pub created: Option<Micros>,
     /// Name of its service account.
     pub service_account: Box<str>,
     /// Whether it uses the node's network: its addresses are then the node's.
@@ -214,6 +216,19 @@ impl PodIndex {
     pub fn pod(&self, uid: &str) -> Option<&Arc<Pod>> {
         let entry = self.pods.get(uid).or_else(|| self.pods.get(self.aliases.get(uid)?));
         entry.map(|entry| &entry.pod)
+    }
+
+    /// The running pod of a service account that has this address; on its node's network if it uses
+    /// that. `None` too if several do.
+    pub fn by_address(&self, namespace: &str, account: &str, address: &str) -> Option<&Arc<Pod>> {
+        let mut found = self.pods.values().filter(|Entry { pod, gone }| {
+            let addresses = if pod.host_network { &pod.host_ips } else { &pod.ips };
+            gone.is_none()
+                && *pod.namespace == *namespace
+                && *pod.service_account == *account
+                && addresses.iter().any(|it| **it == *address)
+        });
+        found.next().filter(|_| found.next().is_none()).map(|entry| &entry.pod)
     }
 
     /// Whether a container was added to its running pod, as by `kubectl debug`.

@@ -2,7 +2,7 @@
 //!
 //! Pure and of bounded memory whatever the input: a line up to 64 KiB is handed on as it is, a
 //! longer one through the `Shortener` (no bodies, no overlong values). Knows nothing of files or of
-//! audit events but the names of the two bodies. Called by the tailer.
+//! audit events but the names of the two bodies. Called by the tailer and by `replay`.
 
 use memchr::memchr2;
 
@@ -16,7 +16,7 @@ pub const MAX_LINE: usize = 64 << 10;
 /// One line, without its newline.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// The line or what is left of it; at most [`MAX_LINE`] bytes.
+    /// The line or what is left of it; at most [`MAX_LINE`] bytes, unless longer ones are kept whole.
     pub bytes: &'a [u8],
     /// How much of the line that is.
     pub fit: Fit,
@@ -40,7 +40,9 @@ pub enum Fit {
 /// Assembles lines. Holds the unterminated end of what it was fed.
 #[derive(Debug)]
 pub struct Lines {
-    /// The unterminated line so far, if it is within [`MAX_LINE`].
+    /// Up to this length a line is kept whole.
+    longest: usize,
+    /// The unterminated line so far, if it is within `longest`.
     partial: Vec<u8>,
     /// The unterminated line so far, if it is longer. Boxed: most files never need it.
     long: Option<Box<Shortener>>,
@@ -55,6 +57,7 @@ impl Lines {
     /// An assembler whose first byte has this offset.
     pub fn new(offset: u64) -> Self {
         Self {
+            longest: MAX_LINE,
             partial: Vec::new(),
             long: None,
             handed: false,
@@ -62,6 +65,11 @@ impl Lines {
             complete: offset,
             nul_bytes: 0,
         }
+    }
+
+    /// An assembler from the beginning that keeps lines of up to this length whole.
+    pub fn with_longest(longest: usize) -> Self {
+        Self { longest, ..Self::new(0) }
     }
 
     /// Offset behind the last complete line: a reader that starts here misses and repeats nothing.
@@ -102,7 +110,7 @@ impl Lines {
         *rest = after;
         self.offset += (chunk.len() - after.len()) as u64;
         self.complete = self.offset;
-        if self.partial.is_empty() && self.long.is_none() && head.len() <= MAX_LINE {
+        if self.partial.is_empty() && self.long.is_none() && head.len() <= self.longest {
             let (fit, end) = (Fit::Whole, self.complete);
             return Some(Line { bytes: head, fit, end, carried: false });
         }
@@ -138,7 +146,7 @@ impl Lines {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if self.long.is_none() && self.partial.len() + bytes.len() <= MAX_LINE {
+        if self.long.is_none() && self.partial.len() + bytes.len() <= self.longest {
             self.partial.extend_from_slice(bytes);
             return;
         }

@@ -1,17 +1,96 @@
 //! Which audit lines matter, found without decoding the others, and the decoding of those.
 //!
-//! Sound: a line that is skipped could not have changed an alert. Today a line matters if its user
-//! carries a pod uid, if it opens a way into a pod (exec, attach, ephemeral container), or if it is
-//! an audit canary. So it must contain that key, one of those words or the canary's mark literally,
-//! or an escape that could decode to a part of them. Pure; called by the sources.
+//! Sound: a line that is skipped could not have changed an alert. What matters is the caller's
+//! [`Interest`]: requests of pods, of all or of those by name; of service accounts; ways into a pod
+//! (exec, attach, ephemeral container); TokenRequests; audit canaries. So a line must contain a key and a value of these
+//! literally, or an escape that could decode to a part of them. Pure; called by the sources and by
+//! `replay`.
 
-use std::{borrow::Cow, collections::BTreeMap, str, sync::LazyLock};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str, sync::LazyLock};
 
-use memchr::memmem::{Finder, FinderRev};
+use memchr::{
+    memchr_iter, memchr2,
+    memmem::{Finder, FinderRev},
+};
 use serde::Deserialize;
 
-use super::{AuditRecord, BadLine, ObjectRef, POD_UID, ResponseStatus, Stage, User, canary};
+use super::{
+    AuditRecord, BadLine, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT, Stage,
+    User, canary,
+};
 use crate::{redact::redact, time::Micros};
+
+/// Which events are of use to the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest<'a> {
+    /// Requests made with a pod's identity.
+    pub pods: Pods<'a>,
+    /// Requests of service accounts, whether or not their token names a pod.
+    pub accounts: bool,
+    /// Requests for a way into a pod.
+    pub sessions: bool,
+    /// Requests for a service account's token.
+    pub token_requests: bool,
+    /// Audit canaries of any agent.
+    pub canaries: bool,
+    /// An event that does not say when it was received takes its stage's time for that.
+    pub received_may_lack: bool,
+}
+
+/// Whose requests are of use.
+#[derive(Clone, Copy)]
+pub enum Pods<'a> {
+    /// Of every pod, by the uid in the user's `extra`.
+    All,
+    /// Of pods that this knows by one of the names in the user's `extra`.
+    Named(&'a dyn Fn(&str) -> bool),
+}
+
+impl fmt::Debug for Pods<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "All",
+            Self::Named(_) => "Named",
+        })
+    }
+}
+
+impl Interest<'static> {
+    /// What correlation as events happen can use.
+    pub const LIVE: Self = Self {
+        pods: Pods::All,
+        accounts: true,
+        sessions: true,
+        token_requests: true,
+        canaries: true,
+        received_may_lack: false,
+    };
+}
+
+impl Interest<'_> {
+    fn wants_subresource(&self, name: &[u8]) -> bool {
+        match name {
+            b"exec" | b"attach" | b"ephemeralcontainers" => self.sessions,
+            b"token" => self.token_requests,
+            _ => false,
+        }
+    }
+
+    fn wants(&self, user: &User, object: Option<&ObjectRef>) -> bool {
+        let of_pod = match self.pods {
+            Pods::All => user.extra.get(POD_UID).is_some_and(|values| !values.is_empty()),
+            Pods::Named(known) => {
+                user.extra.get(POD_NAME).is_some_and(|names| names.iter().any(|name| known(name)))
+            }
+        };
+        of_pod
+            || (self.accounts && user.username.starts_with(SERVICE_ACCOUNT))
+            || object.is_some_and(|object| {
+                (self.sessions && object.is_way_into_pod())
+                    || (self.token_requests && object.is_token_of_account())
+            })
+    }
+}
 
 /// What a line is worth.
 #[expect(clippy::large_enum_variant, reason = "moved once, straight into its batch")]
@@ -25,24 +104,41 @@ pub enum Scan {
     Bad(BadLine),
 }
 
+/// What a line is worth at first sight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Glance {
+    /// It cannot change an alert.
+    Skip,
+    /// [`decode`] tells.
+    Decode,
+    /// It is no audit event.
+    Bad(BadLine),
+}
+
 /// Judges one line (without its newline).
-pub fn classify(line: &[u8]) -> Scan {
+pub fn classify(line: &[u8], interest: &Interest<'_>) -> Scan {
+    match glance(line, interest) {
+        Glance::Skip => Scan::Skip,
+        Glance::Bad(reason) => Scan::Bad(reason),
+        Glance::Decode => match decode(line, interest) {
+            Ok(Some(record)) => Scan::Record(record),
+            Ok(None) => Scan::Skip,
+            Err(reason) => Scan::Bad(reason),
+        },
+    }
+}
+
+/// Judges one line (without its newline) as far as that needs no decoding.
+pub fn glance(line: &[u8], interest: &Interest<'_>) -> Glance {
     let line = line.trim_ascii();
     if line.is_empty() {
-        return Scan::Bad(BadLine::Blank);
+        return Glance::Bad(BadLine::Blank);
     }
     // All that a line which cannot matter is asked: garbage and torn lines show at their ends.
     if !(line.starts_with(b"{") && line.ends_with(b"}")) {
-        return Scan::Bad(BadLine::NotJson);
+        return Glance::Bad(BadLine::NotJson);
     }
-    if !can_matter(line) {
-        return Scan::Skip;
-    }
-    match decode(line) {
-        Ok(Some(record)) => Scan::Record(record),
-        Ok(None) => Scan::Skip,
-        Err(reason) => Scan::Bad(reason),
-    }
+    if can_matter(line, interest) { Glance::Decode } else { Glance::Skip }
 }
 
 /// The last `stageTimestamp` in complete lines, found without decoding them.
@@ -54,39 +150,108 @@ pub fn last_stage_timestamp(lines: &[u8]) -> Option<Micros> {
     static FINDER: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new(KEY));
     let value = lines.get(FINDER.rfind(lines)? + KEY.len()..)?;
     let end = value.iter().take(40).position(|byte| *byte == b'"')?;
-    believable(str::from_utf8(value.get(..end)?).ok()?)
+    Micros::parse_believable(str::from_utf8(value.get(..end)?).ok()?)
 }
 
-fn can_matter(line: &[u8]) -> bool {
-    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_UID));
-    static MARK: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(canary::MARK));
-    KEY.find(line).is_some()
-        || names_session(line)
+/// The `stageTimestamp` of one line, found without decoding it. `None` if only decoding tells: the
+/// key is not there exactly once, or may be hidden by an escape.
+pub fn stage_timestamp(line: &[u8]) -> Option<Micros> {
+    const KEY: &[u8] = b"\"stageTimestamp\"";
+    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    let mut found = FINDER.find_iter(line);
+    let (at, None) = (found.next()?, found.next()) else { return None };
+    let text = value(line.get(at + KEY.len()..)?)?;
+    if may_hide_key(line) {
+        return None;
+    }
+    Micros::parse_believable(str::from_utf8(text).ok()?)
+}
+
+fn can_matter(line: &[u8], interest: &Interest<'_>) -> bool {
+    let of_pod = match interest.pods {
+        Pods::All => {
+            static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_UID));
+            KEY.find(line).is_some()
+        }
+        Pods::Named(known) => names_pod(line, known),
+    };
+    let of_object = interest.sessions || interest.token_requests;
+    of_pod
+        || (interest.accounts && names_account(line))
+        || (of_object && names_subresource(line, interest))
+        || (interest.canaries && bears_mark(line))
         || may_hide_key(line)
-        || MARK.find(line).is_some()
 }
 
-/// Whether a word for a way into a pod stands in the line as a whole string, as it does as a
-/// `subresource`.
-fn names_session(line: &[u8]) -> bool {
-    static WORDS: LazyLock<[Finder<'static>; 3]> =
-        LazyLock::new(|| ["\"exec\"", "\"attach\"", "\"ephemeralcontainers\""].map(Finder::new));
-    WORDS.iter().any(|word| word.find(line).is_some())
+/// Whether the mark of an audit canary stands in the line.
+fn bears_mark(line: &[u8]) -> bool {
+    static MARK: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(canary::MARK));
+    MARK.find(line).is_some()
 }
 
-/// Whether an escape could stand for a character of the key: `\/`, or `\u00XX` for a lower-case
-/// letter, `-`, `.` or `/`. Go itself escapes only control characters, `<`, `>`, `&`, U+2028, U+2029
-/// and U+FFFD, so this is rare; the frequent `\u0026` of request URIs does not count.
+/// Whether a name of a service account begins in the line.
+fn names_account(line: &[u8]) -> bool {
+    static BEGINNING: LazyLock<Finder<'static>> =
+        LazyLock::new(|| Finder::new(b"\"system:serviceaccount:"));
+    BEGINNING.find(line).is_some()
+}
+
+/// Whether a pod that is known stands in the line, or one whose name only decoding tells.
+///
+/// The key may be there more than once: a client can impersonate somebody with an `extra` of its
+/// choice. The user's own is one of them.
+fn names_pod(line: &[u8], known: &dyn Fn(&str) -> bool) -> bool {
+    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_NAME));
+    KEY.find_iter(line).any(|at| {
+        // `…/pod-name":["cart-0"]`, the only form that kube-apiserver writes.
+        let rest = line.get(at + POD_NAME.len()..).unwrap_or_default();
+        match rest.strip_prefix(b"\":[").and_then(text) {
+            Some((name, [b']', ..])) if name.is_ascii() => str::from_utf8(name).is_ok_and(known),
+            _ => true,
+        }
+    })
+}
+
+/// Whether a subresource of interest stands in the line, or one that only decoding tells.
+fn names_subresource(line: &[u8], interest: &Interest<'_>) -> bool {
+    const KEY: &[u8] = b"\"subresource\"";
+    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    FINDER.find_iter(line).any(|at| {
+        value(line.get(at + KEY.len()..).unwrap_or_default())
+            .is_none_or(|name| interest.wants_subresource(name))
+    })
+}
+
+/// The inside of the string that is the value behind a key; `None` if it is none, or has escapes.
+fn value(behind_key: &[u8]) -> Option<&[u8]> {
+    let rest = behind_key.trim_ascii_start().strip_prefix(b":")?;
+    text(rest.trim_ascii_start()).map(|(inside, _)| inside)
+}
+
+/// The inside of the string that begins here, and what follows it; `None` as above.
+fn text(rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let inside = rest.strip_prefix(b"\"")?;
+    let end = memchr2(b'"', b'\\', inside)?;
+    let (text, rest) = inside.split_at(end);
+    Some((text, rest.strip_prefix(b"\"")?))
+}
+
+/// Whether an escape could stand for a character of a key or a value that is looked for: any but
+/// those that Go writes (control characters, `<`, `>`, `&`, U+2028, U+2029, U+FFFD), which none of
+/// them has. The rest is rare.
 fn may_hide_key(line: &[u8]) -> bool {
-    static SLASH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br"\/"));
-    static ASCII: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br"\u00"));
-    SLASH.find(line).is_some()
-        || ASCII.find_iter(line).any(|at| {
-            matches!(
-                line.get(at + 4..at + 6),
-                Some([b'6' | b'7', _] | [b'2', b'd'..=b'f' | b'D'..=b'F'])
-            )
-        })
+    memchr_iter(b'\\', line).any(|at| match line.get(at + 1..) {
+        Some([b'/', ..]) => true,
+        Some([b'u', rest @ ..]) => !matches!(
+            rest,
+            [b'0', b'0', b'0' | b'1', _, ..]
+                | [b'0', b'0', b'2', b'6', ..]
+                | [b'0', b'0', b'3', b'c' | b'e', ..]
+                | [b'2', b'0', b'2', b'8' | b'9', ..]
+                | [b'f', b'f', b'f', b'd', ..]
+        ),
+        _ => false,
+    })
 }
 
 /// An event as it is on the wire: anything may be missing or null.
@@ -155,7 +320,11 @@ fn clean_object(object: ObjectRef) -> ObjectRef {
     }
 }
 
-fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
+/// Decodes one line (without its newline); `None` if it is of no interest after all.
+///
+/// # Errors
+/// The line is no audit event, or a broken one.
+pub fn decode(line: &[u8], interest: &Interest<'_>) -> Result<Option<AuditRecord>, BadLine> {
     // A byte that is no UTF-8 must not hide a request: it is replaced, not a reason to refuse.
     let text = str::from_utf8(line).map_or_else(|_| String::from_utf8_lossy(line), Cow::Borrowed);
     let event: Event = serde_json::from_str(&text)
@@ -168,13 +337,17 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
     }
     let user = event.user.unwrap_or_default();
     let object_ref = event.object_ref;
-    if user.extra.get(POD_UID).is_none_or(Vec::is_empty)
-        && !object_ref.as_ref().is_some_and(ObjectRef::is_way_into_pod)
-        && !event.user_agent.as_ref().is_some_and(|agent| agent.starts_with(canary::MARK))
-    {
+    let canary = interest.canaries
+        && event.user_agent.as_ref().is_some_and(|agent| agent.starts_with(canary::MARK));
+    if !canary && !interest.wants(&user, object_ref.as_ref()) {
         return Ok(None);
     }
-    let time = |text: Option<String>| text.as_deref().and_then(believable).ok_or(BadLine::BadTime);
+    let time = |text: &str| Micros::parse_believable(text).ok_or(BadLine::BadTime);
+    let stage_timestamp = time(event.stage_timestamp.as_deref().unwrap_or_default())?;
+    let received = match event.request_received_timestamp.as_deref() {
+        None if interest.received_may_lack => stage_timestamp,
+        text => time(text.unwrap_or_default())?,
+    };
     Ok(Some(AuditRecord {
         audit_id: clean(event.audit_id.unwrap_or_default()),
         stage: event.stage.ok_or(BadLine::WrongShape)?,
@@ -186,8 +359,8 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
         user_agent: event.user_agent.map(clean),
         object_ref: object_ref.map(clean_object),
         response_status: event.response_status.map(clean_status),
-        request_received_timestamp: time(event.request_received_timestamp)?,
-        stage_timestamp: time(event.stage_timestamp)?,
+        request_received_timestamp: received,
+        stage_timestamp,
         annotations: event
             .annotations
             .unwrap_or_default()
@@ -195,16 +368,6 @@ fn decode(line: &[u8]) -> Result<Option<AuditRecord>, BadLine> {
             .map(|(key, value)| (clean(key), clean(value.unwrap_or_default())))
             .collect(),
     }))
-}
-
-/// A time between the first Kubernetes and far from now. Anything else is a zero value or a broken
-/// clock, and one such time would move the watermark for good.
-fn believable(text: &str) -> Option<Micros> {
-    /// 2014-06-06
-    const FIRST: Micros = Micros::from_secs(1_402_012_800);
-    /// 2200-01-01
-    const LAST: Micros = Micros::from_secs(7_258_118_400);
-    Micros::parse(text).filter(|time| (FIRST..LAST).contains(time))
 }
 
 #[cfg(test)]

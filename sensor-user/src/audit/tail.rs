@@ -25,11 +25,11 @@ use self::{
     open::{Found, OpenFile},
     resume::Outcome,
     rotation::{FileId, OpenError},
-    sieve::Sieve,
     watch::{Wake, Watch},
 };
 use super::{
     AuditBatch, AuditMetrics, ReadRecord, SourceState, SourceStatus, checkpoint::Position,
+    sieve::Sieve,
 };
 
 mod fingerprint;
@@ -37,7 +37,6 @@ mod gzip;
 mod open;
 mod resume;
 mod rotation;
-mod sieve;
 mod watch;
 
 /// Bytes read at once. Bounds the records of a batch, and with them the memory of a backlog.
@@ -83,7 +82,7 @@ pub async fn follow(
 }
 
 /// The boot clock, which goes on while the machine is suspended, as the kernel's records have it.
-fn boot_clock_ns() -> u64 {
+pub(super) fn boot_clock_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let nanos = now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec);
     u64::try_from(nanos).unwrap_or_default()
@@ -135,7 +134,7 @@ impl Tail {
         metrics: AuditMetrics,
     ) -> Self {
         Self {
-            sieve: Sieve::new(config.path.clone(), metrics.clone()),
+            sieve: Sieve::new(config.path.display().to_string(), metrics.clone()),
             config,
             sender,
             status,
@@ -313,7 +312,13 @@ impl Tail {
     async fn send(&mut self, records: Vec<ReadRecord>) -> Result<(), Closed> {
         let Some(position) = self.open.as_mut().map(OpenFile::position) else { return Ok(()) };
         let newest_stage = self.sieve.newest_stage();
-        let batch = AuditBatch { source: self.config.source, records, newest_stage, position };
+        let batch = AuditBatch {
+            source: self.config.source,
+            records,
+            newest_stage,
+            position: Some(position),
+            acknowledge: None,
+        };
         self.sender.send(batch).await.map_err(|_| Closed)?;
         self.reported = Some(position);
         self.reported_at = Instant::now();

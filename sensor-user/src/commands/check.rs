@@ -3,11 +3,15 @@
 
 use std::io::{self, Write};
 
-use super::{Exit, configure, tell};
+use super::{Exit, configure, rules::now, tell};
 use crate::{
-    agent::files,
-    config::RunArgs,
+    agent::{
+        files,
+        rulebook::{RulesFile, read_hits},
+    },
+    config::{Config, RunArgs},
     kernel::{self, Finding},
+    rules::{exceptions::hits::Hits, rulebook::Rulebook},
 };
 
 mod canary;
@@ -18,9 +22,17 @@ pub fn execute(args: RunArgs) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
+    let rules = match RulesFile::open(config.rules_file.as_deref()) {
+        Ok(rules) => rules,
+        Err(error) => {
+            tell(&error);
+            return Exit::Usage;
+        }
+    };
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
     let canary::Proof { access, warnings } = canary::prove(&config);
     let others: Vec<Finding> = files::look(&config).into_iter().chain(access).collect();
+    let doubts = doubts(&config, rules.current());
     let mut output = io::stdout().lock();
     let mut print = |findings: &[Finding], otherwise: &str| {
         findings.iter().try_for_each(|finding| {
@@ -28,10 +40,15 @@ pub fn execute(args: RunArgs) -> Exit {
             writeln!(output, "{mark:<7}  {:<20}  {}", finding.what, finding.detail)
         })
     };
-    if let Err(error) = print(&kernel, "MISSING")
+    let printed = print(&kernel, "MISSING")
         .and_then(|()| print(&others, "MISSING"))
         .and_then(|()| print(&warnings, "WARNING"))
-    {
+        .and_then(|()| {
+            doubts
+                .iter()
+                .try_for_each(|doubt| writeln!(output, "WARNING  {:<20}  {doubt}", "rules"))
+        });
+    if let Err(error) = printed {
         tell(&error);
         return Exit::Failed;
     }
@@ -42,4 +59,18 @@ pub fn execute(args: RunArgs) -> Exit {
     } else {
         Exit::Done
     }
+}
+
+/// What deserves a second look in the rules file; no reason not to run.
+fn doubts(config: &Config, rulebook: &Rulebook) -> Vec<String> {
+    let (hits, unknown) = match read_hits(&config.state_dir) {
+        Ok(hits) => (hits, None),
+        Err(error) => (Hits::default(), Some(format!("hits of exceptions are unknown: {error}"))),
+    };
+    let now = now();
+    let doubts = rulebook.exceptions.iter().filter_map(|exception| {
+        let doubt = hits.doubt(exception, now)?;
+        Some(format!("exception {}: {doubt}", exception.id))
+    });
+    unknown.into_iter().chain(doubts).collect()
 }

@@ -31,6 +31,8 @@ pub fn execute(args: RunArgs) -> Exit {
             // Mounts that cannot be read are a capability that is missing, too.
             if matches!(error, AgentError::Sensor(_) | AgentError::Volumes(_)) {
                 Exit::Kernel
+            } else if matches!(error, AgentError::Rules(_)) {
+                Exit::Usage
             } else {
                 Exit::Failed
             }

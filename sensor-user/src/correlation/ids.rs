@@ -6,7 +6,12 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{attribution::ProcessKey, audit::AuditRecord, rules::Band};
+use super::hourly::Key;
+use crate::{
+    attribution::ProcessKey,
+    audit::{AuditRecord, Stage},
+    rules::{Band, catalogue::RuleId},
+};
 
 /// SHA-256 over length-prefixed parts, so that no two lists of parts run together.
 struct Parts(Sha256);
@@ -20,6 +25,10 @@ impl Parts {
         self.0.update((bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
         self
+    }
+
+    fn key(self, key: &Key) -> Self {
+        key.rest.iter().fold(self.part(key.owner.as_bytes()), |parts, it| parts.part(it.as_bytes()))
     }
 
     /// The first 16 bytes: enough for any number of events a cluster will see.
@@ -85,6 +94,36 @@ pub fn incident_id(
         .part(&entry.start_boottime_ns.to_le_bytes())
         .part(&first_open_ktime_ns.to_le_bytes())
         .finish_hex()
+}
+
+/// `incident.id` of what is read from outside.
+pub fn outside_id(cluster: &str, boot_id: &str, reader: &Key, first_open_ktime_ns: u64) -> String {
+    Parts::new("outside")
+        .part(cluster.as_bytes())
+        .part(boot_id.as_bytes())
+        .key(reader)
+        .part(&first_open_ktime_ns.to_le_bytes())
+        .finish_hex()
+}
+
+/// `incident.id` of an incident without an exposure: of what joins it and its first request, and
+/// for Elastic's query the stage, since each is an alert of its own there.
+pub fn request_incident_id(
+    cluster: &str,
+    rule: RuleId,
+    key: &Key,
+    first: RequestId,
+    stage: Option<Stage>,
+) -> String {
+    let parts = Parts::new("request-incident")
+        .part(cluster.as_bytes())
+        .part(rule.as_str().as_bytes())
+        .key(key)
+        .part(&first.0);
+    match stage {
+        Some(stage) => parts.part(format!("{stage:?}").as_bytes()).finish_hex(),
+        None => parts.finish_hex(),
+    }
 }
 
 /// `event.id` of what is told about an incident.

@@ -1,38 +1,19 @@
-//! An incident: one pod, one story, one alert; every further request joins it silently.
+//! R1's incident: one pod, one story, one alert; every further request joins it silently, unless it
+//! makes it worse.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc};
+use std::sync::Arc;
 
-use lru::LruCache;
-
-use super::{Alert, Request, Settings, ids, ids::RequestId, window::Exposure};
-use crate::{
-    attribution::TokenOpen,
-    audit::AuditRecord,
-    rules::{Band, token_access},
-    time::Micros,
+use super::{
+    Open, Request, Settings,
+    finding::{Attached, Finding},
+    ids::{self, RequestId},
+    story::Story,
+    window::Exposure,
 };
+use crate::{audit::AuditRecord, rules::catalogue::RuleId, time::Micros};
 
-/// Requests whose records are kept for the summary; the rest is counted.
-const KEPT_REQUESTS: usize = 200;
-/// Request identities remembered, so that later stages and duplicates are not counted again.
-const KNOWN_IDS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
 /// Different clients (user agent and address) whose further requests join.
 const CLIENTS: usize = 16;
-
-/// A request on its way into an incident.
-#[derive(Clone, Debug)]
-pub struct Attached {
-    id: RequestId,
-    time: Micros,
-    record: Arc<AuditRecord>,
-}
-
-impl Attached {
-    /// Of a request with its identity.
-    pub fn new(id: RequestId, request: &Request) -> Self {
-        Self { id, time: request.time, record: Arc::new(request.record.clone()) }
-    }
-}
 
 /// What led to an incident.
 #[derive(Debug)]
@@ -40,7 +21,7 @@ pub struct Cause<'a> {
     /// The exposure that holds the first request.
     pub exposure: &'a Exposure,
     /// The open that explains it.
-    pub open: Arc<TokenOpen>,
+    pub open: Arc<Open>,
     /// Sessions that may have brought the opener in, best first.
     pub initiators: Vec<Arc<AuditRecord>>,
 }
@@ -61,24 +42,15 @@ impl Client {
     }
 }
 
-/// The state of an incident that has not ended.
+/// The state of an incident that has not ended. Times are on the steady axis.
 #[derive(Debug)]
 pub struct Incident {
-    id: String,
-    band: Band,
-    open: Arc<TokenOpen>,
-    initiators: Vec<Arc<AuditRecord>>,
-    opener: Attached,
-    requests: BTreeMap<(Micros, RequestId), Arc<AuditRecord>>,
-    request_count: u64,
-    known: LruCache<RequestId, Micros>,
+    /// Its record.
+    pub story: Story,
     clients: Vec<Client>,
     first: Micros,
     last_attached: Micros,
     exposed_until: Micros,
-    open_count: u64,
-    first_wall: Micros,
-    last_wall: Micros,
 }
 
 impl Incident {
@@ -95,70 +67,46 @@ impl Incident {
             &exposure.boot_id,
             pod_uid,
             exposure.entry,
-            exposure.first.ktime_ns,
+            exposure.first.open.ktime_ns,
         );
-        let received = opener.record.request_received_timestamp;
+        let rule = RuleId::TokenAccessThenApiRequest;
+        let (time, client) = (opener.time, Client::of(&opener.record));
+        let mut story = Story::begin(rule, id, Some(open), Some(opener));
+        story.set_initiators(initiators);
         let mut incident = Self {
-            id,
-            band: token_access::BASE_BAND,
-            first: exposure.first_open().min(opener.time),
-            last_attached: opener.time,
+            story,
+            clients: vec![client],
+            first: exposure.first_open().min(time),
+            last_attached: time,
             exposed_until: exposure.end(settings),
-            open_count: 0,
-            first_wall: exposure.first.wall.min(received),
-            last_wall: open.wall.max(received),
-            open,
-            initiators,
-            opener: opener.clone(),
-            requests: BTreeMap::new(),
-            request_count: 0,
-            known: LruCache::new(KNOWN_IDS),
-            clients: Vec::new(),
         };
-        incident.join(opener, exposures, settings);
+        incident.cover(exposures, settings);
         incident
     }
 
-    /// Takes a request in.
-    pub fn join(&mut self, attached: Attached, exposures: &[Exposure], settings: &Settings) {
-        let received = attached.record.request_received_timestamp;
+    /// Takes a request in; what is told of it, if it makes the incident worse.
+    pub fn join(
+        &mut self,
+        attached: Attached,
+        exposures: &[Exposure],
+        settings: &Settings,
+    ) -> Option<Finding> {
         self.first = self.first.min(attached.time);
         self.last_attached = self.last_attached.max(attached.time);
-        self.first_wall = self.first_wall.min(received);
-        self.last_wall = self.last_wall.max(received);
-        self.request_count += 1;
-        self.known.put(attached.id, attached.time);
         let client = Client::of(&attached.record);
         if !self.clients.contains(&client) && self.clients.len() < CLIENTS {
             self.clients.push(client);
         }
-        if self.requests.len() < KEPT_REQUESTS {
-            self.requests.insert((attached.time, attached.id), attached.record);
-        }
+        let attached = self.story.attach(attached);
         self.cover(exposures, settings);
+        self.story.escalation(&attached)
     }
 
-    /// Notes a later stage of a request that is already in; `false` if it is not.
-    pub fn update(&mut self, id: RequestId, record: &AuditRecord) -> bool {
-        let Some(time) = self.known.peek(&id).copied() else { return false };
-        let refresh = |kept: &mut Arc<AuditRecord>| {
-            let kept = Arc::make_mut(kept);
-            kept.stage = record.stage;
-            kept.stage_timestamp = record.stage_timestamp;
-            if record.response_status.is_some() {
-                kept.response_status.clone_from(&record.response_status);
-            }
-            kept.annotations.extend(record.annotations.clone());
-        };
-        if let Some(kept) = self.requests.get_mut(&(time, id))
-            && kept.stage_timestamp < record.stage_timestamp
-        {
-            refresh(kept);
-            if self.opener.id == id {
-                self.opener.record = Arc::clone(kept);
-            }
-        }
-        true
+    /// Notes a later stage of a request that is already in; `None` if it is not. What is told of
+    /// it, if it makes the incident worse.
+    pub fn update(&mut self, id: RequestId, record: &AuditRecord) -> Option<Option<Finding>> {
+        let attached = self.story.update(id, record)?;
+        Some(self.story.escalation(&attached))
     }
 
     /// Lets exposures that touch the incident prolong it, and counts their opens.
@@ -173,12 +121,11 @@ impl Incident {
                 until = until.max(exposure.end(settings));
                 opens += exposure.count;
                 self.first = self.first.min(exposure.first_open());
-                self.first_wall = self.first_wall.min(exposure.first.wall);
                 for open in exposure.opens() {
-                    self.last_wall = self.last_wall.max(open.wall);
+                    self.story.cover(open.open.wall);
                 }
             }
-            self.open_count = self.open_count.max(opens);
+            self.story.set_open_count(opens);
             self.exposed_until = until;
             if until == before {
                 return;
@@ -208,32 +155,5 @@ impl Incident {
     /// Time of its first open or request.
     pub fn first_time(&self) -> Micros {
         self.first
-    }
-
-    /// What is told when it begins.
-    pub fn alert(&self) -> Alert {
-        self.tell("alert")
-    }
-
-    /// What is told when it has ended.
-    pub fn summary(&self) -> Alert {
-        self.tell("incident")
-    }
-
-    fn tell(&self, kind: &str) -> Alert {
-        Alert {
-            event_id: ids::event_id(token_access::RULE.id, &self.id, kind, self.band),
-            incident_id: self.id.clone(),
-            rule: &token_access::RULE,
-            band: self.band,
-            open: Arc::clone(&self.open),
-            request: Arc::clone(&self.opener.record),
-            initiators: self.initiators.clone(),
-            requests: self.requests.values().cloned().collect(),
-            request_count: self.request_count,
-            open_count: self.open_count,
-            first: self.first_wall,
-            last: self.last_wall,
-        }
     }
 }

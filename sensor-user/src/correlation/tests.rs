@@ -12,6 +12,9 @@ use super::{
 };
 use crate::attribution::{Grade, ProcessKey, RelatedProcess, TokenFile};
 
+mod habits;
+mod rules;
+
 const POD: &str = "5c711d3a-7a35-44c5-9f1a-3f3b3b1f2a10";
 
 fn at(seconds: f64) -> Micros {
@@ -22,9 +25,9 @@ fn at(seconds: f64) -> Micros {
 fn open(seconds: f64) -> Open {
     let key = ProcessKey { tgid: 100, start_boottime_ns: 1 };
     let related = RelatedProcess { key, comm: "sh".into() };
-    Open {
-        boot_id: "boot".into(),
-        open: TokenOpen {
+    Open::new(
+        "boot",
+        TokenOpen {
             ktime_ns: u64::try_from(at(seconds).0).unwrap() * 1_000,
             time: at(seconds),
             wall: at(seconds),
@@ -55,7 +58,7 @@ fn open(seconds: f64) -> Open {
             route: "exit".into(),
             degraded: Vec::new(),
         },
-    }
+    )
 }
 
 fn request(seconds: f64, name: &str) -> Request {
@@ -74,7 +77,7 @@ fn staged(seconds: f64, name: &str, stage: &str) -> Request {
         "responseStatus": {"code": 200},
         "requestReceivedTimestamp": at(seconds), "stageTimestamp": at(seconds),
     }));
-    Request { time: at(seconds), record: record.unwrap() }
+    Request::new(at(seconds), record.unwrap())
 }
 
 struct Scene<J> {
@@ -110,20 +113,21 @@ impl<J: Journal> Scene<J> {
         self
     }
 
-    fn alerts(&self) -> Vec<&Alert> {
-        let alerts = self.findings.iter().filter_map(|finding| match finding {
-            Finding::Alert(alert) => Some(&**alert),
-            Finding::Incident(_) => None,
-        });
-        alerts.collect()
+    /// What R1 told.
+    fn told(&self, kind: Kind) -> Vec<&Finding> {
+        self.told_by(RuleId::TokenAccessThenApiRequest, kind)
     }
 
-    fn summaries(&self) -> Vec<&Alert> {
-        let summaries = self.findings.iter().filter_map(|finding| match finding {
-            Finding::Incident(alert) => Some(&**alert),
-            Finding::Alert(_) => None,
-        });
-        summaries.collect()
+    fn told_by(&self, rule: RuleId, kind: Kind) -> Vec<&Finding> {
+        self.findings.iter().filter(|it| it.rule == rule && it.kind == kind).collect()
+    }
+
+    fn alerts(&self) -> Vec<&Finding> {
+        self.told(Kind::Alert)
+    }
+
+    fn summaries(&self) -> Vec<&Finding> {
+        self.told(Kind::Incident)
     }
 }
 
@@ -238,7 +242,10 @@ fn a_later_stage_brings_the_outcome_into_the_summary() {
         Some(audit::ResponseStatus { code: Some(403), ..audit::ResponseStatus::default() });
     scene.open(open(100.0)).request(staged(101.0, "r", "ResponseStarted")).request(complete);
     scene.until(200.0);
-    let code = |alert: &Alert| alert.request.response_status.as_ref().and_then(|s| s.code);
+    let code = |told: &Finding| {
+        let record = &told.request.as_ref().unwrap().record;
+        record.response_status.as_ref().and_then(|status| status.code)
+    };
     assert_eq!(code(scene.alerts()[0]), Some(200));
     assert_eq!(code(scene.summaries()[0]), Some(403));
     assert_eq!(scene.alerts()[0].incident_id, scene.summaries()[0].incident_id);
@@ -292,7 +299,7 @@ fn a_new_open_after_an_incidents_end_is_a_new_incident() {
 fn a_request_is_joined_with_the_newest_open_not_after_it() {
     let mut scene = scene();
     scene.open(open(100.0)).open(open(120.0)).open(open(140.0)).request(request(130.0, "r"));
-    assert_eq!(scene.alerts()[0].open.time, at(120.0));
+    assert_eq!(scene.alerts()[0].open.as_ref().unwrap().open.time, at(120.0));
 }
 
 /// Somebody's `kubectl exec` into the pod.
@@ -538,7 +545,7 @@ proptest! {
         let mut joined: Vec<String> = scene
             .summaries()
             .iter()
-            .flat_map(|summary| summary.requests.iter().map(|r| r.audit_id.clone()))
+            .flat_map(|summary| summary.requests.iter().map(|r| r.record.audit_id.clone()))
             .collect();
         joined.sort();
         prop_assert_eq!(joined, expected);

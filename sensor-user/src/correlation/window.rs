@@ -4,10 +4,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{Open, Settings};
-use crate::{
-    attribution::{ProcessKey, TokenOpen},
-    time::Micros,
-};
+use crate::{attribution::ProcessKey, rules::token_access, time::Micros};
 
 /// Opens kept of an exposure beside its first: evidence, and anchors for requests to come.
 const KEPT_OPENS: usize = 3;
@@ -21,27 +18,33 @@ pub struct Exposure {
     /// The process by which the session entered the container.
     pub entry: ProcessKey,
     /// The first open.
-    pub first: Arc<TokenOpen>,
+    pub first: Arc<Open>,
     /// The newest ones, oldest first.
-    newest: VecDeque<Arc<TokenOpen>>,
+    newest: VecDeque<Arc<Open>>,
     /// All opens.
     pub count: u64,
+    /// The first open that is worth telling where no request follows.
+    pub read: Option<Arc<Open>>,
+    /// Whether something was told of it, or is known to be harmless.
+    pub settled: bool,
 }
 
 impl Exposure {
     /// An exposure that starts with this open.
-    pub fn new(open: Open) -> Self {
+    pub fn new(open: Arc<Open>) -> Self {
         Self {
-            boot_id: open.boot_id,
+            boot_id: open.boot_id.clone(),
             entry: open.open.entry.key,
-            first: Arc::new(open.open),
+            read: Some(Arc::clone(&open)).filter(|open| token_access::is_token_read(&open.open)),
+            first: open,
             newest: VecDeque::new(),
             count: 1,
+            settled: false,
         }
     }
 
     /// Takes an open of the same session in; `false` if it is not one.
-    pub fn extend(&mut self, open: &Open, settings: &Settings) -> bool {
+    pub fn extend(&mut self, open: &Arc<Open>, settings: &Settings) -> bool {
         let time = open.open.time;
         let near = time <= self.last_open() + settings.window
             && time + settings.window >= self.first_open();
@@ -49,12 +52,17 @@ impl Exposure {
             return false;
         }
         self.count += 1;
-        let open = Arc::new(open.open.clone());
-        if time < self.first.time {
+        let open = Arc::clone(open);
+        if token_access::is_token_read(&open.open)
+            && self.read.as_ref().is_none_or(|read| time < read.open.time)
+        {
+            self.read = Some(Arc::clone(&open));
+        }
+        if time < self.first.open.time {
             let later = std::mem::replace(&mut self.first, open);
             self.newest.push_front(later);
         } else {
-            let place = self.newest.partition_point(|kept| kept.time <= time);
+            let place = self.newest.partition_point(|kept| kept.open.time <= time);
             self.newest.insert(place, open);
         }
         if self.newest.len() > KEPT_OPENS {
@@ -65,12 +73,12 @@ impl Exposure {
 
     /// Time of the first open.
     pub fn first_open(&self) -> Micros {
-        self.first.time
+        self.first.open.time
     }
 
     /// Time of the last open.
     pub fn last_open(&self) -> Micros {
-        self.newest.back().map_or(self.first.time, |open| open.time)
+        self.newest.back().map_or(self.first.open.time, |open| open.open.time)
     }
 
     /// The earliest received time that belongs to it.
@@ -84,7 +92,7 @@ impl Exposure {
     }
 
     /// The opens that are kept, oldest first.
-    pub fn opens(&self) -> impl Iterator<Item = &Arc<TokenOpen>> {
+    pub fn opens(&self) -> impl Iterator<Item = &Arc<Open>> {
         std::iter::once(&self.first).chain(&self.newest)
     }
 }
@@ -95,12 +103,13 @@ pub fn anchor<'a>(
     exposures: &'a [Exposure],
     time: Micros,
     settings: &Settings,
-) -> Option<(&'a Exposure, Arc<TokenOpen>)> {
+) -> Option<(&'a Exposure, Arc<Open>)> {
     let holding = exposures
         .iter()
         .filter(|exposure| exposure.start(settings) <= time && time <= exposure.end(settings));
     let opens = holding.flat_map(|exposure| exposure.opens().map(move |open| (exposure, open)));
     let best = opens.min_by_key(|(_, open)| {
+        let open = &open.open;
         let after = open.time > time;
         let distance = (open.time.0 - time.0).abs();
         (after, distance, open.ktime_ns, open.process)

@@ -1,9 +1,9 @@
 //! R1: a token or CA certificate is opened in a way that a workload does not open it, and within
 //! the window the API server answers a request made with that pod's identity.
 
-use super::{Band, Rule, Tactic, Technique};
+use super::{Band, Rule, Tactic, Technique, address::Address, exceptions::RequestKind};
 use crate::{
-    attribution::{Grade, TokenOpen},
+    attribution::{Grade, TokenFile, TokenOpen},
     audit::{AuditRecord, Stage},
 };
 
@@ -80,3 +80,64 @@ pub fn answered(record: &AuditRecord) -> bool {
         Stage::RequestReceived => false,
     }
 }
+
+/// How bad a request is. Requests that the workload makes anyway raise nothing.
+pub fn band(record: &AuditRecord, request: RequestKind, address: Address) -> Band {
+    if request == RequestKind::Own {
+        return BASE_BAND;
+    }
+    let allowed = record.allowed() == Some(true);
+    if allowed && (is_cluster_admin(record) || lists_all_secrets(record)) {
+        Band::Critical
+    } else if address == Address::Neither || (allowed && is_powerful(record)) {
+        Band::High
+    } else {
+        BASE_BAND
+    }
+}
+
+/// Whether the authorizer's reason names the role that may do everything, as
+/// `RBAC: allowed by ClusterRoleBinding "x" of ClusterRole "cluster-admin" to …`
+/// (kubernetes `plugin/pkg/auth/authorizer/rbac`).
+fn is_cluster_admin(record: &AuditRecord) -> bool {
+    let reason = record.annotations.get("authorization.k8s.io/reason");
+    reason.is_some_and(|reason| reason.contains("ClusterRole \"cluster-admin\""))
+}
+
+fn lists_all_secrets(record: &AuditRecord) -> bool {
+    let object = record.object_ref.as_ref();
+    matches!(record.verb.as_str(), "list" | "watch")
+        && record.resource() == "secrets"
+        && object.is_some_and(|object| object.namespace.as_deref().is_none_or(str::is_empty))
+}
+
+/// Whether a request that was allowed gives its maker secrets, a way into pods or nodes, or rights.
+fn is_powerful(record: &AuditRecord) -> bool {
+    if record.impersonated_user.is_some() {
+        return true;
+    }
+    let changes = matches!(record.verb.as_str(), "create" | "update" | "patch");
+    match &*record.resource() {
+        "secrets" => matches!(record.verb.as_str(), "get" | "list" | "watch"),
+        "pods" => record.verb == "create",
+        // A session may be opened with GET as well: kubernetes authorizes that as `get`.
+        "pods/exec" | "pods/attach" => matches!(record.verb.as_str(), "create" | "get"),
+        "nodes/proxy" => true,
+        "pods/ephemeralcontainers"
+        | "roles"
+        | "rolebindings"
+        | "clusterroles"
+        | "clusterrolebindings"
+        | "serviceaccounts"
+        | "serviceaccounts/token" => changes,
+        _ => false,
+    }
+}
+
+/// R0: whether an open is worth telling where no request follows. `ca.crt` is public.
+pub fn is_token_read(open: &TokenOpen) -> bool {
+    qualifies(open) && open.file == TokenFile::Token
+}
+
+#[cfg(test)]
+mod tests;

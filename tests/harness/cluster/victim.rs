@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{BOX_IMAGE, Cluster, ClusterNode};
-use crate::command::Finished;
+use crate::{command::Finished, node::R1};
 
 /// Name of each one and of its account: namespaces tell them apart.
 const NAME: &str = "cart";
@@ -85,10 +85,11 @@ impl<'cluster> Victim<'cluster> {
         format!("/api/v1/namespaces/{}/{what}", self.namespace)
     }
 
-    /// Whether a document of an alert log is an alert about its token.
+    /// Whether a document of an alert log is an alert of R1 about its token.
     pub fn is_of(&self, document: &Value) -> bool {
         let text = |pointer| document.pointer(pointer).and_then(Value::as_str);
         text("/tokentrail/kind") == Some("alert")
+            && text("/rule/id") == Some(R1)
             && text("/orchestrator/resource/id") == Some(&self.uid)
     }
 

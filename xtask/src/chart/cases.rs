@@ -191,6 +191,16 @@ pub(super) const CASES: &[Case] = &[
         ]),
     ),
     case(
+        "rules are a file of their own, there from the beginning: a change of them is no update",
+        "rules: {decoys: [shop/backup-admin], exceptions: [{name: backup, rule: token-read, \
+         namespace: shop, native: false, reason: looked at, until: 2027-05-31}]}",
+        Renders(&[
+            ("ConfigMap data rules.yaml exceptions backup until", Is(r#""2027-05-31""#)),
+            ("ConfigMap data rules.yaml decoys", Is(r#"["shop/backup-admin"]"#)),
+            ("ConfigMap data config.yaml rules-file", Is(r#""/etc/tokentrail/rules.yaml""#)),
+        ]),
+    ),
+    case(
         "the node's name is the API's",
         "{extraArgs: [--audit-log=/a, --no-sensor], extraEnv: [{name: RUST_BACKTRACE, value: '1'}]}",
         Renders(&[

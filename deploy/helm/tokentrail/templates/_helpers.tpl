@@ -44,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- /* The agent's configuration file: what the values say, and what `config` adds. */ -}}
 {{- define "tokentrail.config" -}}
-{{- $config := dict "alert-log" .Values.alertLog.file "state-dir" .Values.stateDir "kubelet-root" .Values.kubeletRoot "route" .Values.route }}
+{{- $config := dict "alert-log" .Values.alertLog.file "state-dir" .Values.stateDir "kubelet-root" .Values.kubeletRoot "route" .Values.route "rules-file" "/etc/tokentrail/rules.yaml" }}
 {{- $_ := set $config "alert-log-max-mib" (int .Values.alertLog.maxMiB) }}
 {{- $_ := set $config "alert-log-keep" (int .Values.alertLog.keep) }}
 {{- $address := .Values.admin.address }}

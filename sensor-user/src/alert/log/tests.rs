@@ -14,6 +14,24 @@ fn line(id: &str) -> Vec<u8> {
     format!(r#"{{"event":{{"id":"{id}"}}}}"#).into_bytes()
 }
 
+impl AlertLog {
+    /// One that takes no alert.
+    pub(crate) fn on_full_disk() -> Self {
+        let settings = AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
+        let file = File::options().append(true).open("/dev/full").unwrap();
+        Self {
+            target: Target::File { file, length: 0 },
+            settings,
+            known: LruCache::new(KNOWN_IDS),
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            failure: None,
+            unsynced: false,
+            metrics: AlertLogMetrics::default(),
+        }
+    }
+}
+
 #[test]
 fn an_id_is_written_once_also_after_a_restart_and_a_rotation() {
     let directory = tempfile::tempdir().unwrap();
@@ -69,20 +87,7 @@ fn the_file_is_private() {
 
 #[test]
 fn a_full_disk_makes_alerts_wait_and_nothing_is_clear_until_they_are_written() {
-    let settings = AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
-    let mut log = AlertLog {
-        target: Target::File {
-            file: File::options().append(true).open("/dev/full").unwrap(),
-            length: 0,
-        },
-        settings,
-        known: LruCache::new(KNOWN_IDS),
-        pending: VecDeque::new(),
-        pending_bytes: 0,
-        failure: None,
-        unsynced: false,
-        metrics: AlertLogMetrics::default(),
-    };
+    let mut log = AlertLog::on_full_disk();
     assert_eq!(log.append("a", line("a")), Appended::Pending);
     assert!(!log.is_clear() && log.failure().is_some() && log.has_room());
     let directory = tempfile::tempdir().unwrap();

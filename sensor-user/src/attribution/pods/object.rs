@@ -9,6 +9,7 @@ use kube::{api::Object, core::ObjectMeta};
 use serde::Deserialize;
 
 use super::{Container, ContainerKind, Hook, Owner, Pod};
+use crate::time::Micros;
 
 /// What the kubelet calls a static pod: an MD5 in hexadecimal. Anybody may set it on any pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -136,7 +137,16 @@ struct Terminated {
 pub(super) fn pod(object: PodObject, wanted_labels: &BTreeSet<String>) -> Option<Pod> {
     let PodObject { metadata, spec, status, .. } = object;
     let status = status.unwrap_or_default();
-    let ObjectMeta { uid, namespace, name, labels, annotations, owner_references, .. } = metadata;
+    let ObjectMeta {
+        uid,
+        namespace,
+        name,
+        labels,
+        annotations,
+        owner_references,
+        creation_timestamp: created,
+        ..
+    } = metadata;
     let mut host_ips = addresses(&status.host_ips);
     if host_ips.is_empty() && !status.host_ip.is_empty() {
         host_ips.push(clip(&status.host_ip));
@@ -166,6 +176,7 @@ pub(super) fn pod(object: PodObject, wanted_labels: &BTreeSet<String>) -> Option
             .map(Into::into),
         namespace: clip(&namespace?),
         name: clip(&name?),
+        created: created.map(|time| Micros(time.0.as_microsecond())),
         service_account: clip(&spec.service_account_name),
         host_network: spec.host_network,
         ips: addresses(&status.pod_ips),

@@ -32,15 +32,12 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Reads the credential; asks the server nothing.
+    /// Reads the credential; asks the server nothing. Its requests bear this nonce.
     ///
     /// # Errors
     /// The credential is unusable.
-    pub async fn open(access: &Access) -> Result<Self, AccessError> {
-        let client = ApiClient::open(access).await?;
-        let random = fs::read_to_string("/proc/sys/kernel/random/uuid");
-        let run = random.map_or_else(|_| process::id().to_string(), |id| id.trim().to_owned());
-        Ok(Self { client, run, number: 0 })
+    pub async fn open(access: &Access, run: String) -> Result<Self, AccessError> {
+        Ok(Self { client: ApiClient::open(access).await?, run, number: 0 })
     }
 
     /// The nonce that the requests of this run bear.
@@ -63,31 +60,48 @@ impl Probe {
         });
         Asked { number, sent, answered }
     }
+}
 
-    /// Asks `every` so often from when `go` says so, until nobody listens.
-    pub async fn repeat(
-        mut self,
-        every: Duration,
-        go: oneshot::Receiver<()>,
-        sender: mpsc::Sender<Asked>,
-    ) {
-        if go.await.is_err() {
+/// Asks `every` so often from when `go` says so, until nobody listens.
+pub async fn repeat(
+    access: Access,
+    run: String,
+    every: Duration,
+    go: oneshot::Receiver<()>,
+    sender: mpsc::Sender<Asked>,
+) {
+    if go.await.is_err() {
+        return;
+    }
+    let mut probe = None;
+    loop {
+        let asked = match &mut probe {
+            Some(probe) => Probe::ask(probe).await,
+            // A credential that was fine when the agent started.
+            None => match Probe::open(&access, run.clone()).await {
+                Ok(opened) => probe.insert(opened).ask().await,
+                Err(error) => {
+                    Asked { number: 0, sent: wall_clock(), answered: Err(error.to_string()) }
+                }
+            },
+        };
+        let pause = if asked.answered.is_ok() { every } else { every.min(AGAIN) };
+        if sender.send(asked).await.is_err() {
             return;
         }
-        loop {
-            let asked = self.ask().await;
-            let pause = if asked.answered.is_ok() { every } else { every.min(AGAIN) };
-            if sender.send(asked).await.is_err() {
-                return;
-            }
-            sleep(pause).await;
-        }
+        sleep(pause).await;
     }
+}
+
+/// What no other run's requests bear.
+pub fn nonce() -> String {
+    let random = fs::read_to_string("/proc/sys/kernel/random/uuid");
+    random.map_or_else(|_| process::id().to_string(), |id| id.trim().to_owned())
 }
 
 /// This machine's wall clock.
 pub fn wall_clock() -> Micros {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().into()
+    Micros::from_duration(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -122,8 +136,8 @@ mod tests {
         path
     }
 
-    /// A probe of an API server that answers with the status that is set.
-    async fn probe() -> (Probe, Seen, TempDir) {
+    /// An API server that answers with the status that is set.
+    async fn server() -> (Access, Seen, TempDir) {
         let seen = Seen::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
@@ -131,13 +145,13 @@ mod tests {
         let router = Router::new().route(path, get(answer)).with_state(seen.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         let folder = TempDir::new().unwrap();
-        let access = Access::Kubeconfig(kubeconfig(&folder, &server));
-        (Probe::open(&access).await.unwrap(), seen, folder)
+        (Access::Kubeconfig(kubeconfig(&folder, &server)), seen, folder)
     }
 
     #[tokio::test]
     async fn each_request_bears_one_user_agent_of_its_own_and_only_audited_answers_count() {
-        let (mut probe, seen, _folder) = probe().await;
+        let (access, seen, _folder) = server().await;
+        let mut probe = Probe::open(&access, nonce()).await.unwrap();
         let cases =
             [(404, true), (200, true), (403, true), (401, false), (429, false), (503, false)];
         for (number, (code, audited)) in (1..).zip(cases) {
@@ -159,18 +173,18 @@ mod tests {
         let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let folder = TempDir::new().unwrap();
         let access = Access::Kubeconfig(kubeconfig(&folder, &format!("http://{unused}")));
-        let asked = Probe::open(&access).await.unwrap().ask().await;
+        let asked = Probe::open(&access, nonce()).await.unwrap().ask().await;
         let why = asked.answered.unwrap_err();
         assert!(why.contains("cannot be reached"), "{why}");
     }
 
     #[tokio::test]
     async fn nothing_is_asked_before_the_start_and_rounds_follow_each_other() {
-        let (probe, seen, _folder) = probe().await;
+        let (access, seen, _folder) = server().await;
         seen.lock().await.0 = 404;
         let (go, gone) = oneshot::channel();
         let (sender, mut asked) = mpsc::channel(1);
-        let task = tokio::spawn(probe.repeat(Duration::from_millis(1), gone, sender));
+        let task = tokio::spawn(repeat(access, nonce(), Duration::from_millis(1), gone, sender));
         assert!(asked.try_recv().is_err());
         assert!(seen.lock().await.1.is_empty());
         go.send(()).unwrap();

@@ -1,7 +1,7 @@
 //! What the canary makes of requests and events in every order. Times are numbers here: nothing waits.
 
 use super::*;
-use crate::audit::scan::{Scan, classify};
+use crate::audit::scan::{Interest, Scan, classify};
 
 const EVERY: Micros = Micros::from_secs(300);
 const PATIENCE: Micros = Micros::from_secs(75);
@@ -28,7 +28,7 @@ fn event(user_agent: &str, received: i64, stage: i64) -> AuditRecord {
     let line = format!(
         r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/tokentrail-canary/pods?limit=1","verb":"list","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
     );
-    match classify(line.as_bytes()) {
+    match classify(line.as_bytes(), &Interest::LIVE) {
         Scan::Record(record) => record,
         other @ (Scan::Skip | Scan::Bad(_)) => panic!("{other:?}"),
     }

@@ -15,7 +15,7 @@ use crate::{
         AuditBatch, AuditMetrics, SourceStatus,
         canary::{
             Canary, CanaryMetrics, State,
-            probe::{Probe, wall_clock},
+            probe::{Probe, nonce, wall_clock},
         },
         tail::{self, TailConfig},
     },
@@ -50,7 +50,7 @@ pub(super) fn prove(config: &Config) -> Proof {
 
 async fn ask(config: &Config) -> Proof {
     let Some(access) = &config.kube else { return Proof::default() };
-    let probe = match Probe::open(access).await {
+    let probe = match Probe::open(access, nonce()).await {
         Ok(probe) => probe,
         Err(error) => {
             let (what, detail) = ("Kubernetes API", error.to_string());
@@ -82,7 +82,7 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
     if !sources.iter().any(|status| status.borrow().is_open()) {
         return Err("not asked for: no audit log is there to find it in".to_owned());
     }
-    let patience = Micros::from(PATIENCE);
+    let patience = Micros::from_duration(PATIENCE);
     let mut canary =
         Canary::new(probe.run().to_owned(), patience, patience, CanaryMetrics::default());
     // The tails must not wait for a long time with the request's line unread.

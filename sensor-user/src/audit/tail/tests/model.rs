@@ -225,7 +225,7 @@ impl World {
     }
 
     fn take(&mut self, batch: AuditBatch) {
-        self.position = Some(batch.position);
+        self.position = batch.position;
         self.read.extend(batch.records.into_iter().map(|read| read.record.audit_id));
     }
 

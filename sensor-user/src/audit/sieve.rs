@@ -2,7 +2,7 @@
 //!
 //! Keeps the newest stage time of all lines, of those that are skipped too. No I/O.
 
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 use memchr::memrchr;
 use tracing::warn;
@@ -11,7 +11,7 @@ use crate::{
     audit::{
         AuditMetrics, BadLine, ReadRecord,
         lines::{Fit, Line, Lines},
-        scan::{Scan, classify, last_stage_timestamp},
+        scan::{Interest, Scan, classify, last_stage_timestamp},
     },
     time::Micros,
 };
@@ -22,15 +22,15 @@ const LOGGED_BAD_LINES: u32 = 5;
 /// Turns the lines of one source into records.
 #[derive(Debug)]
 pub(super) struct Sieve {
-    path: PathBuf,
+    source: String,
     metrics: AuditMetrics,
     newest_stage: Option<Micros>,
     logged_bad_lines: u32,
 }
 
 impl Sieve {
-    pub(super) fn new(path: PathBuf, metrics: AuditMetrics) -> Self {
-        Self { path, metrics, newest_stage: None, logged_bad_lines: 0 }
+    pub(super) fn new(source: String, metrics: AuditMetrics) -> Self {
+        Self { source, metrics, newest_stage: None, logged_bad_lines: 0 }
     }
 
     /// Greatest `stageTimestamp` seen.
@@ -64,10 +64,10 @@ impl Sieve {
     fn judge(&mut self, line: &Line<'_>, read_at: Instant) -> Option<ReadRecord> {
         self.metrics.lines.inc();
         let scan = match line.fit {
-            Fit::Whole => classify(line.bytes),
+            Fit::Whole => classify(line.bytes, &Interest::LIVE),
             Fit::Shortened => {
                 self.metrics.shortened.inc();
-                classify(line.bytes)
+                classify(line.bytes, &Interest::LIVE)
             }
             Fit::TooLong => Scan::Bad(BadLine::TooLong),
         };
@@ -88,8 +88,8 @@ impl Sieve {
                 self.metrics.bad(reason).inc();
                 if self.logged_bad_lines < LOGGED_BAD_LINES {
                     self.logged_bad_lines += 1;
-                    let path = self.path.display();
-                    warn!(%path, end = line.end, %reason, "audit line ignored");
+                    let source = &self.source;
+                    warn!(source, end = line.end, %reason, "audit line ignored");
                 }
                 None
             }

@@ -1,0 +1,105 @@
+//! What the correlator has to say, and the parts that it says it of. Values only.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Open, Request, ids::RequestId};
+use crate::{
+    audit::AuditRecord,
+    rules::{Band, address::Address, catalogue::RuleId, exceptions::RequestKind},
+    time::Micros,
+};
+
+/// What is said of an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// It began.
+    Alert,
+    /// It got worse: a higher band of risk, or the first request that the workload does not make.
+    Escalation,
+    /// It ended: the summary.
+    Incident,
+}
+
+impl Kind {
+    /// Its name in alerts and ids.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alert => "alert",
+            Self::Escalation => "escalation",
+            Self::Incident => "incident",
+        }
+    }
+}
+
+/// A request as part of an incident.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Its identity.
+    pub id: RequestId,
+    /// Received time on the steady axis.
+    pub time: Micros,
+    /// The event, with its latest stage's outcome.
+    pub record: Arc<AuditRecord>,
+    /// Whether the workload makes such requests anyway.
+    pub request: RequestKind,
+    /// Whose address it came from.
+    pub address: Address,
+    /// Whether only the service account and the address say that it is the pod's.
+    pub by_address: bool,
+    /// How bad it is.
+    pub band: Band,
+}
+
+impl Attached {
+    /// Of a request with its identity; how bad it is, is the rule's to say.
+    pub fn new(id: RequestId, request: &Request, kind: RequestKind) -> Self {
+        Self {
+            id,
+            time: request.time,
+            record: Arc::new(request.record.clone()),
+            request: kind,
+            address: Address::of(&request.record, request.pod.as_deref()),
+            by_address: request.by_address.is_some(),
+            band: Band::Low,
+        }
+    }
+}
+
+/// An incident as it stands when it is told.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What is said.
+    pub kind: Kind,
+    /// `event.id`.
+    pub event_id: String,
+    /// `tokentrail.incident.id`.
+    pub incident_id: String,
+    /// Ids of other rules' incidents about the same.
+    pub related: Vec<String>,
+    /// The rule that it is told by.
+    pub rule: RuleId,
+    /// How bad.
+    pub band: Band,
+    /// The open that it began with, or that its first request was joined with.
+    pub open: Option<Arc<Open>>,
+    /// The request that it began with; for an escalation the one that made it worse.
+    pub request: Option<Attached>,
+    /// Sessions that may have brought the opener into the pod, best first.
+    pub initiators: Vec<Arc<AuditRecord>>,
+    /// Requests in the order of time, as far as they were kept.
+    pub requests: Vec<Attached>,
+    /// All requests, kept or not.
+    pub request_count: u64,
+    /// Opens in this incident.
+    pub open_count: u64,
+    /// Pods whose token was opened, and how often; only where there may be several.
+    pub victims: BTreeMap<String, u64>,
+    /// First open or request, wall clock.
+    pub first: Micros,
+    /// Last open or request, wall clock.
+    pub last: Micros,
+}

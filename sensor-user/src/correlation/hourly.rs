@@ -1,0 +1,108 @@
+//! Incidents that have no exposure: one for each key and hour of event time from its first event,
+//! joined by whatever has the same key (R2: who mints for whom, R3: who reads, R7: which decoy).
+
+use super::{finding::Finding, story::Story};
+use crate::time::Micros;
+
+/// How long an incident can be joined from its first event on.
+const HOUR: Micros = Micros::from_secs(3_600);
+/// How much earlier than the first one an event may be that arrives after it.
+const EARLIER: Micros = Micros::from_secs(5 * 60);
+/// Incidents of one owner: part of what makes a key is the attacker's to choose.
+const PER_OWNER: usize = 16;
+/// Incidents in all.
+const TOTAL: usize = 256;
+
+/// What incidents are told apart by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// What an attacker cannot choose freely; bounds how many there are.
+    pub owner: String,
+    /// The rest.
+    pub rest: Vec<String>,
+}
+
+/// One incident.
+#[derive(Debug)]
+pub struct Standing {
+    key: Key,
+    first: Micros,
+    /// Its record.
+    pub story: Story,
+}
+
+/// The incidents of one rule that can still be joined.
+#[derive(Debug, Default)]
+pub struct Hourly {
+    live: Vec<Standing>,
+    evicted: u64,
+}
+
+impl Hourly {
+    /// The incident that an event of this time belongs to.
+    pub fn find(&mut self, key: &Key, time: Micros) -> Option<&mut Standing> {
+        self.live.iter_mut().find(|standing| standing.takes(key, time))
+    }
+
+    /// Whether there is one.
+    pub fn holds(&self, key: &Key, time: Micros) -> bool {
+        self.live.iter().any(|standing| standing.takes(key, time))
+    }
+
+    /// Adds one that began at `first`. Where there are too many, the oldest is told to have ended:
+    /// of the same owner, or else of the owner that has most.
+    pub fn begin(&mut self, key: Key, first: Micros, story: Story, findings: &mut Vec<Finding>) {
+        let count = |owner: &str| self.live.iter().filter(|it| it.key.owner == owner).count();
+        let crowded = if count(&key.owner) >= PER_OWNER {
+            Some(key.owner.clone())
+        } else if self.live.len() >= TOTAL {
+            let owners = self.live.iter().map(|it| it.key.owner.as_str());
+            owners.max_by_key(|owner| (count(owner), *owner)).map(str::to_owned)
+        } else {
+            None
+        };
+        if let Some(owner) = crowded {
+            let places = self.live.iter().enumerate().filter(|(_, it)| it.key.owner == owner);
+            if let Some(place) = places.min_by_key(|(_, it)| it.first).map(|(place, _)| place) {
+                findings.push(self.live.remove(place).story.summary());
+                self.evicted += 1;
+            }
+        }
+        self.live.push(Standing { key, first, story });
+    }
+
+    /// Tells those that nothing can join any more.
+    pub fn end(&mut self, watermark: Micros, findings: &mut Vec<Finding>) {
+        self.live.retain(|standing| {
+            let live = standing.first + HOUR >= watermark;
+            findings.extend((!live).then(|| standing.story.summary()));
+            live
+        });
+    }
+
+    /// The records of all, for later stages of their requests.
+    pub fn stories(&mut self) -> impl Iterator<Item = &mut Story> {
+        self.live.iter_mut().map(|standing| &mut standing.story)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// How many were told to have ended early.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+impl Standing {
+    fn takes(&self, key: &Key, time: Micros) -> bool {
+        self.key == *key && self.first - EARLIER <= time && time <= self.first + HOUR
+    }
+}

@@ -1,0 +1,169 @@
+//! What is held of one pod: exposures, incidents, and requests that wait for an open.
+
+use std::sync::Arc;
+
+use super::{
+    Losses, Open, Request, Settings,
+    finding::Finding,
+    ids::RequestId,
+    incident::Incident,
+    window::{self, Exposure},
+};
+use crate::{rules::token_access, time::Micros};
+
+/// A request that no open explains yet.
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    pub(super) request: Request,
+    pub(super) id: RequestId,
+    /// Clock at its arrival: it is kept for [`Settings::patience`] from then on.
+    pub(super) arrived: Micros,
+    /// Whether the journal has it: an explained receipt, which may yet be all that ever comes.
+    pub(super) journalled: bool,
+}
+
+/// One pod.
+#[derive(Debug, Default)]
+pub(super) struct PodState {
+    pub(super) exposures: Vec<Exposure>,
+    pub(super) waiting: Vec<Waiting>,
+    /// Incidents that can still be joined. In the order of event time there is at most one; where
+    /// input arrives out of order, an earlier one may begin after a later one.
+    pub(super) incidents: Vec<Incident>,
+    pub(super) touched: Micros,
+}
+
+impl PodState {
+    /// A later stage or a duplicate of a request that is already here.
+    pub(super) fn update_known(
+        &mut self,
+        id: RequestId,
+        request: &Request,
+        findings: &mut Vec<Finding>,
+    ) -> bool {
+        let known = self.incidents.iter_mut().find_map(|it| it.update(id, &request.record));
+        if let Some(escalation) = known {
+            findings.extend(escalation);
+            return true;
+        }
+        let Some(index) = self.waiting.iter().position(|waiting| waiting.id == id) else {
+            return false;
+        };
+        let Some(waiting) = self.waiting.get_mut(index) else { return false };
+        if token_access::answered(&request.record)
+            && !token_access::answered(&waiting.request.record)
+        {
+            // The answer takes the place of the receipt and is looked at anew.
+            self.waiting.remove(index);
+            return false;
+        }
+        if request.record.response_status.is_some() {
+            waiting.request.record.response_status.clone_from(&request.record.response_status);
+        }
+        true
+    }
+
+    /// Whether an exposure holds the request, or the incident's client goes on.
+    pub(super) fn explains(&self, request: &Request, settings: &Settings) -> bool {
+        window::anchor(&self.exposures, request.time, settings).is_some()
+            || self.incidents.iter().any(|incident| incident.continues(request, settings))
+    }
+
+    pub(super) fn expose(&mut self, open: &Arc<Open>, settings: &Settings, losses: &mut Losses) {
+        if !self.exposures.iter_mut().any(|exposure| exposure.extend(open, settings)) {
+            if self.exposures.len() >= settings.exposures_per_pod {
+                self.exposures.remove(0);
+                losses.exposures += 1;
+            }
+            self.exposures.push(Exposure::new(Arc::clone(open)));
+        }
+        for incident in &mut self.incidents {
+            incident.cover(&self.exposures, settings);
+        }
+    }
+
+    pub(super) fn wait(&mut self, waiting: Waiting, settings: &Settings, losses: &mut Losses) {
+        if self.waiting.len() >= settings.waiting_per_pod {
+            self.waiting.remove(0);
+            losses.waiting += 1;
+        }
+        self.waiting.push(waiting);
+    }
+
+    /// Waiting requests that are explained by now, in the order of time.
+    pub(super) fn take_explained(&mut self, settings: &Settings) -> Vec<(RequestId, Request)> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (explained, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
+            token_access::answered(&waiting.request.record)
+                && self.explains(&waiting.request, settings)
+        });
+        self.waiting = rest;
+        let mut explained: Vec<_> =
+            explained.into_iter().map(|waiting| (waiting.id, waiting.request)).collect();
+        explained.sort_by_key(|(id, request)| (request.time, *id));
+        explained
+    }
+
+    /// Receipts that an open explains by now and that the journal does not have yet.
+    pub(super) fn explained_receipts(&mut self, settings: &Settings) -> Vec<Request> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let mut receipts = Vec::new();
+        for waiting in &mut waiting {
+            if !waiting.journalled
+                && !token_access::answered(&waiting.request.record)
+                && self.explains(&waiting.request, settings)
+            {
+                waiting.journalled = true;
+                receipts.push(waiting.request.clone());
+            }
+        }
+        self.waiting = waiting;
+        receipts
+    }
+
+    /// Tells incidents that ended before `watermark`; exposures that they explain are settled.
+    pub(super) fn end_incidents(&mut self, watermark: Micros, settings: &Settings) -> Vec<Finding> {
+        let Self { exposures, incidents, .. } = self;
+        let mut ended = Vec::new();
+        incidents.retain(|incident| {
+            for exposure in exposures.iter_mut() {
+                exposure.settled |= incident.touches(exposure, settings);
+            }
+            let live = incident.end(settings) >= watermark;
+            ended.extend((!live).then(|| incident.story.summary()));
+            live
+        });
+        ended
+    }
+
+    /// First opens of exposures that ended before `watermark` and that nothing was told of.
+    pub(super) fn unexplained(&mut self, watermark: Micros, settings: &Settings) -> Vec<Exposure> {
+        let ended = self.exposures.iter_mut().filter(|exposure| {
+            !exposure.settled && exposure.read.is_some() && exposure.end(settings) < watermark
+        });
+        ended
+            .map(|exposure| {
+                exposure.settled = true;
+                exposure.clone()
+            })
+            .collect()
+    }
+
+    /// The earliest that anything held goes back to; `None` if nothing is held that a restart
+    /// would need.
+    pub(super) fn horizon(&self) -> Option<Micros> {
+        let exposures = self.exposures.iter().map(Exposure::first_open);
+        let incidents = self.incidents.iter().map(Incident::first_time);
+        let receipts = self.waiting.iter().filter(|waiting| waiting.journalled);
+        exposures.chain(incidents).chain(receipts.map(|waiting| waiting.request.time)).min()
+    }
+
+    /// What a pod would lose if it gave way: incidents before exposures before mere waiting.
+    pub(super) fn weight(&self) -> u8 {
+        match (self.incidents.is_empty(), self.exposures.is_empty()) {
+            (false, _) => 2,
+            (true, false) => 1,
+            (true, true) => 0,
+        }
+    }
+}

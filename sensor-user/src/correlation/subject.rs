@@ -1,0 +1,79 @@
+//! What is known of an open and a request, as exceptions ask for it.
+
+use std::{borrow::Cow, sync::Arc};
+
+use super::{Open, finding::Attached};
+use crate::{
+    attribution::pods::{Container, Pod},
+    audit::AuditRecord,
+    rules::exceptions::Subject,
+};
+
+/// The facts, with the texts that have to be put together.
+pub(super) struct Facts<'a> {
+    open: Option<&'a Open>,
+    request: Option<&'a Attached>,
+    initiators: &'a [Arc<AuditRecord>],
+    command: Option<String>,
+    resource: Option<Cow<'a, str>>,
+}
+
+impl<'a> Facts<'a> {
+    pub(super) fn of(
+        open: Option<&'a Open>,
+        request: Option<&'a Attached>,
+        initiators: &'a [Arc<AuditRecord>],
+    ) -> Self {
+        Self {
+            open,
+            request,
+            initiators,
+            command: open.map(|open| open.open.args.join(" ")),
+            resource: request.map(|request| request.record.resource()),
+        }
+    }
+
+    pub(super) fn subject<'b>(&'b self, cluster: &'b str) -> Subject<'b>
+    where
+        'a: 'b,
+    {
+        let open = self.open.map(|open| &open.open);
+        let pod: Option<&Pod> = self.open.and_then(|open| open.pod.as_deref());
+        let container = self.container();
+        let record = self.request.map(|request| &*request.record);
+        // What a token is minted for, else who asked with a pod's token.
+        let account = record.and_then(|it| it.minted_for().or_else(|| it.service_account()));
+        let (namespace, name) = account.unzip();
+        // Several may have been it.
+        let initiator = self.initiators.first().filter(|_| self.initiators.len() == 1);
+        Subject {
+            cluster: Some(cluster).filter(|cluster| !cluster.is_empty()),
+            namespace: pod.map(|pod| &*pod.namespace).or(namespace),
+            owner: pod.and_then(|pod| pod.owner.as_ref()).map(|owner| &*owner.name),
+            service_account: pod.map(|pod| &*pod.service_account).or(name),
+            pod: pod
+                .map(|pod| &*pod.name)
+                .or_else(|| record.and_then(|it| it.extra(crate::audit::POD_NAME))),
+            container: container.map(|container| &*container.name),
+            image: container.map(|container| &*container.image),
+            executable: open.map(|open| open.executable.as_str()),
+            command: self.command.as_deref(),
+            user: record.map(|record| record.user.username.as_str()),
+            initiator: initiator.map(|session| session.user.username.as_str()),
+            user_agent: record.and_then(|record| record.user_agent.as_deref()),
+            verb: record.map(|record| record.verb.as_str()),
+            resource: self.resource.as_deref(),
+            source: record.and_then(AuditRecord::source_ip).and_then(|ip| ip.parse().ok()),
+            grade: open.map(|open| open.grade),
+            native: open.and_then(|open| open.native),
+            request: self.request.map(|request| request.request),
+        }
+    }
+
+    /// The opener's container.
+    fn container(&self) -> Option<&'a Container> {
+        let open = self.open?;
+        let id = open.open.reader.as_ref()?.container_id.as_deref()?;
+        open.reader.as_deref()?.container(id)
+    }
+}

@@ -1,0 +1,416 @@
+//! Recorded opens and audit logs through the rules once more, in the order of event time.
+//!
+//! ```text
+//!  --opens ─► input ─► source ─► opens ─────────┐
+//!                                  │ expect     ├─► merge ─► semantics ─► output
+//!  --audit ─► input ─► source ─► scan (judge) ──┘
+//! ```
+//!
+//! One thread, bounded memory: a chunk of the file that is furthest behind is read; the opens up to
+//! its end are read ahead, so that the scan knows which pods matter; what matters waits in `merge`
+//! until nothing earlier can come. Called by the command of the same name.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use indicatif::ProgressBar;
+
+use crate::{
+    alert::ecs::Document,
+    audit::{
+        BadLine,
+        lines::{Fit, Line},
+        scan::last_stage_timestamp,
+    },
+    time::Micros,
+};
+
+pub mod clock;
+pub mod document;
+pub mod elastic;
+pub mod input;
+pub mod merge;
+pub mod opens;
+pub mod output;
+pub mod semantics;
+pub mod source;
+
+use clock::Clock;
+use input::Input;
+use merge::{Kind, Merge, Place};
+use opens::OpenDocument;
+use output::Sorted;
+use semantics::{Held, Judged, Semantics};
+use source::{CHUNK, Content, Side, Source};
+
+/// What may wait for its turn, bytes.
+const WAITING: usize = 16 << 20;
+/// What an open takes while it waits, roughly, bytes.
+const OPEN_SIZE: usize = 3 << 10;
+
+/// What to replay.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// ECS documents.
+    pub opens: Vec<PathBuf>,
+    /// Audit events.
+    pub audit: Vec<PathBuf>,
+    /// How far a line of either may be behind an earlier one of its file.
+    pub lateness: Micros,
+}
+
+/// A replay could not begin, or not tell its result.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// A file is what the other option takes.
+    #[error("{name} was given with {given} but holds {holds}; give it with {other}")]
+    Mistaken {
+        /// Which.
+        name: String,
+        /// The option that it was given with.
+        given: &'static str,
+        /// What is in it.
+        holds: &'static str,
+        /// The option that takes that.
+        other: &'static str,
+    },
+    /// Standard input is one stream.
+    #[error("standard input can be given once; give the other input as a file")]
+    StdinTwice,
+    /// A file cannot be opened.
+    #[error("cannot read {name}")]
+    Open {
+        /// Which.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Alerts do not fit anywhere.
+    #[error("cannot write alerts to a temporary file; make room there or set TMPDIR")]
+    Spill(#[source] std::io::Error),
+}
+
+impl ReplayError {
+    /// Whether the arguments are at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Mistaken { .. } | Self::StdinTwice => true,
+            Self::Open { .. } | Self::Spill(_) => false,
+        }
+    }
+}
+
+/// What became of the input.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Lines of `--opens`.
+    pub opens: Tally,
+    /// Lines of `--audit`.
+    pub audit: Tally,
+    /// Items that came later than the lateness allows: their order is not certain.
+    pub late: u64,
+    /// Items taken before their turn for want of room.
+    pub early: u64,
+    /// What else was given up, by name.
+    pub losses: Vec<(&'static str, u64)>,
+    /// Files that could not be read to their end, and why.
+    pub unread: Vec<String>,
+}
+
+/// Lines of one kind of file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All of them.
+    pub lines: u64,
+    /// Their bytes, decompressed.
+    pub bytes: u64,
+    /// Those that could matter.
+    pub kept: u64,
+    /// Those that could not be used, by reason.
+    pub bad: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    fn bad(&mut self, reason: BadLine) {
+        *self.bad.entry(reason.as_str()).or_default() += 1;
+    }
+}
+
+/// Replays the files; the documents go to `sorted`.
+///
+/// # Errors
+/// A file is the wrong one or cannot be opened, or alerts cannot be kept. What is wrong with lines,
+/// or with a file further on, is in the summary.
+pub fn run(
+    files: &Files,
+    semantics: &mut dyn Semantics,
+    sorted: &mut Sorted,
+    progress: &ProgressBar,
+) -> Result<Summary, ReplayError> {
+    run_in_chunks(CHUNK, files, semantics, sorted, progress)
+}
+
+fn run_in_chunks(
+    chunk: usize,
+    files: &Files,
+    semantics: &mut dyn Semantics,
+    sorted: &mut Sorted,
+    progress: &ProgressBar,
+) -> Result<Summary, ReplayError> {
+    let inputs = |paths: &[PathBuf]| paths.iter().cloned().map(Input::of).collect::<Vec<_>>();
+    let (opens, audit) = (inputs(&files.opens), inputs(&files.audit));
+    if opens.iter().chain(&audit).filter(|input| **input == Input::Stdin).count() > 1 {
+        return Err(ReplayError::StdinTwice);
+    }
+    let sizes = opens.iter().chain(&audit).map(Input::size);
+    if let Some(total) = sizes.sum::<Option<u64>>() {
+        progress.set_length(total);
+    }
+    let mut replay = Replay {
+        audit: find(audit, Content::Audit, files.lateness, progress)?,
+        buffer: vec![0; chunk],
+        tally: Tally::default(),
+        unread: Vec::new(),
+        ahead: Ahead {
+            opens: find(opens, Content::Opens, files.lateness, progress)?,
+            buffer: vec![0; chunk],
+            tally: Tally::default(),
+            merge: Merge::new(WAITING),
+            semantics,
+        },
+        documents: Vec::new(),
+        sorted,
+    };
+    replay.run()?;
+    let Replay { tally, unread, ahead, .. } = replay;
+    Ok(Summary {
+        opens: ahead.tally,
+        audit: tally,
+        late: ahead.merge.late(),
+        early: ahead.merge.early(),
+        losses: ahead.semantics.losses(),
+        unread,
+    })
+}
+
+fn find(
+    inputs: Vec<Input>,
+    content: Content,
+    lateness: Micros,
+    progress: &ProgressBar,
+) -> Result<Side, ReplayError> {
+    let mut sources = Vec::new();
+    for input in inputs {
+        let name = input.name();
+        match Source::find(input, content, lateness, progress) {
+            Ok(Ok(source)) => sources.push(source),
+            Ok(Err(found)) => {
+                return Err(ReplayError::Mistaken {
+                    name,
+                    given: content.option(),
+                    holds: found.name(),
+                    other: found.option(),
+                });
+            }
+            Err(source) => return Err(ReplayError::Open { name, source }),
+        }
+    }
+    Ok(Side::new(sources, lateness))
+}
+
+/// What waits for its turn.
+enum Item {
+    Open(Box<OpenDocument>),
+    Request(Held),
+}
+
+struct Replay<'a> {
+    audit: Side,
+    buffer: Vec<u8>,
+    tally: Tally,
+    unread: Vec<String>,
+    ahead: Ahead<'a>,
+    documents: Vec<Document>,
+    sorted: &'a mut Sorted,
+}
+
+/// The opens, which are read ahead of the audit events, and what waits.
+struct Ahead<'a> {
+    opens: Side,
+    buffer: Vec<u8>,
+    tally: Tally,
+    merge: Merge<Item>,
+    semantics: &'a mut dyn Semantics,
+}
+
+impl Replay<'_> {
+    fn run(&mut self) -> Result<(), ReplayError> {
+        while let Some(index) = self.audit.next() {
+            self.read_audit(index);
+            let watermark = self.audit.watermark();
+            self.ahead.semantics.forget(watermark);
+            self.hand_out(watermark.min(self.ahead.opens.watermark()))?;
+        }
+        while self.ahead.read(&mut self.unread) {
+            self.hand_out(self.ahead.opens.watermark())?;
+        }
+        self.hand_out(Micros::MAX)
+    }
+
+    /// A chunk of an audit file, and before it the opens that its lines can follow.
+    fn read_audit(&mut self, index: usize) {
+        let Self { audit, buffer, tally, unread, ahead, .. } = self;
+        let Some(source) = audit.sources.get_mut(index) else { return };
+        let filled = fill(source, buffer, unread);
+        let chunk = buffer.get(..filled).unwrap_or_default();
+        let horizon = note_times(source.clock(), chunk);
+        ahead.read_to(horizon, unread);
+        let file = u32::try_from(index).unwrap_or(u32::MAX);
+        for_each_line(source, chunk, tally, |line, number, clock, tally| {
+            // Its time may be in several chunks.
+            if line.carried
+                && let Some(time) = last_stage_timestamp(line.bytes)
+            {
+                clock.note(time);
+                ahead.read_to(time + clock.lateness(), unread);
+            }
+            let judged = match line.fit {
+                Fit::TooLong => Judged::Bad(BadLine::TooLong),
+                Fit::Whole | Fit::Shortened => ahead.semantics.judge(line.bytes),
+            };
+            match judged {
+                Judged::Skip => {}
+                Judged::Bad(reason) => tally.bad(reason),
+                Judged::Keep { time, held } => {
+                    tally.kept += 1;
+                    let place = Place { time, kind: Kind::Request, file, line: number };
+                    let size = held.size();
+                    ahead.merge.push(place, Item::Request(held), size);
+                }
+            }
+        });
+    }
+
+    /// Gives everything its turn that belongs before the watermark.
+    fn hand_out(&mut self, watermark: Micros) -> Result<(), ReplayError> {
+        while let Some((place, item)) = self.ahead.merge.pop(watermark) {
+            let (semantics, documents) = (&mut self.ahead.semantics, &mut self.documents);
+            semantics.advance(place.time, documents);
+            match item {
+                Item::Open(open) => semantics.open(*open, documents),
+                Item::Request(held) => {
+                    if let Err(reason) = semantics.request(held, documents) {
+                        self.tally.bad(reason);
+                    }
+                }
+            }
+            self.keep()?;
+        }
+        self.ahead.semantics.advance(watermark, &mut self.documents);
+        self.keep()
+    }
+
+    fn keep(&mut self) -> Result<(), ReplayError> {
+        for document in self.documents.drain(..) {
+            self.sorted.push(&document).map_err(ReplayError::Spill)?;
+        }
+        Ok(())
+    }
+}
+
+impl Ahead<'_> {
+    /// Reads all opens up to this time. Where times are absurd the bound holds, and what is beyond
+    /// it is expected too late.
+    fn read_to(&mut self, horizon: Micros, unread: &mut Vec<String>) {
+        while self.opens.watermark() <= horizon && !self.merge.is_half_full() {
+            if !self.read(unread) {
+                return;
+            }
+        }
+    }
+
+    /// A chunk of the opens that are furthest behind; `false` when there is none.
+    fn read(&mut self, unread: &mut Vec<String>) -> bool {
+        let Some(index) = self.opens.next() else { return false };
+        let Self { opens, buffer, tally, merge, semantics } = self;
+        let Some(source) = opens.sources.get_mut(index) else { return false };
+        let filled = fill(source, buffer, unread);
+        let chunk = buffer.get(..filled).unwrap_or_default();
+        let file = u32::try_from(index).unwrap_or(u32::MAX);
+        for_each_line(source, chunk, tally, |line, number, clock, tally| {
+            let parsed = match line.fit {
+                Fit::TooLong => Err(BadLine::TooLong),
+                Fit::Whole | Fit::Shortened => opens::parse(line.bytes),
+            };
+            match parsed {
+                Err(reason) => tally.bad(reason),
+                Ok(None) => {}
+                Ok(Some(open)) => {
+                    clock.note(open.time);
+                    if semantics.expect(&open) {
+                        tally.kept += 1;
+                        let place = Place { time: open.time, kind: Kind::Open, file, line: number };
+                        merge.push(place, Item::Open(Box::new(open)), OPEN_SIZE);
+                    }
+                }
+            }
+        });
+        true
+    }
+}
+
+/// The source's next bytes; 0 at its end, and where it cannot be read any further, which is told.
+fn fill(source: &mut Source, buffer: &mut [u8], unread: &mut Vec<String>) -> usize {
+    source.fill(buffer).unwrap_or_else(|error| {
+        unread.push(format!("{}: {error}", source.name()));
+        0
+    })
+}
+
+/// Feeds a chunk to the source's assembler, an empty one to end it, and what that completes to
+/// `take`, with its number.
+fn for_each_line(
+    source: &mut Source,
+    chunk: &[u8],
+    tally: &mut Tally,
+    mut take: impl FnMut(&Line<'_>, u64, &mut Clock, &mut Tally),
+) {
+    let Some((reading, clock)) = source.reading() else { return };
+    tally.bytes += chunk.len() as u64;
+    let mut rest = chunk;
+    loop {
+        let next = match chunk.is_empty() {
+            true => reading.lines.finish(),
+            false => reading.lines.next_line(&mut rest),
+        };
+        let Some(line) = next else { break };
+        reading.line += 1;
+        tally.lines += 1;
+        take(&line, reading.line, clock, tally);
+    }
+    if chunk.is_empty() {
+        source.end();
+    }
+}
+
+/// Notes how far an audit file has come with a chunk; no line that is whole in it is later than
+/// what is returned.
+fn note_times(clock: &mut Clock, chunk: &[u8]) -> Micros {
+    // What a line that is not whole yet says may be a body's.
+    let end = memchr::memrchr(b'\n', chunk).unwrap_or_default();
+    let whole = chunk.get(..end).unwrap_or_default();
+    match last_stage_timestamp(whole) {
+        Some(last) if !clock.is_leap(last) && last >= clock.watermark() => {
+            clock.note(last);
+            last + clock.lateness()
+        }
+        // A gap, or times that break all bounds: each line is asked.
+        _ => {
+            let times = whole.split(|byte| *byte == b'\n').filter_map(last_stage_timestamp);
+            let greatest = times.inspect(|time| clock.note(*time)).max();
+            greatest.unwrap_or(Micros::MIN) + clock.lateness()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

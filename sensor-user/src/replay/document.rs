@@ -1,0 +1,96 @@
+//! From what Elasticsearch's semantics match to the alert document. Called by their feeder.
+
+use std::sync::Arc;
+
+use super::{elastic::Match, opens::OpenDocument};
+use crate::{
+    alert::{
+        document::{Origin, document},
+        ecs::Document,
+    },
+    attribution::pods::PodIndex,
+    audit::{self, AuditRecord, Stage},
+    correlation::{
+        Attached, Open, Request,
+        hourly::Key,
+        ids::{self, RequestId},
+        story::Story,
+    },
+    rules::{Band, catalogue::RuleId, exceptions::RequestKind},
+    time::Micros,
+};
+
+/// What all documents of a replay have in common.
+pub struct Writer {
+    /// Name of the cluster, part of every id.
+    pub cluster: String,
+    /// This process.
+    pub origin: Origin,
+    /// Of pods nothing is known but what events say.
+    pub pods: PodIndex,
+    /// When the replay began.
+    pub now: Micros,
+}
+
+/// Both rules' risk: Elasticsearch's do not look at what a request does.
+const BAND: Band = Band::Medium;
+
+impl Writer {
+    /// The alert about a match.
+    pub fn document(&self, found: &Match) -> Document {
+        match found {
+            Match::Sequence { name, open, request } => {
+                let key = Key { owner: name.clone(), rest: Vec::new() };
+                let rule = RuleId::TokenAccessThenApiRequest;
+                let node = open.host.as_deref();
+                self.alert(rule, &key, None, Some(open), request, node)
+            }
+            Match::TokenRequest { request } => {
+                let rest = [request.user_agent.clone(), minted_for(request)];
+                let rest = rest.into_iter().flatten().collect();
+                let key = Key { owner: request.user.username.clone(), rest };
+                // The query matches each stage by itself.
+                let stage = Some(request.stage);
+                self.alert(RuleId::TokenRequestByUser, &key, stage, None, request, None)
+            }
+        }
+    }
+
+    /// The alert as Elasticsearch dates it: by the stage, not by the receipt.
+    fn alert(
+        &self,
+        rule: RuleId,
+        key: &Key,
+        stage: Option<Stage>,
+        open: Option<&OpenDocument>,
+        record: &Arc<AuditRecord>,
+        node: Option<&str>,
+    ) -> Document {
+        let identity = RequestId::of(record);
+        let id = ids::request_incident_id(&self.cluster, rule, key, identity, stage);
+        let request = Request::new(record.stage_timestamp, AuditRecord::clone(record));
+        let request = Attached::new(identity, &request, RequestKind::Unknown);
+        let open = open.map(|open| Arc::new(Open::new(open.boot_id.clone(), open.open.clone())));
+        let mut finding = Story::begin(rule, id, open, Some(request)).alert();
+        finding.band = BAND;
+        finding.event_id =
+            ids::event_id(rule.as_str(), &finding.incident_id, finding.kind.as_str(), BAND);
+        finding.last = record.stage_timestamp;
+        let node_name = node.or(record.extra(audit::NODE_NAME)).unwrap_or_default().to_owned();
+        let origin = Origin { node_name, ..self.origin.clone() };
+        let mut document = document(&finding, &origin, &self.pods, None, self.now);
+        document.timestamp = record.stage_timestamp;
+        document.event.end = record.stage_timestamp;
+        if node.is_none()
+            && let Some(from) = &mut document.tokentrail.evidence.origin
+        {
+            from.node_claim_is_this_node = None;
+        }
+        document
+    }
+}
+
+fn minted_for(request: &AuditRecord) -> Option<String> {
+    let (namespace, name) = request.minted_for()?;
+    Some(format!("{namespace}/{name}"))
+}

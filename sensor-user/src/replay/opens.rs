@@ -1,0 +1,289 @@
+//! Opens as ECS documents, one a line: what `run --record` writes, and what others record.
+//!
+//! Fields may be nested or have dots in their names, and hold one value or a list. Our own
+//! `tokentrail.open` is the open itself where it is there; otherwise one is made of the ECS fields,
+//! graded by `process.interactive` alone. Pure; called by the readers of `--opens`.
+
+use std::{collections::HashSet, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::Value;
+
+use crate::{
+    attribution::{ContainerRef, Grade, ProcessKey, RelatedProcess, TokenFile, TokenOpen},
+    audit::BadLine,
+    redact::redact_args,
+    time::Micros,
+};
+
+/// Where pods have their token and CA certificate.
+const FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount/";
+
+/// An open and what its document says of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpenDocument {
+    /// `@timestamp`
+    pub time: Micros,
+    /// Values of `orchestrator.resource.name`.
+    pub names: Vec<String>,
+    /// `orchestrator.namespace`
+    pub namespace: Option<String>,
+    /// Whether the open is one that Elastic's rule looks for.
+    pub is_elastic: bool,
+    /// `host.boot.id`; empty if it is not there.
+    pub boot_id: String,
+    /// `host.name`
+    pub host: Option<String>,
+    /// `tokentrail.skew_us`
+    pub skew: Option<Micros>,
+    /// The open; its times are the document's.
+    pub open: TokenOpen,
+}
+
+/// Reads one document; `None` if it is not about an open of a token.
+///
+/// # Errors
+/// The line is no JSON object, has a key twice, or no believable `@timestamp`.
+pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
+    let line = line.trim_ascii();
+    if line.is_empty() {
+        return Err(BadLine::Blank);
+    }
+    let text = String::from_utf8_lossy(line);
+    let fault = |error: serde_json::Error| match error.is_data() {
+        true => BadLine::WrongShape,
+        false => BadLine::NotJson,
+    };
+    let Unique = serde_json::from_str(&text).map_err(fault)?;
+    let document: Value = serde_json::from_str(&text).map_err(fault)?;
+    if !document.is_object() {
+        return Err(BadLine::NotJson);
+    }
+    let fields = Fields(&document);
+    let own = fields.all("tokentrail.open").into_iter().find(|value| value.is_object());
+    let path = fields.texts("file.path").find_map(|path| Some((path, token_file(path)?)));
+    if own.is_none() && (path.is_none() || !fields.has("event.action", "open")) {
+        return Ok(None);
+    }
+    let time = fields.text("@timestamp").and_then(Micros::parse_believable);
+    let time = time.ok_or(BadLine::BadTime)?;
+    let mut open = match (own, path) {
+        (Some(own), _) => TokenOpen::deserialize(own).map_err(|_| BadLine::WrongShape)?,
+        (None, Some((path, file))) => open_of(&fields, time, path, file),
+        (None, None) => return Ok(None),
+    };
+    (open.time, open.wall) = (time, time);
+    Ok(Some(OpenDocument {
+        time,
+        names: fields.texts("orchestrator.resource.name").map(str::to_owned).collect(),
+        namespace: fields.text("orchestrator.namespace").map(str::to_owned),
+        is_elastic: is_elastic(&fields),
+        boot_id: fields.text("host.boot.id").unwrap_or_default().to_owned(),
+        host: fields.text("host.name").map(str::to_owned),
+        skew: fields.number("tokentrail.skew_us").and_then(|us| i64::try_from(us).ok()).map(Micros),
+        open,
+    }))
+}
+
+/// The conditions of Elastic's rule on a file event; each holds if any value of its field does.
+fn is_elastic(fields: &Fields<'_>) -> bool {
+    fields.has("host.os.type", "linux")
+        && fields.has("event.category", "file")
+        && fields.has("event.type", "change")
+        && fields.has("event.action", "open")
+        && fields.texts("file.path").any(|path| {
+            path.strip_prefix(FOLDER).is_some_and(|name| matches!(name, "token" | "ca.crt"))
+        })
+        && fields.all("process.interactive").contains(&&Value::Bool(true))
+        && !fields.all("container.id").is_empty()
+}
+
+/// Which file of a token volume the path names, by whatever way it leads there.
+fn token_file(path: &str) -> Option<TokenFile> {
+    // `/var/run` is a link to `/run`.
+    let folder = FOLDER.strip_prefix("/var")?;
+    let rest = path.strip_prefix("/var").unwrap_or(path).strip_prefix(folder)?;
+    // The volume's files are links through `..data` into a folder named by a date.
+    let (parent, name) = rest.rsplit_once('/').unwrap_or(("", rest));
+    match name {
+        "token" if parent.is_empty() || parent.starts_with("..") => Some(TokenFile::Token),
+        "ca.crt" if parent.is_empty() || parent.starts_with("..") => Some(TokenFile::CaCert),
+        _ => None,
+    }
+}
+
+/// An open as ECS fields alone tell it.
+fn open_of(fields: &Fields<'_>, time: Micros, path: &str, file: TokenFile) -> TokenOpen {
+    let interactive = fields.all("process.interactive").contains(&&Value::Bool(true));
+    let nanos = |time: Micros| u64::try_from(time.0).unwrap_or_default().saturating_mul(1_000);
+    // There is no boot clock: the wall clock takes its place.
+    let ktime_ns = nanos(time);
+    let key = |process: &str| {
+        let started = fields.text(&format!("{process}.start")).and_then(Micros::parse_believable);
+        let tgid = fields.number(&format!("{process}.pid"));
+        ProcessKey {
+            tgid: tgid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default(),
+            start_boottime_ns: started.map_or(ktime_ns, nanos),
+        }
+    };
+    let text = |field: &str| fields.text(field).unwrap_or_default().to_owned();
+    let id = |field: &str| {
+        fields.number(field).and_then(|id| u32::try_from(id).ok()).unwrap_or_default()
+    };
+    let process = key("process");
+    // The session that the process belongs to, as far as somebody recorded it.
+    let entry = ["process.entry_leader", "process.session_leader"]
+        .into_iter()
+        .find(|leader| fields.number(&format!("{leader}.pid")).is_some())
+        .map_or(RelatedProcess { key: process, comm: text("process.name") }, |leader| {
+            RelatedProcess { key: key(leader), comm: text(&format!("{leader}.name")) }
+        });
+    let pod_uid = fields.text("orchestrator.resource.id").map(str::to_owned);
+    TokenOpen {
+        ktime_ns,
+        time,
+        wall: time,
+        grade: if interactive { Grade::Interactive } else { Grade::Workload },
+        native: None,
+        volume: None,
+        reader: fields.text("container.id").map(|container| ContainerRef {
+            pod_uid: pod_uid.clone().unwrap_or_default(),
+            container_id: Some(container.to_owned()),
+            runtime: fields.text("container.runtime").map(str::to_owned),
+        }),
+        pod_uid,
+        file,
+        path: format!("{FOLDER}{}", path.rsplit('/').next().unwrap_or_default()),
+        raw_path: path.to_owned(),
+        inode: fields.number("file.inode").unwrap_or_default(),
+        process,
+        pid: process.tgid,
+        ppid: id("process.parent.pid"),
+        comm: text("process.name"),
+        leader_comm: text("process.name"),
+        executable: text("process.executable"),
+        executable_id: (0, 0),
+        args: redact_args(fields.texts("process.args").map(str::to_owned).collect()),
+        args_cut: false,
+        uid: id("process.user.id"),
+        euid: id("process.user.id"),
+        tty: None,
+        entry: entry.clone(),
+        pidns_entry: entry,
+        cgroup: String::new(),
+        route: "record".to_owned(),
+        degraded: Vec::new(),
+    }
+}
+
+/// A document's fields by their dotted names, as Elasticsearch sees them: objects and lists are
+/// looked through, nulls are no values.
+struct Fields<'a>(&'a Value);
+
+impl<'a> Fields<'a> {
+    fn all(&self, field: &str) -> Vec<&'a Value> {
+        let mut found = Vec::new();
+        gather(self.0, field, &mut found);
+        found
+    }
+
+    fn texts(&self, field: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.all(field).into_iter().filter_map(Value::as_str)
+    }
+
+    fn text(&self, field: &str) -> Option<&'a str> {
+        self.texts(field).next()
+    }
+
+    /// A number, or one written as text.
+    fn number(&self, field: &str) -> Option<u64> {
+        self.all(field)
+            .into_iter()
+            .find_map(|value| value.as_u64().or_else(|| value.as_str()?.parse().ok()))
+    }
+
+    fn has(&self, field: &str, text: &str) -> bool {
+        self.texts(field).any(|value| value == text)
+    }
+}
+
+fn gather<'a>(value: &'a Value, field: &str, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Null => {}
+        Value::Array(items) => items.iter().for_each(|item| gather(item, field, found)),
+        _ if field.is_empty() => found.push(value),
+        Value::Object(members) => {
+            let ends = field.match_indices('.').map(|(at, _)| at).chain([field.len()]);
+            for (key, rest) in ends.filter_map(|end| field.split_at_checked(end)) {
+                if let Some(inner) = members.get(key) {
+                    gather(inner, rest.trim_start_matches('.'), found);
+                }
+            }
+        }
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// JSON in which no object has a key twice: of two values the reader would choose one, and a rule
+/// elsewhere the other.
+struct Unique;
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON without a key twice")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value::<Self>()?;
+            if !keys.insert(key) {
+                return Err(A::Error::custom("a key twice"));
+            }
+        }
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
+        while list.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! Whole replays of files under Elasticsearch's semantics: against a model, and what dirt does.
+
+use std::{fs, io::Write as _, path::Path};
+
+use flate2::{Compression, write::GzEncoder};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{document::Writer, output::Target, semantics::elastic::ElasticSemantics, *};
+use crate::{alert::document::Origin, attribution::pods::PodIndex, audit::POD_NAME};
+
+const SECOND: i64 = 1_000_000;
+
+fn time(at: i64) -> String {
+    let start = Micros::parse("2026-01-01T00:00:00Z").unwrap();
+    (start + Micros(at)).to_string()
+}
+
+fn open(at: i64, pod: &str) -> String {
+    let document = json!({
+        "@timestamp": time(at),
+        "host": {"os": {"type": "linux"}},
+        "event": {"category": ["file"], "type": ["change"], "action": "open"},
+        "file": {"path": "/var/run/secrets/kubernetes.io/serviceaccount/token"},
+        "process": {"interactive": true, "name": "cat"},
+        "container": {"id": "c-1"},
+        "orchestrator": {"namespace": "shop", "resource": {"name": pod}},
+    });
+    document.to_string()
+}
+
+fn answer(at: i64, pod: &str) -> String {
+    let event = json!({
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "auditID": format!("{at}-{pod}"),
+        "stage": "ResponseComplete", "verb": "list", "requestURI": "/api/v1/pods",
+        "user": {"username": "system:serviceaccount:shop:till", "extra": {POD_NAME: [pod]}},
+        "requestReceivedTimestamp": time(at), "stageTimestamp": time(at),
+    });
+    event.to_string()
+}
+
+fn semantics() -> ElasticSemantics {
+    ElasticSemantics::new(Writer {
+        cluster: String::new(),
+        origin: Origin {
+            cluster_name: None,
+            node_name: String::new(),
+            host_id: None,
+            agent_id: "test".to_owned(),
+            route: "none".to_owned(),
+            degraded: Vec::new(),
+        },
+        pods: PodIndex::default(),
+        now: Micros(0),
+    })
+}
+
+/// The documents, and what became of the lines.
+fn replay(chunk: usize, opens: &[&Path], audit: &[&Path]) -> (Vec<Value>, Summary) {
+    let paths = |paths: &[&Path]| paths.iter().map(|path| path.to_path_buf()).collect();
+    let files = Files { opens: paths(opens), audit: paths(audit), lateness: Micros::from_secs(5) };
+    let mut sorted = Sorted::new(None);
+    let progress = ProgressBar::hidden();
+    let summary = run_in_chunks(chunk, &files, &mut semantics(), &mut sorted, &progress).unwrap();
+    let mut written = Vec::new();
+    sorted.write_to(&mut written).unwrap();
+    let documents = written.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    (documents.map(|line| serde_json::from_slice(line).unwrap()).collect(), summary)
+}
+
+/// Open and request of each document, and the pod.
+fn joined(documents: &[Value]) -> Vec<(String, String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut joined: Vec<_> = documents
+        .iter()
+        .map(|it| {
+            assert_eq!(it["@timestamp"], it["event"]["end"]);
+            let pod = text(&it["kubernetes"]["audit"]["user"]["extra"][POD_NAME][0]);
+            (text(&it["event"]["start"]), text(&it["@timestamp"]), pod)
+        })
+        .collect();
+    let times: Vec<_> = documents.iter().map(|it| text(&it["@timestamp"])).collect();
+    assert!(times.is_sorted(), "{times:?}");
+    joined.sort();
+    joined
+}
+
+/// What the whole of opens and answers, in order of time, implies.
+fn model(opens: &[(i64, u8)], answers: &[(i64, u8)]) -> Vec<(String, String, String)> {
+    let mut steps: Vec<_> = opens.iter().map(|(at, pod)| (*at, 0, *pod)).collect();
+    steps.extend(answers.iter().map(|(at, pod)| (*at, 1, *pod)));
+    steps.sort_unstable();
+    let (mut pending, mut found) = (BTreeMap::new(), Vec::new());
+    for (at, kind, pod) in steps {
+        if kind == 0 {
+            pending.insert(pod, at);
+        } else if let Some(open) = pending.remove(&pod).filter(|open| at - open <= 60 * SECOND) {
+            found.push((time(open), time(at), format!("pod-{pod}")));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Moved apart by at most five seconds, over some files, with dirt between them.
+fn scatter(
+    lines: &[(i64, String)],
+    files: usize,
+    salt: u64,
+    folder: &Path,
+    name: &str,
+) -> Vec<PathBuf> {
+    let mut lines: Vec<_> = (0u64..).zip(lines).collect();
+    lines.sort_by_key(|(number, (at, _))| {
+        at + i64::try_from((number + 1) * (salt | 1) % 5).unwrap() * SECOND
+    });
+    let paths: Vec<_> = (0..files).map(|file| folder.join(format!("{name}-{file}"))).collect();
+    for (file, path) in paths.iter().enumerate() {
+        let mut text = Vec::new();
+        for (number, (_, line)) in &lines {
+            if usize::try_from(number ^ salt).unwrap() % files == file {
+                text.extend(line.as_bytes());
+                text.push(b'\n');
+                text.extend(match (number + salt) % 7 {
+                    0 => &b"\n"[..],
+                    1 => b"{\"torn\":\n",
+                    2 => b"\x7fELF\xff\xfe\n",
+                    3 => b"\0\0\0\0",
+                    _ => b"",
+                });
+            }
+        }
+        let packed = (salt + file as u64) % 3;
+        fs::write(
+            path,
+            match packed {
+                0 => text,
+                1 => {
+                    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+                    encoder.write_all(&text).unwrap();
+                    encoder.finish().unwrap()
+                }
+                _ => ruzstd::encoding::compress_to_vec(
+                    text.as_slice(),
+                    ruzstd::encoding::CompressionLevel::Fastest,
+                ),
+            },
+        )
+        .unwrap();
+    }
+    paths
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn alerts_are_those_of_the_whole_however_it_is_ordered_split_packed_and_soiled(
+        opens in prop::collection::vec((0..2_000i64, 0..3u8), 0..40),
+        answers in prop::collection::vec((0..2_000i64, 0..3u8), 0..60),
+        files in (1..4usize, 1..4usize),
+        chunk in 40..3_000usize,
+        salt in any::<u32>(),
+    ) {
+        // Seconds, so that bounds are met exactly; a night lies in the middle. No two answers of a
+        // pod at once: which of them counts is the order of input.
+        let spread = |at: i64| at * SECOND + if at > 1_000 { 40_000 * SECOND } else { 0 };
+        let opens: Vec<_> = opens.into_iter().map(|(at, pod)| (spread(at), pod)).collect();
+        let mut answers: Vec<_> = answers.into_iter().map(|(at, pod)| (spread(at), pod)).collect();
+        answers.sort_unstable();
+        answers.dedup();
+        let folder = tempfile::tempdir().unwrap();
+        let lines = |list: &[(i64, u8)], line: fn(i64, &str) -> String| -> Vec<(i64, String)> {
+            list.iter().map(|(at, pod)| (*at, line(*at, &format!("pod-{pod}")))).collect()
+        };
+        let salt = u64::from(salt);
+        let open_files = scatter(&lines(&opens, open), files.0, salt, folder.path(), "opens");
+        let audit_files = scatter(&lines(&answers, answer), files.1, salt / 3, folder.path(), "audit");
+        let refs = |paths: &[PathBuf]| -> Vec<PathBuf> { paths.to_vec() };
+        let (open_files, audit_files) = (refs(&open_files), refs(&audit_files));
+        let (documents, summary) = replay(
+            chunk,
+            &open_files.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
+            &audit_files.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
+        );
+        prop_assert_eq!(joined(&documents), model(&opens, &answers));
+        prop_assert_eq!((summary.late, summary.early, summary.unread), (0, 0, vec![]));
+    }
+}
+
+/// Replays these lines in one file each.
+fn of_lines(opens: &[String], audit: &[String]) -> (Vec<Value>, Summary) {
+    let folder = tempfile::tempdir().unwrap();
+    let [open_file, audit_file] = ["opens", "audit"].map(|name| folder.path().join(name));
+    fs::write(&open_file, opens.join("\n")).unwrap();
+    fs::write(&audit_file, audit.join("\n")).unwrap();
+    replay(CHUNK, &[&open_file], &[&audit_file])
+}
+
+#[test]
+fn a_line_with_an_absurd_time_spoils_nothing_before_or_after_it() {
+    let at = |text: &str| answer(0, "till").replace(&time(0), text);
+    for absurd in [
+        at("0001-01-01T00:00:00.000000Z"),
+        at("2150-01-01T00:00:00.000000Z"),
+        at("9999-12-31T23:59:59.999999Z"),
+        at("soon"),
+        at("2015-01-01T00:00:00.000000Z"),
+    ] {
+        for place in 0..4 {
+            let mut audit: Vec<_> = (0..3).map(|it| answer(it * 20 * SECOND, "cart")).collect();
+            audit.push(answer(61 * SECOND, "till"));
+            audit.insert(place, absurd.clone());
+            let opens = [open(30 * SECOND, "cart"), open(50 * SECOND, "till")];
+            let (documents, _) = of_lines(&opens, &audit);
+            let pods: Vec<_> = joined(&documents).into_iter().map(|(_, _, pod)| pod).collect();
+            assert_eq!(pods, ["cart", "till"], "{absurd} at {place}");
+        }
+        for place in 0..3 {
+            let mut opens = vec![open(30 * SECOND, "cart"), open(50 * SECOND, "till")];
+            let time_of = absurd.split('"').find(|it| it.ends_with('Z') || *it == "soon").unwrap();
+            opens.insert(place, open(0, "other").replace(&time(0), time_of));
+            let audit = [answer(40 * SECOND, "cart"), answer(61 * SECOND, "till")];
+            let (documents, _) = of_lines(&opens, &audit);
+            assert_eq!(documents.len(), 2, "{time_of} at {place}");
+        }
+    }
+}
+
+#[test]
+fn bad_lines_are_counted_by_reason_and_hide_nothing() {
+    let bomb = format!("{{\"user\":{}", "[".repeat(100_000));
+    let huge = answer(10 * SECOND, "till").replacen(
+        '{',
+        &format!("{{\"requestObject\":{{\"a\":\"{}\"}},", "x".repeat(3 << 20)),
+        1,
+    );
+    let audit = [
+        String::new(),
+        "garbage".to_owned(),
+        answer(1, "till").replace("\"list\"", "7"),
+        answer(1, "till").replacen('{', "{\"user\":{},", 1),
+        answer(1, "till").replace("Complete", "Done"),
+        answer(1, "till").replace("\"Event\"", "\"Pod\""),
+        bomb,
+        huge,
+    ];
+    let opens = [
+        "[1]".to_owned(),
+        open(0, "till").replacen('{', "{\"event\":5,", 1),
+        open(0, "till"),
+        "{}".to_owned(),
+    ];
+    let (documents, summary) = of_lines(&opens, &audit);
+    assert_eq!(joined(&documents), [(time(0), time(10 * SECOND), "till".to_owned())]);
+    let counts = |tally: &Tally| -> Vec<(&'static str, u64)> {
+        tally.bad.iter().map(|(reason, count)| (*reason, *count)).collect()
+    };
+    let expected = [("blank", 1), ("not_json", 2), ("wrong_kind", 1), ("wrong_shape", 3)];
+    assert_eq!(counts(&summary.audit), expected);
+    assert_eq!(counts(&summary.opens), [("not_json", 1), ("wrong_shape", 1)]);
+    assert_eq!((summary.audit.lines, summary.opens.lines, summary.opens.kept), (8, 4, 1));
+}
+
+#[test]
+fn what_is_later_than_allowed_is_counted_and_used() {
+    let audit = [0, 30, 40, 10, 41, 50].map(|at| answer(at * SECOND, "till"));
+    let (documents, summary) = of_lines(&[open(35 * SECOND, "till")], &audit);
+    assert_eq!(joined(&documents), [(time(35 * SECOND), time(40 * SECOND), "till".to_owned())]);
+    // One file is one chunk: nothing was handed out before the late line was read.
+    assert_eq!(summary.late, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let [opens, late] = ["opens", "audit"].map(|name| folder.path().join(name));
+    fs::write(&opens, open(0, "till") + "\n" + &open(35 * SECOND, "till")).unwrap();
+    fs::write(&late, audit.join("\n")).unwrap();
+    let (documents, summary) = replay(300, &[&opens], &[&late]);
+    assert_eq!((documents.len(), summary.late), (2, 1));
+}
+
+#[test]
+fn a_file_given_with_the_wrong_option_is_one_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let [opens, audit] = ["opens", "audit"].map(|name| folder.path().join(name));
+    fs::write(&opens, format!("\ngarbage\n{}\n", open(0, "till"))).unwrap();
+    fs::write(&audit, answer(0, "till")).unwrap();
+    let refuse = |files: Files| {
+        let mut sorted = Sorted::new(None);
+        let refused = run(&files, &mut semantics(), &mut sorted, &ProgressBar::hidden());
+        refused.unwrap_err()
+    };
+    let files = |opens: &Path, audit: &Path| Files {
+        opens: vec![opens.to_owned()],
+        audit: vec![audit.to_owned()],
+        lateness: Micros(0),
+    };
+    for (files, given) in [(files(&audit, &audit), "--opens"), (files(&opens, &opens), "--audit")] {
+        let error = refuse(files);
+        assert!(error.is_usage());
+        assert!(
+            error.to_string().contains(&format!("was given with {given} but holds")),
+            "{error}"
+        );
+    }
+    assert!(refuse(files(Path::new("-"), Path::new("-"))).is_usage());
+    let missing = refuse(files(&opens, &folder.path().join("no-such")));
+    assert!(!missing.is_usage() && missing.to_string().contains("no-such"), "{missing}");
+}
+
+#[test]
+fn a_cut_archive_is_used_up_to_where_it_was_cut_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let [opens, audit, later] = ["opens", "audit", "later"].map(|name| folder.path().join(name));
+    fs::write(&opens, [open(0, "till"), open(90_000 * SECOND, "cart")].join("\n")).unwrap();
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+    let filler = answer(2 * SECOND, "other") + "\n";
+    write!(encoder, "{}\n{}", answer(SECOND, "till"), filler.repeat(5_000)).unwrap();
+    let packed = encoder.finish().unwrap();
+    fs::write(&audit, &packed[..packed.len() - 100]).unwrap();
+    fs::write(&later, answer(90_001 * SECOND, "cart")).unwrap();
+    let (documents, summary) = replay(CHUNK, &[&opens], &[&audit, &later]);
+    assert_eq!(documents.len(), 2);
+    assert!(matches!(summary.unread.as_slice(), [told] if told.contains("audit: ")));
+}
+
+#[test]
+fn a_target_is_known_before_anything_is_read() {
+    assert!(Target::prepare(Some(Path::new("/no/such/folder/alerts"))).is_err());
+}
