@@ -226,7 +226,7 @@ impl Canary {
         } else if silent {
             let seconds = allowed.0 / 1_000_000;
             let detail = format!(
-                "the API server answers this agent's requests, but none was in the audit log within \
+                "the API server answers this agent's requests, but none was among the audit events within \
                  {seconds} s: the audit policy hides them, the log is another API server's, or it \
                  is not written; who is hidden as this agent is goes unseen"
             );
