@@ -1,4 +1,4 @@
-//! Makes the canary's requests and tells when. Judges nothing but which answers are audited. The
+//! Makes the canary's requests, numbered, and tells when. Judges nothing but which answers are audited. The
 //! agent spawns it; `tokentrail check` asks once.
 
 use std::{
@@ -11,20 +11,16 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Asked, MARK};
+use super::{Asked, MARK, URI};
 use crate::{
     api::{Access, AccessError, ApiClient},
     time::Micros,
 };
 
-/// The pods of a namespace that is not there: an empty list that the agent may ask for, and policies
-/// that hide health checks, discovery and leases do not hide it. A refusal is audited as well.
-const URI: &str = "/api/v1/namespaces/tokentrail-canary/pods?limit=1";
-
 /// A request that was not answered is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(15);
 
-/// Makes requests, each with a user agent of its own.
+/// Makes requests that can be told from all others.
 pub struct Probe {
     client: ApiClient,
     run: String,
@@ -49,9 +45,9 @@ impl Probe {
     pub async fn ask(&mut self) -> Asked {
         self.number += 1;
         let number = self.number;
-        let user_agent = format!("{MARK}{}.{number}", self.run);
+        let (uri, user_agent) = (format!("{URI}{number}"), format!("{MARK}{}", self.run));
         let sent = wall_clock();
-        let status = self.client.status(URI, &user_agent).await;
+        let status = self.client.status(&uri, &user_agent).await;
         let answered = wall_clock();
         let answered = status.and_then(|code| match code {
             401 => Err("the Kubernetes API does not know this credential (401)".to_owned()),
@@ -109,7 +105,7 @@ mod tests {
     use std::{path::PathBuf, sync::Arc};
 
     use axum::{Router, extract::State, http::HeaderMap, routing::get};
-    use http::StatusCode;
+    use http::{StatusCode, Uri};
     use serde_json::json;
     use tempfile::TempDir;
     use tokio::{net::TcpListener, sync::Mutex};
@@ -118,9 +114,11 @@ mod tests {
 
     type Seen = Arc<Mutex<(u16, Vec<String>)>>;
 
-    async fn answer(State(seen): State<Seen>, headers: HeaderMap) -> StatusCode {
+    async fn answer(State(seen): State<Seen>, uri: Uri, headers: HeaderMap) -> StatusCode {
         let mut seen = seen.lock().await;
-        seen.1.extend(headers.get_all("user-agent").iter().map(|it| it.to_str().unwrap().into()));
+        for agent in headers.get_all("user-agent") {
+            seen.1.push(format!("{} {uri}", agent.to_str().unwrap()));
+        }
         StatusCode::from_u16(seen.0).unwrap()
     }
 
@@ -149,7 +147,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_request_bears_one_user_agent_of_its_own_and_only_audited_answers_count() {
+    async fn each_request_bears_this_runs_user_agent_and_its_number_and_only_audited_answers_count()
+    {
         let (access, seen, _folder) = server().await;
         let mut probe = Probe::open(&access, nonce()).await.unwrap();
         let cases =
@@ -162,8 +161,8 @@ mod tests {
                 Ok(answered) => assert!(answered >= asked.sent),
                 Err(why) => assert!(why.contains(&code.to_string()), "{why}"),
             }
-            let agent = seen.lock().await.1.pop().unwrap();
-            assert_eq!(agent, format!("tokentrail-canary/{}.{number}", probe.run()));
+            let request = seen.lock().await.1.pop().unwrap();
+            assert_eq!(request, format!("tokentrail-canary/{} {URI}{number}", probe.run()));
             assert_eq!(seen.lock().await.1, [""; 0], "more than one user agent");
         }
     }

@@ -23,10 +23,10 @@ fn asked(number: u64, sent: i64, answered: i64) -> Asked {
 
 /// An event as the API server writes it, found by the scan: received and written at these
 /// microseconds after [`NOON`] by the server's clock.
-fn event(user_agent: &str, received: i64, stage: i64) -> AuditRecord {
+fn event(user_agent: &str, number: u64, received: i64, stage: i64) -> AuditRecord {
     let (received, stage) = (NOON + Micros(received), NOON + Micros(stage));
     let line = format!(
-        r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/tokentrail-canary/pods?limit=1","verb":"list","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
+        r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/tokentrail-canary/pods?limit=1\u0026canary={number}","verb":"list","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
     );
     match classify(line.as_bytes(), &Interest::LIVE) {
         Scan::Record(record) => record,
@@ -35,7 +35,7 @@ fn event(user_agent: &str, received: i64, stage: i64) -> AuditRecord {
 }
 
 fn own(number: u64, received: i64, stage: i64) -> AuditRecord {
-    event(&format!("tokentrail-canary/run.{number}"), received, stage)
+    event("tokentrail-canary/run", number, received, stage)
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn another_agents_canary_proves_the_stream_unless_it_is_of_long_ago() {
     for (age, state) in [(PATIENCE, State::Heard), (PATIENCE + Micros(1), State::Silent)] {
         let mut canary = canary();
         canary.note(asked(1, 0, 1_000), secs(0));
-        canary.see(&event("tokentrail-canary/others.7", 0, 0), NOON + age);
+        canary.see(&event("tokentrail-canary/others", 7, 0, 0), NOON + age);
         let status = canary.status(secs(76));
         assert_eq!((status.state, status.measured), (state, None));
     }
@@ -150,11 +150,14 @@ fn a_request_that_is_not_answered_is_told_with_its_reason_until_one_is() {
 fn what_is_no_canary_is_no_sign_of_life() {
     let mut canary = canary();
     canary.note(asked(1, 0, 1_000), secs(0));
-    let mut record = own(1, 0, 0);
-    for agent in
-        [None, Some("kubectl/v1.33"), Some("tokentrail-canary/"), Some("tokentrail-canary/run.x")]
-    {
-        record.user_agent = agent.map(str::to_owned);
+    for (agent, uri) in [
+        (None, "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=1"),
+        (Some("kubectl/v1.33"), "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=1"),
+        (Some("tokentrail-canary/run"), "/api/v1/pods?limit=1&canary=1"),
+        (Some("tokentrail-canary/run"), "/api/v1/namespaces/tokentrail-canary/pods?canary="),
+    ] {
+        let mut record = own(1, 0, 0);
+        (record.user_agent, record.request_uri) = (agent.map(str::to_owned), uri.to_owned());
         canary.see(&record, NOON);
     }
     assert_eq!(canary.status(secs(76)).state, State::Silent);

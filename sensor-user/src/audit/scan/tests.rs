@@ -339,9 +339,9 @@ fn the_canary_of_any_agent_is_a_record_and_its_mark_elsewhere_does_not_matter() 
     let mut event = event();
     event["user"] = json!({"username": "kubernetes-admin"});
     for (user_agent, matters) in [
-        ("tokentrail-canary/run.1", true),
+        ("tokentrail-canary/run", true),
         ("tokentrail/0.1.0", false),
-        ("curl tokentrail-canary/run.1", false),
+        ("curl tokentrail-canary/run", false),
     ] {
         event["userAgent"] = user_agent.into();
         let found = classify(event.to_string().as_bytes());
