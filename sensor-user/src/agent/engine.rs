@@ -14,7 +14,9 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state};
+use super::{
+    AgentError, CanaryFeed, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state,
+};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -33,7 +35,7 @@ use crate::{
         Correlator, Finding, Kind, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
-    kernel::{Sensor, SensorError},
+    kernel::{Sensor, SensorError, clock::Now},
     metrics::CorrelationMetrics,
     time::Micros,
 };
@@ -48,6 +50,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Every stage, and the state between them.
 pub(super) struct Engine {
     senses: Senses,
+    canary: CanaryFeed,
     rulebook: RulebookKeeper,
     join: Join,
     sources: Vec<Source>,
@@ -210,6 +213,7 @@ impl Engine {
             sensor_failure: None,
             remembered: Vec::new(),
             senses,
+            canary: CanaryFeed::start(config, metrics.canary, tasks),
             rulebook,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -331,6 +335,9 @@ impl Engine {
                     ready?;
                     self.drain();
                 }
+                Some(asked) = self.canary.asked() => {
+                    self.canary.note(asked, self.senses.clock.now().steady);
+                }
                 // While alerts wait for space, so does what would make more of them.
                 Some(change) = self.senses.pods.changed() => {
                     self.senses.pods.index.apply(change, self.senses.clock.now().steady);
@@ -359,8 +366,10 @@ impl Engine {
     }
 
     fn take(&mut self, batch: AuditBatch) {
-        let now = self.senses.clock.now().steady;
+        let Now { steady: now, wall } = self.senses.clock.now();
+        let covers_nothing = batch.records.is_empty();
         for read in batch.records {
+            self.canary.see(&read, wall);
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request::new(time, read.record);
             self.join.request(request, &self.senses.pods.index, now);
@@ -370,7 +379,13 @@ impl Engine {
             source.newest_stage = source.newest_stage.max(batch.newest_stage);
             // In memory only: it is written when the alerts up to here are durable.
             if let (Some(path), Some(position)) = (&source.checkpoint, batch.position) {
+                let first = self.checkpoints.position(path).is_none();
                 self.checkpoints.advance(path, position);
+                // But at once where a restart would begin at the log's end instead. If that fails,
+                // the next tick tries again and says so.
+                if first && covers_nothing && self.checkpoints.flush().is_err() {
+                    tracing::debug!("the first checkpoint could not be written yet");
+                }
             }
         }
         if let Some(acknowledge) = batch.acknowledge {
@@ -416,7 +431,8 @@ impl Engine {
     /// What an alert of this moment says about this process.
     fn origin_now(&self) -> Cow<'_, Origin> {
         let mut origin = Cow::Borrowed(&self.origin);
-        if let Some(why) = self.senses.pods.degraded() {
+        let lacking = [self.senses.pods.degraded(), self.canary.failure()];
+        for why in lacking.into_iter().flatten() {
             origin.to_mut().degraded.push(why);
         }
         origin
@@ -432,6 +448,10 @@ impl Engine {
         let watermark = self.watermark(now, batches.is_empty());
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
         self.senses.pods.index.forget(now);
+        if self.sources.iter().any(|source| source.status.borrow().is_open()) {
+            self.canary.go();
+        }
+        self.canary.judge(now);
         self.tell(None);
         self.alert_log.maintain();
         let journal = self.join.correlator.flush_journal();
@@ -542,6 +562,7 @@ impl Engine {
             report.degraded.clone_from(&self.origin_now().degraded);
             report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
+            report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
             report.audit = match (files, webhooks) {
                 (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),

@@ -18,6 +18,7 @@ fn interest<T>(look: impl FnOnce(&Interest<'_>) -> T) -> T {
         accounts: false,
         sessions: false,
         token_requests: Users::Named(&|name| name != "kubelet"),
+        canaries: false,
         received_may_lack: true,
     })
 }
