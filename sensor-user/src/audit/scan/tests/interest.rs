@@ -113,6 +113,7 @@ fn pods_are_looked_for_by_uid_too() {
             accounts: false,
             sessions: false,
             token_requests: Users::None,
+            canaries: false,
             received_may_lack: false,
         };
         for line in recorded!("pod-allowed").lines() {
