@@ -160,7 +160,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         },
     };
     let (mut engine, batches) =
-        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks).await?;
+        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks)?;
     engine.take_over(held_back);
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = engine.sources(),

@@ -5,7 +5,10 @@
 
 use std::{borrow::Cow, sync::LazyLock};
 
-use memchr::memmem::Finder;
+use memchr::{
+    memchr2,
+    memmem::{self, Finder},
+};
 use regex_lite::{Captures, Regex};
 
 /// What stands in a secret's place.
@@ -50,14 +53,18 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Whether one of the words is in the text without which no pattern matches. Most text has none,
-/// and the patterns take a hundred times as long.
+/// Whether one of the words is in the text without which no pattern matches, and what has to follow
+/// a name. Most text has none, and the patterns take a hundred times as long.
 fn may_hold_secret(text: &str) -> bool {
-    static WORDS: LazyLock<[Finder<'static>; 7]> = LazyLock::new(|| {
-        ["eyj", "bearer", "token", "passw", "secret", "key", "authorization"].map(Finder::new)
-    });
+    static ALONE: LazyLock<[Finder<'static>; 2]> =
+        LazyLock::new(|| ["eyj", "bearer"].map(Finder::new));
+    static NAMES: LazyLock<[Finder<'static>; 5]> =
+        LazyLock::new(|| ["token", "passw", "secret", "key", "authorization"].map(Finder::new));
     let text = text.to_ascii_lowercase();
-    WORDS.iter().any(|word| word.find(text.as_bytes()).is_some())
+    let text = text.as_bytes();
+    let is_given = || memchr2(b'=', b':', text).is_some() || memmem::find(text, b"%3d").is_some();
+    ALONE.iter().any(|word| word.find(text).is_some())
+        || (is_given() && NAMES.iter().any(|word| word.find(text).is_some()))
 }
 
 /// A command's arguments, each redacted. The value of a flag such as `--token` goes as a whole,

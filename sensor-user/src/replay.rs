@@ -18,7 +18,7 @@ use crate::{
     alert::ecs::Document,
     audit::{
         BadLine,
-        lines::{Fit, Line},
+        lines::{Fit, Line, shortened},
         scan::last_stage_timestamp,
     },
     time::Micros,
@@ -39,13 +39,17 @@ use input::Input;
 use merge::{Kind, Merge, Place};
 use opens::OpenDocument;
 use output::Sorted;
-use semantics::{Held, Judged, Semantics};
+use semantics::{Judged, Semantics};
 use source::{CHUNK, Content, Side, Source};
 
 /// What may wait for its turn, bytes.
-const WAITING: usize = 16 << 20;
+const WAITING: usize = 32 << 20;
+/// From this length on a line waits without its bodies.
+const LONG: usize = 2 << 10;
 /// What an open takes while it waits, roughly, bytes.
 const OPEN_SIZE: usize = 3 << 10;
+/// What anything takes besides, bytes.
+const ITEM_SIZE: usize = 128;
 
 /// What to replay.
 #[derive(Clone, Debug)]
@@ -56,6 +60,13 @@ pub struct Files {
     pub audit: Vec<PathBuf>,
     /// How far a line of either may be behind an earlier one of its file.
     pub lateness: Micros,
+}
+
+impl Files {
+    /// Bytes on disk; `None` where that shows only at their end.
+    pub fn size(&self) -> Option<u64> {
+        self.opens.iter().chain(&self.audit).map(|path| Input::of(path.clone()).size()).sum()
+    }
 }
 
 /// A replay could not begin, or not tell its result.
@@ -161,10 +172,6 @@ fn run_in_chunks(
     if opens.iter().chain(&audit).filter(|input| **input == Input::Stdin).count() > 1 {
         return Err(ReplayError::StdinTwice);
     }
-    let sizes = opens.iter().chain(&audit).map(Input::size);
-    if let Some(total) = sizes.sum::<Option<u64>>() {
-        progress.set_length(total);
-    }
     let mut replay = Replay {
         audit: find(audit, Content::Audit, files.lateness, progress)?,
         buffer: vec![0; chunk],
@@ -220,7 +227,7 @@ fn find(
 /// What waits for its turn.
 enum Item {
     Open(Box<OpenDocument>),
-    Request(Held),
+    Request(Box<[u8]>),
 }
 
 struct Replay<'a> {
@@ -280,11 +287,16 @@ impl Replay<'_> {
             match judged {
                 Judged::Skip => {}
                 Judged::Bad(reason) => tally.bad(reason),
-                Judged::Keep { time, held } => {
+                Judged::Keep { time } => {
                     tally.kept += 1;
                     let place = Place { time, kind: Kind::Request, file, line: number };
-                    let size = held.size();
-                    ahead.merge.push(place, Item::Request(held), size);
+                    let kept = if line.bytes.len() > LONG {
+                        shortened(line.bytes)
+                    } else {
+                        line.bytes.into()
+                    };
+                    let size = kept.len() + ITEM_SIZE;
+                    ahead.merge.push(place, Item::Request(kept), size);
                 }
             }
         });
@@ -297,8 +309,8 @@ impl Replay<'_> {
             semantics.advance(place.time, documents);
             match item {
                 Item::Open(open) => semantics.open(*open, documents),
-                Item::Request(held) => {
-                    if let Err(reason) = semantics.request(held, documents) {
+                Item::Request(line) => {
+                    if let Err(reason) = semantics.request(&line, documents) {
                         self.tally.bad(reason);
                     }
                 }

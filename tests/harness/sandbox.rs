@@ -34,7 +34,7 @@ use signal_hook::{
 use crate::{
     cgroups,
     cluster::{Layout, take_down},
-    command::{Finished, run_with_pipes},
+    command::{Finished, run_with_input, run_with_pipes, run_with_terminal},
     wait::wait_until,
 };
 
@@ -96,6 +96,22 @@ impl Sandbox {
     /// If it cannot be started or does not end in time; not if it fails.
     pub fn run(&self, command: &mut Command) -> Result<Finished> {
         run_with_pipes(&self.ledger, command)
+    }
+
+    /// Runs a program as [`run`](Self::run) does, with this on its standard input.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_with_input(&self, command: &mut Command, input: &str) -> Result<Finished> {
+        run_with_input(&self.ledger, command, input)
+    }
+
+    /// Runs a program as [`run`](Self::run) does, on a new terminal.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_with_terminal(&self, command: &mut Command) -> Result<Finished> {
+        run_with_terminal(&self.ledger, command)
     }
 
     /// Undoes everything now and tells what could not be undone.

@@ -5,8 +5,9 @@
 
 use std::{fs, thread};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::{
     bench::report::Row,
@@ -18,6 +19,7 @@ mod cluster;
 mod index;
 mod latency;
 mod opens;
+mod replay;
 mod report;
 mod rest;
 
@@ -30,6 +32,8 @@ pub(crate) enum Part {
     Latency,
     /// Memory and CPU of an agent that has nothing to do
     Rest,
+    /// An audit log of a gigabyte through `replay`, against jq, DuckDB and a typed pass
+    Replay,
 }
 
 /// Builds what is measured, gets what it is compared with, measures and prints the tables.
@@ -59,12 +63,21 @@ pub(crate) fn run(part: Option<Part>, in_cluster: bool) -> Result<()> {
     if wanted(Part::Rest) {
         tables.push(("at rest", rest::measure()?));
     }
+    if wanted(Part::Replay) {
+        tables.push(("replay, one thread", replay::measure()?));
+    }
     announce(format_args!("measured on {}", machine()));
     for (title, rows) in &tables {
         say("");
         report::print(title, rows);
     }
     Ok(())
+}
+
+/// The last CPU that this process may use: interrupts prefer the first.
+fn last_cpu() -> Result<usize> {
+    let allowed = sched_getaffinity(None)?;
+    (0..CpuSet::MAX_CPU).rfind(|cpu| allowed.is_set(*cpu)).context("this process may use no CPU")
 }
 
 /// Kernel, architecture, cores and processor.

@@ -32,6 +32,8 @@ pub(crate) const BUSYBOX: Package = Package { name: "busybox-static", program: "
 pub(crate) const QEMU: Package = Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
 /// `opensnoop`, which the benchmark compares with.
 pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
+/// `jq`, which the benchmark of replays compares with.
+pub(crate) const JQ: Package = Package { name: "jq", program: "jq" };
 /// `musl-gcc`, which compiles C for this machine's static agent.
 pub(crate) const MUSL_TOOLS: Package = Package { name: "musl-tools", program: "musl-gcc" };
 /// Compiles C for the other architecture's; C++ because that package alone brings C's headers.

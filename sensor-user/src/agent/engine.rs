@@ -155,7 +155,7 @@ struct Source {
 
 impl Engine {
     /// Builds every stage and starts the sources, whose tasks go into `tasks`.
-    pub(super) async fn build(
+    pub(super) fn build(
         config: &Config,
         state: &state::StateDir,
         health: &Health,
@@ -171,7 +171,7 @@ impl Engine {
         };
         let alert_log = AlertLog::open(settings, metrics.alert_log)?;
         let record = |path: &PathBuf| {
-            Recorder::open(path, 0)
+            Recorder::open(path, config.node_name.clone(), 0)
                 .map_err(|source| AgentError::Record { path: path.clone(), source })
         };
         let recorder = config.record.as_ref().map(record).transpose()?;
@@ -229,7 +229,7 @@ impl Engine {
         engine.tell(None);
         let (sender, batches) = mpsc::channel(BATCHES);
         engine.follow(config, &metrics.audit, &sender, tasks);
-        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks).await?;
+        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks)?;
         Ok((engine, batches))
     }
 

@@ -37,6 +37,17 @@ pub enum Fit {
     TooLong,
 }
 
+/// A line without bodies and overlong values, for whoever has to keep it; as it is where it cannot
+/// be made shorter.
+pub fn shortened(line: &[u8]) -> Box<[u8]> {
+    let mut shortener = Shortener::default();
+    shortener.push(line);
+    match shortener.finish() {
+        (kept, Fit::Whole | Fit::Shortened) => kept.into(),
+        (_, Fit::TooLong) => line.into(),
+    }
+}
+
 /// Assembles lines. Holds the unterminated end of what it was fed.
 #[derive(Debug)]
 pub struct Lines {

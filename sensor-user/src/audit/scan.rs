@@ -30,7 +30,7 @@ pub struct Interest<'a> {
     /// Requests for a way into a pod.
     pub sessions: bool,
     /// Requests for a service account's token.
-    pub token_requests: bool,
+    pub token_requests: Users<'a>,
     /// Audit canaries of any agent.
     pub canaries: bool,
     /// An event that does not say when it was received takes its stage's time for that.
@@ -44,6 +44,27 @@ pub enum Pods<'a> {
     All,
     /// Of pods that this knows by one of the names in the user's `extra`.
     Named(&'a dyn Fn(&str) -> bool),
+}
+
+/// Which users are of interest.
+#[derive(Clone, Copy)]
+pub enum Users<'a> {
+    /// None.
+    None,
+    /// All.
+    All,
+    /// Those of whom this says so.
+    Named(&'a dyn Fn(&str) -> bool),
+}
+
+impl fmt::Debug for Users<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::All => "All",
+            Self::Named(_) => "Named",
+        })
+    }
 }
 
 impl fmt::Debug for Pods<'_> {
@@ -61,21 +82,13 @@ impl Interest<'static> {
         pods: Pods::All,
         accounts: true,
         sessions: true,
-        token_requests: true,
+        token_requests: Users::All,
         canaries: true,
         received_may_lack: false,
     };
 }
 
 impl Interest<'_> {
-    fn wants_subresource(&self, name: &[u8]) -> bool {
-        match name {
-            b"exec" | b"attach" | b"ephemeralcontainers" => self.sessions,
-            b"token" => self.token_requests,
-            _ => false,
-        }
-    }
-
     fn wants(&self, user: &User, object: Option<&ObjectRef>) -> bool {
         let of_pod = match self.pods {
             Pods::All => user.extra.get(POD_UID).is_some_and(|values| !values.is_empty()),
@@ -87,8 +100,18 @@ impl Interest<'_> {
             || (self.accounts && user.username.starts_with(SERVICE_ACCOUNT))
             || object.is_some_and(|object| {
                 (self.sessions && object.is_way_into_pod())
-                    || (self.token_requests && object.is_token_of_account())
+                    || (object.is_token_of_account() && self.token_requests.has(&user.username))
             })
+    }
+}
+
+impl Users<'_> {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Named(of_interest) => of_interest(name),
+        }
     }
 }
 
@@ -156,11 +179,21 @@ pub fn last_stage_timestamp(lines: &[u8]) -> Option<Micros> {
 /// The `stageTimestamp` of one line, found without decoding it. `None` if only decoding tells: the
 /// key is not there exactly once, or may be hidden by an escape.
 pub fn stage_timestamp(line: &[u8]) -> Option<Micros> {
-    const KEY: &[u8] = b"\"stageTimestamp\"";
-    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
-    let mut found = FINDER.find_iter(line);
+    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"stageTimestamp\""));
+    timestamp(line, &KEY)
+}
+
+/// The `requestReceivedTimestamp` of one line, in the same way.
+pub fn received_timestamp(line: &[u8]) -> Option<Micros> {
+    static KEY: LazyLock<Finder<'static>> =
+        LazyLock::new(|| Finder::new(b"\"requestReceivedTimestamp\""));
+    timestamp(line, &KEY)
+}
+
+fn timestamp(line: &[u8], key: &Finder<'_>) -> Option<Micros> {
+    let mut found = key.find_iter(line);
     let (at, None) = (found.next()?, found.next()) else { return None };
-    let text = value(line.get(at + KEY.len()..)?)?;
+    let text = value(line.get(at + key.needle().len()..)?)?;
     if may_hide_key(line) {
         return None;
     }
@@ -175,10 +208,9 @@ fn can_matter(line: &[u8], interest: &Interest<'_>) -> bool {
         }
         Pods::Named(known) => names_pod(line, known),
     };
-    let of_object = interest.sessions || interest.token_requests;
     of_pod
         || (interest.accounts && names_account(line))
-        || (of_object && names_subresource(line, interest))
+        || names_subresource(line, interest)
         || (interest.canaries && bears_mark(line))
         || may_hide_key(line)
 }
@@ -216,10 +248,29 @@ fn names_pod(line: &[u8], known: &dyn Fn(&str) -> bool) -> bool {
 fn names_subresource(line: &[u8], interest: &Interest<'_>) -> bool {
     const KEY: &[u8] = b"\"subresource\"";
     static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
-    FINDER.find_iter(line).any(|at| {
-        value(line.get(at + KEY.len()..).unwrap_or_default())
-            .is_none_or(|name| interest.wants_subresource(name))
+    FINDER.find_iter(line).any(|at| match value(line.get(at + KEY.len()..).unwrap_or_default()) {
+        Some(b"exec" | b"attach" | b"ephemeralcontainers") => interest.sessions,
+        Some(b"token") => names_user(line, interest.token_requests),
+        Some(_) => false,
+        None => true,
     })
+}
+
+/// Whether a user of interest stands in the line, or one whose name only decoding tells. As with
+/// pods, the user's own name is one of all that stand there.
+fn names_user(line: &[u8], users: Users<'_>) -> bool {
+    const KEY: &[u8] = b"\"username\"";
+    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    match users {
+        Users::None => false,
+        Users::All => true,
+        Users::Named(of_interest) => FINDER.find_iter(line).any(|at| {
+            match value(line.get(at + KEY.len()..).unwrap_or_default()) {
+                Some(name) if name.is_ascii() => str::from_utf8(name).is_ok_and(of_interest),
+                _ => true,
+            }
+        }),
+    }
 }
 
 /// The inside of the string that is the value behind a key; `None` if it is none, or has escapes.

@@ -3,23 +3,26 @@
 use std::{
     io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
+    sync::Arc,
     time::Instant,
 };
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
-use super::{Exit, tell};
+use super::{Exit, rules::now, tell};
 use crate::{
+    agent::rulebook::RulesFile,
     alert::document::Origin,
     attribution::pods::PodIndex,
     replay::{
         self, Files, ReplayError, Summary, Tally,
         document::Writer,
         output::{Sorted, Target},
-        semantics::elastic::ElasticSemantics,
+        semantics::{Semantics, elastic::ElasticSemantics, live::LiveSemantics},
     },
+    rules::rulebook::Rulebook,
     time::Micros,
 };
 
@@ -46,6 +49,9 @@ pub struct ReplayArgs {
     /// Name of the cluster; part of alerts and of their ids
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<String>,
+    /// Exceptions to rules, exclusions and decoys (YAML); not under `elastic`
+    #[arg(long, value_name = "FILE")]
+    rules_file: Option<PathBuf>,
 }
 
 /// Values of `--semantics`.
@@ -91,13 +97,22 @@ pub fn execute(args: &ReplayArgs) -> Exit {
         tell(&WriteError { name: name.to_string(), source });
         Exit::Failed
     };
+    let rulebook = match RulesFile::open(args.rules_file.as_deref()) {
+        Ok(file) => Arc::clone(file.current()),
+        Err(error) => {
+            tell(&error);
+            return Exit::Usage;
+        }
+    };
     let target = match Target::prepare(args.output.as_deref()) {
         Ok(target) => target,
         Err(error) => return failed(error),
     };
     let mut sorted = Sorted::new(target.folder());
-    let (start, progress) = (Instant::now(), progress());
-    let summary = match replay(args, &mut sorted, &progress) {
+    let lateness = args.lateness.unwrap_or_else(|| args.semantics.lateness());
+    let files = Files { opens: args.opens.clone(), audit: args.audit.clone(), lateness };
+    let (start, progress) = (Instant::now(), progress(files.size()));
+    let summary = match replay(args, &files, rulebook, &mut sorted, &progress) {
         Ok(summary) => summary,
         Err(error) => {
             tell(&error);
@@ -117,14 +132,11 @@ pub fn execute(args: &ReplayArgs) -> Exit {
 
 fn replay(
     args: &ReplayArgs,
+    files: &Files,
+    rulebook: Arc<Rulebook>,
     sorted: &mut Sorted,
     progress: &ProgressBar,
 ) -> Result<Summary, ReplayError> {
-    let files = Files {
-        opens: args.opens.clone(),
-        audit: args.audit.clone(),
-        lateness: args.lateness.unwrap_or_else(|| args.semantics.lateness()),
-    };
     let writer = Writer {
         cluster: args.cluster_name.clone().unwrap_or_default(),
         origin: Origin {
@@ -136,33 +148,36 @@ fn replay(
             degraded: Vec::new(),
         },
         pods: PodIndex::default(),
-        now: Micros(Timestamp::now().as_microsecond()),
+        now: now(),
     };
-    let mut semantics = match args.semantics {
-        Choice::Elastic | Choice::Live => ElasticSemantics::new(writer),
+    let mut semantics: Box<dyn Semantics> = match args.semantics {
+        Choice::Live => Box::new(LiveSemantics::new(files.lateness, rulebook, writer)),
+        Choice::Elastic => Box::new(ElasticSemantics::new(writer)),
     };
-    replay::run(&files, &mut semantics, sorted, progress)
+    replay::run(files, &mut *semantics, sorted, progress)
 }
 
-/// Bytes, rate and time left, on a terminal only.
-fn progress() -> ProgressBar {
+/// Bytes, rate and, where the size is known, time left; on a terminal only.
+fn progress(size: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::no_length();
+    let template = match size {
+        Some(_) => {
+            "{bar:30} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+        }
+        None => "{spinner} {binary_bytes}, {binary_bytes_per_sec}",
+    };
+    let bar = size.map_or_else(ProgressBar::no_length, ProgressBar::new);
     bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(5));
-    // Without a length the bar and the time left would say nothing.
-    let known =
-        "{bar:30} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-    bar.with_style(
-        ProgressStyle::with_template(known).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    )
+    let style = ProgressStyle::with_template(template);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Says on standard error what was read and what could not be used.
 fn report(summary: &Summary, count: u64, seconds: f64) {
     let mut text = format!(
-        "read {} and {} in {seconds:.1} s: {count} documents",
+        "read {} and {} in {seconds:.1} s: {count} alerts and summaries",
         told(&summary.opens, "documents of opens"),
         told(&summary.audit, "audit events"),
     );

@@ -10,7 +10,10 @@ use super::{
     journal::{FileJournal, NoJournal},
     *,
 };
-use crate::attribution::{Grade, ProcessKey, RelatedProcess, TokenFile};
+use crate::{
+    attribution::{Grade, ProcessKey, RelatedProcess, TokenFile},
+    rules::exceptions::RequestKind,
+};
 
 mod habits;
 mod rules;

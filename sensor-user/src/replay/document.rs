@@ -1,4 +1,4 @@
-//! From what Elasticsearch's semantics match to the alert document. Called by their feeder.
+//! From what a replay finds to the alert document. Called by the semantics.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     attribution::pods::PodIndex,
     audit::{self, AuditRecord, Stage},
     correlation::{
-        Attached, Open, Request,
+        Attached, Finding, Open, Request,
         hourly::Key,
         ids::{self, RequestId},
         story::Story,
@@ -76,11 +76,20 @@ impl Writer {
         finding.event_id =
             ids::event_id(rule.as_str(), &finding.incident_id, finding.kind.as_str(), BAND);
         finding.last = record.stage_timestamp;
-        let node_name = node.or(record.extra(audit::NODE_NAME)).unwrap_or_default().to_owned();
-        let origin = Origin { node_name, ..self.origin.clone() };
-        let mut document = document(&finding, &origin, &self.pods, None, self.now);
+        finding.open_count = u64::from(finding.open.is_some());
+        let mut document = self.of(&finding, node);
         document.timestamp = record.stage_timestamp;
         document.event.end = record.stage_timestamp;
+        document
+    }
+
+    /// The document of a finding, on a node if it is known which.
+    pub fn of(&self, finding: &Finding, node: Option<&str>) -> Document {
+        let claim = finding.request.as_ref().and_then(|it| it.record.extra(audit::NODE_NAME));
+        let node_name = node.or(claim).unwrap_or_default().to_owned();
+        let origin = Origin { node_name, ..self.origin.clone() };
+        let mut document = document(finding, &origin, &self.pods, None, self.now);
+        // A claim is no witness for itself.
         if node.is_none()
             && let Some(from) = &mut document.tokentrail.evidence.origin
         {

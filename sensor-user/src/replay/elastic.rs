@@ -11,7 +11,7 @@ use lru::LruCache;
 use super::opens::OpenDocument;
 use crate::{
     audit::{AuditRecord, ObjectRef, POD_NAME, Stage},
-    rules::token_request::{SYSTEM_IDENTITIES, matches},
+    rules::token_request::is_systems,
     time::Micros,
 };
 
@@ -117,7 +117,7 @@ fn is_answer(record: &AuditRecord) -> bool {
 fn is_token_request(record: &AuditRecord) -> bool {
     record.verb == "create"
         && record.object_ref.as_ref().is_some_and(ObjectRef::is_token_of_account)
-        && !SYSTEM_IDENTITIES.iter().any(|pattern| matches(pattern, &record.user.username))
+        && !is_systems(&record.user.username)
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@
 //! `tokentrail.open` is the open itself where it is there; otherwise one is made of the ECS fields,
 //! graded by `process.interactive` alone. Pure; called by the readers of `--opens`.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
     de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     attribution::{ContainerRef, Grade, ProcessKey, RelatedProcess, TokenFile, TokenOpen},
@@ -57,13 +57,12 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
         true => BadLine::WrongShape,
         false => BadLine::NotJson,
     };
-    let Unique = serde_json::from_str(&text).map_err(fault)?;
-    let document: Value = serde_json::from_str(&text).map_err(fault)?;
+    let Strict(document) = serde_json::from_str(&text).map_err(fault)?;
     if !document.is_object() {
         return Err(BadLine::NotJson);
     }
-    let fields = Fields(&document);
-    let own = fields.all("tokentrail.open").into_iter().find(|value| value.is_object());
+    let fields = Fields::of(&document);
+    let own = fields.all("tokentrail.open").iter().copied().find(|value| value.is_object());
     let path = fields.texts("file.path").find_map(|path| Some((path, token_file(path)?)));
     if own.is_none() && (path.is_none() || !fields.has("event.action", "open")) {
         return Ok(None);
@@ -181,17 +180,51 @@ fn open_of(fields: &Fields<'_>, time: Micros, path: &str, file: TokenFile) -> To
 
 /// A document's fields by their dotted names, as Elasticsearch sees them: objects and lists are
 /// looked through, nulls are no values.
-struct Fields<'a>(&'a Value);
+struct Fields<'a>(HashMap<String, Vec<&'a Value>>);
+
+/// Longer names are not looked at: no field of interest has one, and a hostile document many.
+const LONGEST_NAME: usize = 64;
 
 impl<'a> Fields<'a> {
-    fn all(&self, field: &str) -> Vec<&'a Value> {
-        let mut found = Vec::new();
-        gather(self.0, field, &mut found);
-        found
+    fn of(document: &'a Value) -> Self {
+        let mut fields = Self(HashMap::new());
+        fields.gather(document, &mut String::new());
+        fields
     }
 
-    fn texts(&self, field: &str) -> impl Iterator<Item = &'a str> + use<'a> {
-        self.all(field).into_iter().filter_map(Value::as_str)
+    fn gather(&mut self, value: &'a Value, path: &mut String) {
+        match value {
+            Value::Null => return,
+            Value::Array(items) => {
+                items.iter().for_each(|item| self.gather(item, path));
+                return;
+            }
+            Value::Object(members) => {
+                let length = path.len();
+                for (key, member) in members {
+                    if length > 0 {
+                        path.push('.');
+                    }
+                    path.push_str(key);
+                    self.gather(member, path);
+                    path.truncate(length);
+                }
+            }
+            Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+        match self.0.get_mut(path.as_str()) {
+            Some(values) => values.push(value),
+            None if path.len() <= LONGEST_NAME => drop(self.0.insert(path.clone(), vec![value])),
+            None => {}
+        }
+    }
+
+    fn all(&self, field: &str) -> &[&'a Value] {
+        self.0.get(field).map_or(&[], Vec::as_slice)
+    }
+
+    fn texts(&self, field: &str) -> impl Iterator<Item = &'a str> {
+        self.all(field).iter().filter_map(|value| value.as_str())
     }
 
     fn text(&self, field: &str) -> Option<&'a str> {
@@ -201,7 +234,7 @@ impl<'a> Fields<'a> {
     /// A number, or one written as text.
     fn number(&self, field: &str) -> Option<u64> {
         self.all(field)
-            .into_iter()
+            .iter()
             .find_map(|value| value.as_u64().or_else(|| value.as_str()?.parse().ok()))
     }
 
@@ -210,78 +243,65 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn gather<'a>(value: &'a Value, field: &str, found: &mut Vec<&'a Value>) {
-    match value {
-        Value::Null => {}
-        Value::Array(items) => items.iter().for_each(|item| gather(item, field, found)),
-        _ if field.is_empty() => found.push(value),
-        Value::Object(members) => {
-            let ends = field.match_indices('.').map(|(at, _)| at).chain([field.len()]);
-            for (key, rest) in ends.filter_map(|end| field.split_at_checked(end)) {
-                if let Some(inner) = members.get(key) {
-                    gather(inner, rest.trim_start_matches('.'), found);
-                }
-            }
-        }
-        Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-    }
-}
-
 /// JSON in which no object has a key twice: of two values the reader would choose one, and a rule
 /// elsewhere the other.
-struct Unique;
+struct Strict(Value);
 
-impl<'de> Deserialize<'de> for Unique {
+impl<'de> Deserialize<'de> for Strict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Self)
+        deserializer.deserialize_any(Builder).map(Self)
     }
 }
 
-impl<'de> Visitor<'de> for Unique {
-    type Value = Self;
+struct Builder;
+
+impl<'de> Visitor<'de> for Builder {
+    type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON without a key twice")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
-        let mut keys = HashSet::new();
-        while let Some(key) = map.next_key::<String>()? {
-            map.next_value::<Self>()?;
-            if !keys.insert(key) {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while let Some((key, Strict(value))) = map.next_entry()? {
+            if members.insert(key, value).is_some() {
                 return Err(A::Error::custom("a key twice"));
             }
         }
-        Ok(self)
+        Ok(Value::Object(members))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
-        while list.next_element::<Self>()?.is_some() {}
-        Ok(self)
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(Strict(item)) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
-        Ok(self)
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
-        Ok(self)
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
-        Ok(self)
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
-        Ok(self)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
-        Ok(self)
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_unit<E>(self) -> Result<Self, E> {
-        Ok(self)
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
     }
 }
 

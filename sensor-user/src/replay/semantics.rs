@@ -3,32 +3,10 @@
 //! Pure; the replay loop asks and feeds.
 
 use super::opens::OpenDocument;
-use crate::{
-    alert::ecs::Document,
-    audit::{AuditRecord, BadLine},
-    time::Micros,
-};
+use crate::{alert::ecs::Document, audit::BadLine, time::Micros};
 
 pub mod elastic;
-
-/// An audit event on its way through the order of time.
-#[derive(Debug)]
-pub enum Held {
-    /// As it was read: most are never decoded.
-    Line(Box<[u8]>),
-    /// Decoded.
-    Record(Box<AuditRecord>),
-}
-
-impl Held {
-    /// What it takes to hold it, roughly, bytes.
-    pub fn size(&self) -> usize {
-        match self {
-            Self::Line(line) => line.len() + 64,
-            Self::Record(_) => 4 << 10,
-        }
-    }
-}
+pub mod live;
 
 /// What a line is worth.
 #[derive(Debug)]
@@ -37,12 +15,10 @@ pub enum Judged {
     Skip,
     /// It is no audit event, or a broken one.
     Bad(BadLine),
-    /// It may.
+    /// It may: it is to be given back, as it is, when its turn comes.
     Keep {
         /// Its place in the order of time.
         time: Micros,
-        /// To be given back at that place.
-        held: Held,
     },
 }
 
@@ -55,7 +31,7 @@ pub trait Semantics {
     fn expect(&mut self, open: &OpenDocument) -> bool;
 
     /// What an audit line is worth, of which all opens up to it are expected.
-    fn judge(&self, line: &[u8]) -> Judged;
+    fn judge(&mut self, line: &[u8]) -> Judged;
 
     /// No audit event before this is to come.
     fn forget(&mut self, watermark: Micros);
@@ -67,9 +43,9 @@ pub trait Semantics {
     ///
     /// # Errors
     /// It turns out to be a broken one.
-    fn request(&mut self, held: Held, documents: &mut Vec<Document>) -> Outcome;
+    fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome;
 
-    /// Time has passed; [`Micros::MAX`] at the end.
+    /// Nothing before this is left; [`Micros::MAX`] at the end.
     fn advance(&mut self, watermark: Micros, documents: &mut Vec<Document>);
 
     /// What was given up to stay within bounds, by name.

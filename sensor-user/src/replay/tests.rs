@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use super::{document::Writer, output::Target, semantics::elastic::ElasticSemantics, *};
 use crate::{alert::document::Origin, attribution::pods::PodIndex, audit::POD_NAME};
 
+mod live;
+
 const SECOND: i64 = 1_000_000;
 
 fn time(at: i64) -> String {
@@ -39,8 +41,8 @@ fn answer(at: i64, pod: &str) -> String {
     event.to_string()
 }
 
-fn semantics() -> ElasticSemantics {
-    ElasticSemantics::new(Writer {
+fn writer() -> Writer {
+    Writer {
         cluster: String::new(),
         origin: Origin {
             cluster_name: None,
@@ -52,16 +54,31 @@ fn semantics() -> ElasticSemantics {
         },
         pods: PodIndex::default(),
         now: Micros(0),
-    })
+    }
+}
+
+fn semantics() -> ElasticSemantics {
+    ElasticSemantics::new(writer())
 }
 
 /// The documents, and what became of the lines.
 fn replay(chunk: usize, opens: &[&Path], audit: &[&Path]) -> (Vec<Value>, Summary) {
+    replay_with(&mut semantics(), 5, chunk, opens, audit)
+}
+
+fn replay_with(
+    semantics: &mut dyn Semantics,
+    lateness: i64,
+    chunk: usize,
+    opens: &[&Path],
+    audit: &[&Path],
+) -> (Vec<Value>, Summary) {
     let paths = |paths: &[&Path]| paths.iter().map(|path| path.to_path_buf()).collect();
-    let files = Files { opens: paths(opens), audit: paths(audit), lateness: Micros::from_secs(5) };
+    let files =
+        Files { opens: paths(opens), audit: paths(audit), lateness: Micros::from_secs(lateness) };
     let mut sorted = Sorted::new(None);
     let progress = ProgressBar::hidden();
-    let summary = run_in_chunks(chunk, &files, &mut semantics(), &mut sorted, &progress).unwrap();
+    let summary = run_in_chunks(chunk, &files, semantics, &mut sorted, &progress).unwrap();
     let mut written = Vec::new();
     sorted.write_to(&mut written).unwrap();
     let documents = written.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

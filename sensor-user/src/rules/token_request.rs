@@ -1,6 +1,8 @@
 //! R2: a service-account token is minted through the TokenRequest API by an identity that is not
 //! one of the system's. Here: how bad that is, and who the system's identities are.
 
+use std::sync::LazyLock;
+
 use super::{Band, glob::Glob};
 use crate::audit::AuditRecord;
 
@@ -27,10 +29,12 @@ pub const SYSTEM_IDENTITIES: &[&str] = &[
     "system:serviceaccount:calico-system:*",
 ];
 
-/// Whether a name matches a pattern: `*` is any run of characters, the whole string counts, so does
+/// Whether a name is one of those: `*` is any run of characters, the whole string counts, so does
 /// case.
-pub fn matches(pattern: &str, name: &str) -> bool {
-    Glob::compile(pattern).matches(name)
+pub fn is_systems(name: &str) -> bool {
+    static PATTERNS: LazyLock<Vec<Glob>> =
+        LazyLock::new(|| SYSTEM_IDENTITIES.iter().copied().map(Glob::compile).collect());
+    PATTERNS.iter().any(|pattern| pattern.matches(name))
 }
 
 /// How bad a TokenRequest is by its answer; `None` where there is none yet, or where it failed for
@@ -45,11 +49,10 @@ pub fn band(record: &AuditRecord) -> Option<Band> {
 
 #[cfg(test)]
 mod tests {
-    use super::{SYSTEM_IDENTITIES, matches};
+    use super::is_systems;
 
     #[test]
     fn the_systems_identities_are_known_by_whole_names() {
-        let is_systems = |name| SYSTEM_IDENTITIES.iter().any(|pattern| matches(pattern, name));
         for (name, expected) in [
             ("system:kube-controller-manager", true),
             ("system:kube-controller-manager2", false),

@@ -15,17 +15,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::{
-    fs::inotify::{CreateFlags, WatchFlags, add_watch, init},
-    thread::{CpuSet, sched_getaffinity},
-};
+use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 use serde_json::Value;
 use tokentrail_tests::{
     Agent, AgentSetup, AuditLog, PATIENCE, Sandbox, machine::find_program, wait_until,
 };
 
 use crate::{
-    bench::report::{Row, median},
+    bench::{
+        last_cpu,
+        report::{Row, median},
+    },
     build,
     shell::{announce, cargo, program, read, run as shell, target_dir},
 };
@@ -243,12 +243,6 @@ fn route(sandbox: &Sandbox) -> Result<String> {
     let status: Value = serde_json::from_str(&agent.get("/statusz")?.body)?;
     let route = status.get("route").and_then(Value::as_str);
     Ok(route.context("/statusz names no route")?.to_owned())
-}
-
-/// The last CPU that this process may use: interrupts prefer the first.
-fn last_cpu() -> Result<usize> {
-    let allowed = sched_getaffinity(None)?;
-    (0..CpuSet::MAX_CPU).rfind(|cpu| allowed.is_set(*cpu)).context("this process may use no CPU")
 }
 
 /// The optimised half, with the very object that the agent has.

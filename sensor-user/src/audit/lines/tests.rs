@@ -252,3 +252,18 @@ proptest! {
         prop_assert_eq!(lines.complete(), line.len() as u64);
     }
 }
+
+#[test]
+fn a_line_to_be_kept_loses_its_bodies_and_nothing_that_alerts_need() {
+    let line = json!({
+        "requestObject": {"a": "x".repeat(9_000)},
+        "user": {"username": "jane", "groups": ["a", "b"]},
+        "stageTimestamp": "2026-11-21T23:50:21.014096Z",
+    });
+    let kept: Value =
+        serde_json::from_slice(&super::shortened(line.to_string().as_bytes())).unwrap();
+    let mut expected = line;
+    expected["requestObject"] = Value::Null;
+    assert_eq!(kept, expected);
+    assert_eq!(&*super::shortened(b"{}"), b"{}");
+}

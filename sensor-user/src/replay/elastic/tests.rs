@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{super::opens, *};
 use crate::audit::{
     User,
-    scan::{Interest, Pods, decode},
+    scan::{Interest, Pods, Users, decode},
 };
 
 /// An open of this pod's token at this microsecond after the beginning of 2026.
@@ -43,7 +43,7 @@ fn record(event: &Value) -> Option<AuditRecord> {
         pods: Pods::Named(&any),
         accounts: false,
         sessions: true,
-        token_requests: true,
+        token_requests: Users::All,
         canaries: false,
         received_may_lack: true,
     };

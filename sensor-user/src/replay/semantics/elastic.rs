@@ -4,15 +4,16 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
-use super::{Held, Judged, Outcome, Semantics};
+use super::{Judged, Outcome, Semantics};
 use crate::{
     alert::ecs::Document,
-    audit::scan::{Glance, Interest, Pods, Scan, classify, decode, glance, stage_timestamp},
+    audit::scan::{Glance, Interest, Pods, Scan, Users, classify, decode, glance, stage_timestamp},
     replay::{
         document::Writer,
         elastic::{Elastic, MAX_SPAN, Match},
         opens::OpenDocument,
     },
+    rules::token_request::is_systems,
     time::Micros,
 };
 
@@ -49,7 +50,7 @@ impl ElasticSemantics {
             pods: Pods::Named(known),
             accounts: false,
             sessions: false,
-            token_requests: true,
+            token_requests: Users::Named(&|user| !is_systems(user)),
             canaries: false,
             received_may_lack: true,
         }
@@ -83,7 +84,7 @@ impl Semantics for ElasticSemantics {
         true
     }
 
-    fn judge(&self, line: &[u8]) -> Judged {
+    fn judge(&mut self, line: &[u8]) -> Judged {
         let known = |name: &str| self.expected.contains_key(name);
         let interest = Self::interest(&known);
         match glance(line, &interest) {
@@ -99,7 +100,7 @@ impl Semantics for ElasticSemantics {
                 Err(reason) => return Judged::Bad(reason),
             },
         };
-        Judged::Keep { time, held: Held::Line(line.into()) }
+        Judged::Keep { time }
     }
 
     fn forget(&mut self, watermark: Micros) {
@@ -113,15 +114,14 @@ impl Semantics for ElasticSemantics {
         self.machine.open(open);
     }
 
-    fn request(&mut self, held: Held, documents: &mut Vec<Document>) -> Outcome {
-        let Held::Line(line) = held else { return Ok(()) };
+    fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome {
         let pending = |name: &str| self.machine.is_pending(name);
-        let record = match classify(&line, &Self::interest(&pending)) {
+        let record = match classify(line, &Self::interest(&pending)) {
             Scan::Skip => return Ok(()),
             Scan::Bad(reason) => return Err(reason),
             Scan::Record(record) => record,
         };
-        let has_user_name = !record.user.username.is_empty() || has_user_name(&line);
+        let has_user_name = !record.user.username.is_empty() || has_user_name(line);
         self.machine.request(record, has_user_name, &mut self.matches);
         documents.extend(self.matches.drain(..).map(|found| self.writer.document(&found)));
         Ok(())

@@ -1,0 +1,231 @@
+//! Feeds the [`Correlator`] that `run` has, in the order of event time.
+//!
+//! Opens without a pod uid are given the one that requests of a pod of that name carried, which
+//! were read already: audit events are, by the lateness, ahead of what has its turn.
+
+use std::{num::NonZeroUsize, sync::Arc};
+
+use lru::LruCache;
+
+use super::{Judged, Outcome, Semantics};
+use crate::{
+    alert::ecs::Document,
+    audit::{
+        AuditRecord, POD_NAME,
+        scan::{
+            Glance, Interest, Scan, classify, decode, glance, received_timestamp, stage_timestamp,
+        },
+    },
+    correlation::{Correlator, Finding, Open, Request, Settings, journal::NoJournal},
+    replay::{document::Writer, opens::OpenDocument},
+    rules::rulebook::Rulebook,
+    time::Micros,
+};
+
+/// How often incidents are looked through for those that have ended, in event time.
+const TICK: Micros = Micros::from_secs(1);
+/// Pods at once: of a cluster, not of a node.
+const PODS: usize = 16_384;
+/// How long a request waits for an open: in the order of time none comes after it, but for the skew.
+const PATIENCE: Micros = Micros::from_secs(1);
+/// Pods of whom is remembered what their opens' documents call them, and what uids their names had.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
+/// Uids of one name: a StatefulSet's pod comes back under it.
+const UIDS: usize = 8;
+/// What an open says that has no uid of its own.
+const BY_NAME: &str = "no pod uid was recorded: joined by namespace and pod name";
+
+/// The rules as `run` evaluates them.
+pub struct LiveSemantics {
+    correlator: Correlator<NoJournal>,
+    interest: Interest<'static>,
+    lateness: Micros,
+    /// Event time.
+    now: Micros,
+    next_tick: Micros,
+    /// What documents say of a pod, by the uid that it has here.
+    told: LruCache<String, Told>,
+    /// Whether opens were read that only names tell whose they are.
+    needs_names: bool,
+    uids: LruCache<PodName, Vec<Seen>>,
+    findings: Vec<Finding>,
+    writer: Writer,
+}
+
+/// Namespace and name of a pod.
+type PodName = (String, String);
+
+/// What documents of opens say of a pod.
+struct Told {
+    name: Option<PodName>,
+    host: Option<String>,
+}
+
+/// A uid that requests of a pod carried.
+struct Seen {
+    uid: String,
+    last: Micros,
+}
+
+impl LiveSemantics {
+    /// Findings come from this writer; rules are as users decided.
+    pub fn new(lateness: Micros, rulebook: Arc<Rulebook>, writer: Writer) -> Self {
+        let settings =
+            Settings { patience: PATIENCE, pods: PODS, ..Settings::new(writer.cluster.clone()) };
+        // No index of pods tells whose address an account's request came from.
+        let accounts = !rulebook.decoys.is_empty();
+        let interest = Interest { accounts, canaries: false, ..Interest::LIVE };
+        let mut correlator = Correlator::new(settings, NoJournal);
+        correlator.set_rulebook(rulebook);
+        Self {
+            correlator,
+            interest,
+            lateness,
+            now: Micros::MIN,
+            next_tick: Micros::MIN,
+            told: LruCache::new(REMEMBERED),
+            needs_names: false,
+            uids: LruCache::new(REMEMBERED),
+            findings: Vec::new(),
+            writer,
+        }
+    }
+
+    /// Notes which uid a pod's name stands for.
+    fn learn(&mut self, record: &AuditRecord) {
+        let Some((namespace, _)) = record.service_account() else { return };
+        let (Some(name), Some(uid)) = (record.extra(POD_NAME), record.pod_uid()) else { return };
+        let key = (namespace.to_owned(), name.to_owned());
+        let seen = self.uids.get_or_insert_mut(key, Vec::new);
+        let time = record.request_received_timestamp;
+        if let Some(known) = seen.iter_mut().find(|it| it.uid == uid) {
+            known.last = known.last.max(time);
+            return;
+        }
+        if seen.len() >= UIDS {
+            seen.remove(0);
+        }
+        seen.push(Seen { uid: uid.to_owned(), last: time });
+    }
+
+    /// The uid for an open that has none: of the pod that asked next, else of the last that did;
+    /// else its name, which no request will have.
+    fn uid_of(&mut self, name: &PodName, opened: Micros) -> String {
+        let seen = self.uids.get(name).map_or(&[][..], Vec::as_slice);
+        let next = seen.iter().filter(|it| it.last >= opened).min_by_key(|it| it.last);
+        let last = seen.iter().max_by_key(|it| it.last);
+        let found = next.or(last).map(|it| it.uid.clone());
+        found.unwrap_or_else(|| format!("{}/{}", name.0, name.1))
+    }
+
+    fn tell(&mut self, documents: &mut Vec<Document>) {
+        for finding in self.findings.drain(..) {
+            let open = finding.open.as_ref().map(|open| &open.open);
+            let told = open.and_then(|open| self.told.get(open.pod_uid.as_deref()?));
+            let mut document = self.writer.of(&finding, told.and_then(|told| told.host.as_deref()));
+            if let Some((namespace, name)) = told.and_then(|told| told.name.clone()) {
+                document.orchestrator.namespace.get_or_insert(namespace);
+                if let Some(resource) = &mut document.orchestrator.resource {
+                    resource.name.get_or_insert(name);
+                }
+            }
+            if open.is_some_and(|open| open.degraded.iter().any(|it| it == BY_NAME)) {
+                document.tokentrail.confidence = "low".to_owned();
+                document.tokentrail.reasons.push(BY_NAME.to_owned());
+            }
+            documents.push(document);
+        }
+    }
+}
+
+fn name_of(open: &OpenDocument) -> Option<PodName> {
+    Some((open.namespace.clone()?, open.names.first()?.clone()))
+}
+
+impl Semantics for LiveSemantics {
+    fn expect(&mut self, open: &OpenDocument) -> bool {
+        if let Some(skew) = open.skew {
+            self.correlator.widen_skew(skew);
+        }
+        let by_name = open.open.pod_uid.is_none() && name_of(open).is_some();
+        self.needs_names |= by_name;
+        by_name || open.open.pod_uid.is_some()
+    }
+
+    fn judge(&mut self, line: &[u8]) -> Judged {
+        match glance(line, &self.interest) {
+            Glance::Skip => return Judged::Skip,
+            Glance::Bad(reason) => return Judged::Bad(reason),
+            Glance::Decode => {}
+        }
+        let times = received_timestamp(line).zip(stage_timestamp(line));
+        let (received, stage) = match times.filter(|_| !self.needs_names) {
+            Some(times) => times,
+            None => match decode(line, &self.interest) {
+                Ok(Some(record)) => {
+                    self.learn(&record);
+                    (record.request_received_timestamp, record.stage_timestamp)
+                }
+                Ok(None) => return Judged::Skip,
+                Err(reason) => return Judged::Bad(reason),
+            },
+        };
+        // The end of a watch is told long after its receipt, whatever the lateness.
+        let time = if received >= stage - self.lateness { received } else { stage };
+        Judged::Keep { time }
+    }
+
+    fn forget(&mut self, _: Micros) {}
+
+    fn open(&mut self, document: OpenDocument, documents: &mut Vec<Document>) {
+        let name = name_of(&document);
+        let OpenDocument { mut open, boot_id, host, time, .. } = document;
+        let uid = match (open.pod_uid.take(), &name) {
+            (Some(uid), _) => uid,
+            (None, Some(name)) => {
+                open.degraded.push(BY_NAME.to_owned());
+                self.uid_of(name, time)
+            }
+            (None, None) => return,
+        };
+        open.pod_uid = Some(uid.clone());
+        self.told.put(uid, Told { name, host });
+        self.correlator.open(Open::new(boot_id, open), self.now, &mut self.findings);
+        self.tell(documents);
+    }
+
+    fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome {
+        let record = match classify(line, &self.interest) {
+            Scan::Skip => return Ok(()),
+            Scan::Bad(reason) => return Err(reason),
+            Scan::Record(record) => record,
+        };
+        let request = Request::new(record.request_received_timestamp, record);
+        self.correlator.request(request, self.now, &mut self.findings);
+        self.tell(documents);
+        Ok(())
+    }
+
+    fn advance(&mut self, watermark: Micros, documents: &mut Vec<Document>) {
+        if watermark < self.next_tick {
+            self.now = self.now.max(watermark);
+            return;
+        }
+        if watermark != Micros::MAX {
+            self.now = self.now.max(watermark);
+        }
+        self.next_tick = watermark + TICK;
+        self.correlator.advance(watermark, self.now, &mut self.findings);
+        self.tell(documents);
+    }
+
+    fn losses(&self) -> Vec<(&'static str, u64)> {
+        let losses = self.correlator.losses();
+        vec![
+            ("exposures", losses.exposures),
+            ("waiting requests", losses.waiting),
+            ("pods", losses.pods),
+            ("hourly incidents", losses.hourly),
+        ]
+    }
+}

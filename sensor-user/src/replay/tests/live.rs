@@ -1,0 +1,174 @@
+//! Whole replays under live semantics.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::{audit::POD_UID, replay::semantics::live::LiveSemantics, rules::rulebook::Rulebook};
+
+/// A request received at `at` and answered so much later, of the pod of this uid.
+fn request(at: i64, answered: i64, uid: &str) -> Vec<String> {
+    let stage = |stage: &str, at_stage: i64| {
+        let mut event: Value = serde_json::from_str(&answer(at, "till")).unwrap();
+        event["stage"] = json!(stage);
+        event["stageTimestamp"] = json!(time(at_stage));
+        event["user"]["extra"][POD_UID] = json!([uid]);
+        event["userAgent"] = json!("curl/8");
+        if stage != "RequestReceived" {
+            event["responseStatus"] = json!({"code": 200});
+        }
+        event.to_string()
+    };
+    vec![stage("RequestReceived", at), stage("ResponseComplete", at + answered)]
+}
+
+fn with(line: &str, pointer: &str, value: Value) -> String {
+    let mut line: Value = serde_json::from_str(line).unwrap();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    line.pointer_mut(parent).unwrap()[key] = value;
+    line.to_string()
+}
+
+/// An open of the pod of this uid, which its document may or may not have.
+fn open_of(at: i64, uid: Option<&str>) -> String {
+    uid.map_or_else(
+        || open(at, "till"),
+        |uid| with(&open(at, "till"), "/orchestrator/resource/id", json!(uid)),
+    )
+}
+
+fn replay_live(opens: &[String], audit: &[String], rules: &str) -> (Vec<Value>, Summary) {
+    let folder = tempfile::tempdir().unwrap();
+    let [open_file, audit_file] = ["opens", "audit"].map(|name| folder.path().join(name));
+    fs::write(&open_file, opens.join("\n")).unwrap();
+    fs::write(&audit_file, audit.join("\n")).unwrap();
+    let rulebook = Arc::new(Rulebook::parse(rules).unwrap());
+    let mut live = LiveSemantics::new(Micros::from_secs(75), rulebook, writer());
+    replay_with(&mut live, 75, CHUNK, &[&open_file], &[&audit_file])
+}
+
+/// Rule, kind, confidence and pod uid of each document.
+fn told(documents: &[Value]) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let mut told: Vec<_> = documents
+        .iter()
+        .map(|it| {
+            let (rule, mark) = (text(&it["rule"]["id"]), &it["tokentrail"]);
+            let (kind, sure) = (text(&mark["kind"]), text(&mark["confidence"]));
+            format!("{rule} {kind} {sure} {}", text(&it["orchestrator"]["resource"]["id"]))
+        })
+        .collect();
+    told.sort();
+    told
+}
+
+const R1: &str = "token-access-then-api-request";
+
+#[test]
+fn an_open_is_joined_by_the_pods_uid_whatever_its_name() {
+    let opens = [open_of(0, Some("u-1"))];
+    let audit = [request(SECOND, 1_000, "u-2"), request(2 * SECOND, 1_000, "u-1")].concat();
+    let (documents, _) = replay_live(&opens, &audit, "");
+    assert_eq!(
+        told(&documents),
+        [format!("{R1} alert medium u-1"), format!("{R1} incident medium u-1")]
+    );
+    assert_eq!(documents[0]["@timestamp"], json!(time(2 * SECOND)));
+    assert_eq!(documents[0]["event"]["start"], json!(time(0)));
+}
+
+#[test]
+fn an_open_without_uid_is_joined_by_namespace_and_name_and_is_less_sure() {
+    // The name was another pod's before, and is another's again later.
+    let audit = [
+        request(-9 * SECOND, 1_000, "u-0"),
+        request(2 * SECOND, 1_000, "u-1"),
+        request(70 * SECOND, 1_000, "u-2"),
+    ];
+    let (documents, _) = replay_live(&[open_of(0, None)], &audit.concat(), "");
+    assert_eq!(told(&documents), [format!("{R1} alert low u-1"), format!("{R1} incident low u-1")]);
+    let elsewhere = with(&open_of(0, None), "/orchestrator/namespace", json!("other"));
+    let (documents, _) = replay_live(&[elsewhere], &audit.concat(), "");
+    assert_eq!(told(&documents), ["token-read alert low other/till"]);
+    assert_eq!(documents[0]["orchestrator"]["resource"]["name"], json!("till"));
+}
+
+#[test]
+fn the_receipt_counts_not_the_stage_and_an_open_without_request_is_told_by_itself() {
+    // A watch that began before the open and ends after it, and one that ends an hour later.
+    let audit = [request(-SECOND, 3 * SECOND, "u-1"), request(-2 * SECOND, 3_600 * SECOND, "u-1")];
+    let (documents, summary) = replay_live(&[open_of(0, Some("u-1"))], &audit.concat(), "");
+    assert_eq!(told(&documents), ["token-read alert high u-1"]);
+    assert_eq!(summary.late, 0);
+    let late_answer = request(SECOND, 50 * SECOND, "u-1");
+    let (documents, _) = replay_live(&[open_of(0, Some("u-1"))], &late_answer, "");
+    assert_eq!(documents.len(), 2);
+}
+
+#[test]
+fn the_skew_that_was_recorded_is_honoured() {
+    let skewed = with(&open_of(0, Some("u-1")), "/tokentrail", json!({"skew_us": SECOND}));
+    for (open, at, expected) in [
+        (open_of(0, Some("u-1")), -SECOND, "token-read"),
+        (skewed.clone(), -SECOND, R1),
+        (skewed, -SECOND - 1, "token-read"),
+    ] {
+        let (documents, _) = replay_live(&[open], &request(at, 1_000, "u-1"), "");
+        assert_eq!(documents[0]["rule"]["id"], json!(expected), "{at}");
+    }
+}
+
+#[test]
+fn a_rules_file_counts() {
+    let rules = "exceptions:\n- name: known\n  rule: token-access-then-api-request\n  namespace: shop\n  reason: x\n";
+    let audit = request(SECOND, 1_000, "u-1");
+    let (documents, _) = replay_live(&[open_of(0, Some("u-1"))], &audit, rules);
+    assert!(documents.iter().all(|it| it["rule"]["id"] != json!(R1)), "{documents:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn whatever_the_order_within_the_lateness_the_same_is_told(
+        opens in prop::collection::btree_map(0..3_000i64, 0..2usize, 0..8),
+        requests in prop::collection::btree_map(0..3_000i64, (0..2usize, 0..50i64), 0..24),
+        files in (1..3usize, 1..3usize),
+        chunk in 100..3_000usize,
+        salt in any::<u32>(),
+    ) {
+        // No two at once: which is first then is the order of input.
+        let uids = ["u-0", "u-1"];
+        let open_lines: Vec<_> = opens
+            .iter()
+            .map(|(at, pod)| (at * SECOND + 500_000, open_of(at * SECOND + 500_000, Some(uids[*pod]))))
+            .collect();
+        let audit_lines: Vec<_> = requests
+            .iter()
+            .flat_map(|(at, (pod, took))| {
+                let took = took * SECOND + at;
+                let lines = request(at * SECOND, took, uids[*pod]);
+                [at * SECOND, at * SECOND + took].into_iter().zip(lines)
+            })
+            .collect();
+        let texts = |lines: &[(i64, String)]| -> Vec<String> {
+            let mut lines = lines.to_vec();
+            lines.sort();
+            lines.into_iter().map(|(_, line)| line).collect()
+        };
+        let (expected, _) = replay_live(&texts(&open_lines), &texts(&audit_lines), "");
+        let folder = tempfile::tempdir().unwrap();
+        let salt = u64::from(salt);
+        let open_files = scatter(&open_lines, files.0, salt, folder.path(), "opens");
+        let audit_files = scatter(&audit_lines, files.1, salt / 3, folder.path(), "audit");
+        let mut live = LiveSemantics::new(Micros::from_secs(75), Arc::default(), writer());
+        let (found, summary) = replay_with(
+            &mut live,
+            75,
+            chunk,
+            &open_files.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
+            &audit_files.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
+        );
+        prop_assert_eq!((summary.late, summary.early), (0, 0));
+        prop_assert_eq!(found, expected);
+    }
+}

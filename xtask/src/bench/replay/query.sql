@@ -1,0 +1,45 @@
+-- Elastic's two rules, as well as SQL can say them over one pass of the log. ? are the files.
+SET threads TO 1;
+CREATE TEMP TABLE opens AS
+SELECT orchestrator.resource.name AS pod, "@timestamp" AS opened
+FROM read_json('$OPENS', format = 'newline_delimited', columns = {
+    '@timestamp': 'TIMESTAMP',
+    host: 'STRUCT(os STRUCT("type" VARCHAR))',
+    event: 'STRUCT(category VARCHAR[], "type" VARCHAR[], action VARCHAR)',
+    file: 'STRUCT(path VARCHAR)',
+    process: 'STRUCT(interactive BOOLEAN)',
+    container: 'STRUCT(id VARCHAR)',
+    orchestrator: 'STRUCT(resource STRUCT(name VARCHAR))'
+})
+WHERE host.os."type" = 'linux' AND list_contains(event.category, 'file')
+  AND list_contains(event."type", 'change') AND event.action = 'open'
+  AND file.path IN ('/var/run/secrets/kubernetes.io/serviceaccount/token',
+                    '/var/run/secrets/kubernetes.io/serviceaccount/ca.crt')
+  AND process.interactive AND container.id IS NOT NULL;
+CREATE TEMP TABLE audit AS
+SELECT stageTimestamp AS at, stage, verb, objectRef.resource AS resource,
+       objectRef.subresource AS subresource, "user".username AS username,
+       "user".extra['authentication.kubernetes.io/pod-name'] AS pods
+FROM read_json('$AUDIT', format = 'newline_delimited', maximum_object_size = 67108864, columns = {
+    stage: 'VARCHAR', verb: 'VARCHAR', stageTimestamp: 'TIMESTAMP',
+    "user": 'STRUCT(username VARCHAR, extra MAP(VARCHAR, VARCHAR[]))',
+    objectRef: 'STRUCT(resource VARCHAR, subresource VARCHAR)'
+})
+WHERE (pods IS NOT NULL AND stage IN ('ResponseStarted', 'ResponseComplete')
+       AND list_has_any(pods, (SELECT coalesce(list(DISTINCT pod), []) FROM opens)))
+   OR (verb = 'create' AND resource = 'serviceaccounts' AND subresource = 'token');
+SELECT
+    (SELECT count(*) FROM (
+        SELECT answers.at, opens.opened,
+               row_number() OVER (PARTITION BY answers.pod, opens.opened ORDER BY answers.at) AS nth
+        FROM (SELECT unnest(pods) AS pod, at FROM audit
+              WHERE stage IN ('ResponseStarted', 'ResponseComplete')) AS answers
+        ASOF JOIN opens ON answers.pod = opens.pod AND answers.at >= opens.opened)
+     WHERE nth = 1 AND at - opened <= INTERVAL 60 SECOND)
+  + (SELECT count(*) FROM audit
+     WHERE verb = 'create' AND resource = 'serviceaccounts' AND subresource = 'token'
+       AND username IS NOT NULL AND NOT regexp_full_match(username,
+        'system:kube-controller-manager|system:kube-scheduler|system:node:.*|eks:.*|aksService'
+        || '|aks-service|masterclient|nodeclient|system:gke-controller-manager'
+        || '|system:serviceaccount:(kube-system|gke-managed-system|gke-connect|calico-system'
+        || '|anthos-identity-service|tigera-operator):.*')) AS alerts;
