@@ -19,7 +19,7 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attribution::{Grade, TokenOpen, pods::Pod},
+    attribution::{TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
     rules::{catalogue::RuleId, exceptions::ExceptionId, rulebook::Rulebook, token_access},
     time::Micros,
@@ -48,7 +48,6 @@ use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
 use pod::{PodState, Waiting};
 use sessions::Sessions;
-use story::Story;
 
 /// Requests that an exception swallowed, remembered so that their later stages are not counted.
 const SWALLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
@@ -153,6 +152,9 @@ pub struct Losses {
     pub pods: u64,
     /// Hourly incidents beyond their bound: the oldest was told to have ended.
     pub hourly: u64,
+    /// Incidents that were told to have begun, and turned out to be part of an earlier one: input
+    /// came in another order than it happened in.
+    pub merged: u64,
     /// Entries that the journal refused.
     pub journal: u64,
 }
@@ -303,11 +305,8 @@ impl<J: Journal> Correlator<J> {
         let mut read = Vec::new();
         self.pods.retain(|_, pod| {
             ended.extend(pod.end_incidents(watermark, &self.settings));
-            read.extend(pod.unexplained(watermark, &self.settings));
-            // Exposures are what an incident counts its opens in, so they outlive it.
-            let needed = !pod.incidents.is_empty();
-            pod.exposures.retain(|it| needed || it.end(&self.settings) >= watermark);
-            needed || !pod.exposures.is_empty() || !pod.waiting.is_empty()
+            read.extend(pod.forget_exposures(watermark, &self.settings));
+            !pod.incidents.is_empty() || !pod.exposures.is_empty() || !pod.waiting.is_empty()
         });
         for exposure in read {
             ended.extend(self.read(&exposure));
@@ -439,6 +438,7 @@ impl<J: Journal> Correlator<J> {
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
         pod.expose(&open, &self.settings, &mut self.losses);
+        self.losses.merged += pod.merge_incidents(&self.settings);
         for receipt in pod.explained_receipts(&self.settings) {
             self.journal(&Entry::Request(receipt));
         }
@@ -498,6 +498,7 @@ impl<J: Journal> Correlator<J> {
         } else {
             None
         };
+        self.losses.merged += pod.merge_incidents(&self.settings);
         // The incident now lasts longer, so requests of the same client may belong to it as well.
         let more = pod.take_explained(&self.settings);
         if let Some((outside, told_in)) = outside.zip(told_in)
@@ -528,40 +529,6 @@ impl<J: Journal> Correlator<J> {
                 self.sessions.candidates(open, namespace, pod, &self.settings)
             })
             .unwrap_or_default()
-    }
-
-    /// R0: what is told of an exposure that ended without a request.
-    fn read(&mut self, exposure: &window::Exposure) -> Option<Finding> {
-        // R3 tells of what is read from outside.
-        let open = exposure.read.as_ref().filter(|it| it.open.grade != Grade::Outside)?;
-        if self.excepted(RuleId::TokenRead, Some(open), None) {
-            return None;
-        }
-        let id = self.exposure_id(&exposure.first);
-        let mut story = Story::begin(RuleId::TokenRead, id, Some(Arc::clone(open)), None);
-        story.set_open_count(exposure.count);
-        for open in exposure.opens() {
-            story.cover(open.open.wall);
-        }
-        if let Some(pod) = &open.pod {
-            story.set_initiators(self.sessions.candidates(
-                &open.open,
-                &pod.namespace,
-                &pod.name,
-                &self.settings,
-            ));
-        }
-        Some(story.alert())
-    }
-
-    fn exposure_id(&self, first: &Open) -> String {
-        ids::incident_id(
-            &self.settings.cluster,
-            &first.boot_id,
-            first.open.pod_uid.as_deref().unwrap_or_default(),
-            first.open.entry.key,
-            first.open.ktime_ns,
-        )
     }
 
     fn journal(&mut self, entry: &Entry) {

@@ -5,10 +5,7 @@
 
 use std::{borrow::Cow, sync::LazyLock};
 
-use memchr::{
-    memchr2,
-    memmem::{self, Finder},
-};
+use memchr::{memchr_iter, memchr2, memchr2_iter, memmem::Finder};
 use regex_lite::{Captures, Regex};
 
 /// What stands in a secret's place.
@@ -53,18 +50,29 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Whether one of the words is in the text without which no pattern matches, and what has to follow
-/// a name. Most text has none, and the patterns take a hundred times as long.
+/// Whether that is in the text without which no pattern matches. Most text has none, and the
+/// patterns take a thousand times as long.
 fn may_hold_secret(text: &str) -> bool {
-    static ALONE: LazyLock<[Finder<'static>; 2]> =
-        LazyLock::new(|| ["eyj", "bearer"].map(Finder::new));
+    static JWT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("eyJ"));
+    let bytes = text.as_bytes();
+    let begins = |at: usize, word: &str| {
+        text.get(at..at + word.len()).is_some_and(|it| it.eq_ignore_ascii_case(word))
+    };
+    // What stands between a name and its value.
+    let is_given = || {
+        memchr2(b'=', b':', bytes).is_some() || memchr_iter(b'%', bytes).any(|at| begins(at, "%3d"))
+    };
+    JWT.find(bytes).is_some()
+        || memchr2_iter(b'b', b'B', bytes).any(|at| begins(at, "bearer"))
+        || (is_given() && has_name(text))
+}
+
+/// Whether there is a name that secrets are given by.
+fn has_name(text: &str) -> bool {
     static NAMES: LazyLock<[Finder<'static>; 5]> =
         LazyLock::new(|| ["token", "passw", "secret", "key", "authorization"].map(Finder::new));
     let text = text.to_ascii_lowercase();
-    let text = text.as_bytes();
-    let is_given = || memchr2(b'=', b':', text).is_some() || memmem::find(text, b"%3d").is_some();
-    ALONE.iter().any(|word| word.find(text).is_some())
-        || (is_given() && NAMES.iter().any(|word| word.find(text).is_some()))
+    NAMES.iter().any(|name| name.find(text.as_bytes()).is_some())
 }
 
 /// A command's arguments, each redacted. The value of a flag such as `--token` goes as a whole,

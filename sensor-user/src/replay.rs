@@ -10,7 +10,10 @@
 //! its end are read ahead, so that the scan knows which pods matter; what matters waits in `merge`
 //! until nothing earlier can come. Called by the command of the same name.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+};
 
 use indicatif::ProgressBar;
 
@@ -39,17 +42,22 @@ use input::Input;
 use merge::{Kind, Merge, Place};
 use opens::OpenDocument;
 use output::Sorted;
-use semantics::{Judged, Semantics};
+use semantics::{
+    Judged, Semantics,
+    live::{OnlyNamed, pod_that_matters},
+};
 use source::{CHUNK, Content, Side, Source};
 
 /// What may wait for its turn, bytes.
-const WAITING: usize = 32 << 20;
+const WAITING: usize = 28 << 20;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
 /// What an open takes while it waits, roughly, bytes.
 const OPEN_SIZE: usize = 3 << 10;
 /// What anything takes besides, bytes.
-const ITEM_SIZE: usize = 128;
+const ITEM_SIZE: usize = 192;
+/// Pods that are told apart from all others.
+const PODS: usize = 65_536;
 
 /// What to replay.
 #[derive(Clone, Debug)]
@@ -67,6 +75,40 @@ impl Files {
     pub fn size(&self) -> Option<u64> {
         self.opens.iter().chain(&self.audit).map(|path| Input::of(path.clone()).size()).sum()
     }
+}
+
+/// Uids of all pods of which the opens can begin an incident, found by reading them once. `None`
+/// where they cannot be read twice, are too many, or one has only a name. What is wrong with a file
+/// is told when it is replayed.
+pub fn pods_with_opens(files: &Files) -> Option<HashSet<String>> {
+    let mut pods = HashSet::new();
+    let mut buffer = vec![0; CHUNK];
+    for path in &files.opens {
+        let input = Input::of(path.clone());
+        let content = Content::Opens;
+        let found = Source::find(input.clone(), content, files.lateness, &ProgressBar::hidden());
+        let mut source = input.is_repeatable().then_some(found.ok()?.ok()?)?;
+        let mut are_known = true;
+        loop {
+            let filled = source.fill(&mut buffer).ok()?;
+            let chunk = buffer.get(..filled).unwrap_or_default();
+            for_each_line(&mut source, chunk, &mut Tally::default(), |line, _, _, _| {
+                if let Ok(Some(open)) = opens::parse(line.bytes) {
+                    match pod_that_matters(&open) {
+                        Ok(uid) => pods.extend(uid.map(str::to_owned)),
+                        Err(OnlyNamed) => are_known = false,
+                    }
+                }
+            });
+            if !are_known || pods.len() > PODS {
+                return None;
+            }
+            if chunk.is_empty() {
+                break;
+            }
+        }
+    }
+    Some(pods)
 }
 
 /// A replay could not begin, or not tell its result.

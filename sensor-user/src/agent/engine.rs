@@ -24,7 +24,7 @@ use crate::{
         log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
-    attribution::{Attributor, ProcessKey, TokenOpen, pods::PodIndex},
+    attribution::{Attributor, ProcessKey, TokenOpen},
     audit::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
@@ -32,7 +32,7 @@ use crate::{
     },
     config::Config,
     correlation::{
-        Correlator, Finding, Kind, Open, Request, Settings,
+        Correlator, Kind, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
     kernel::{Sensor, SensorError, clock::Now},
@@ -40,7 +40,10 @@ use crate::{
     time::Micros,
 };
 
+mod join;
 mod posted;
+
+use join::{Join, find_pod, find_pods};
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
@@ -66,57 +69,6 @@ pub(super) struct Engine {
     sensor_failure: Option<String>,
     /// Opens of this boot that the journal held at the start.
     remembered: Vec<SeenOpen>,
-}
-
-/// Where opens and requests meet.
-struct Join {
-    boot_id: String,
-    recorder: Option<Recorder>,
-    correlator: Correlator<FileJournal>,
-    /// What is to be told.
-    findings: Vec<Finding>,
-}
-
-impl Join {
-    /// Records an open and hands it on.
-    fn open(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
-        if let Some(recorder) = &mut self.recorder {
-            let pod = open.pod_uid.as_deref().and_then(|uid| pods.pod(uid));
-            recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
-        }
-        self.join(open, pods, now);
-    }
-
-    fn join(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
-        let mut open = Open::new(self.boot_id.clone(), open);
-        find_pods(&mut open, pods);
-        self.correlator.open(open, now, &mut self.findings);
-    }
-
-    /// Hands a request on, with the pod that it is of.
-    fn request(&mut self, mut request: Request, pods: &PodIndex, now: Micros) {
-        find_pod(&mut request, pods);
-        self.correlator.request(request, now, &mut self.findings);
-    }
-}
-
-/// Adds what the index knows by now.
-fn find_pods(open: &mut Open, pods: &PodIndex) {
-    open.pod = open.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
-    let reader = open.open.reader.as_ref();
-    open.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
-}
-
-/// Adds the pod that a request is of: by its token, else by its service account and address.
-fn find_pod(request: &mut Request, pods: &PodIndex) {
-    if request.record.pod_uid().is_none()
-        && let Some((namespace, account)) = request.record.service_account()
-        && let Some(address) = request.record.source_ip()
-    {
-        let pod = pods.by_address(namespace, account, address);
-        request.by_address = pod.map(|pod| pod.uid.to_string());
-    }
-    request.pod = request.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
 }
 
 /// Which open it was, whichever agent's sensor saw it.

@@ -44,6 +44,8 @@ pub enum Pods<'a> {
     All,
     /// Of pods that this knows by one of the names in the user's `extra`.
     Named(&'a dyn Fn(&str) -> bool),
+    /// Of pods that this knows by a uid there.
+    WithUid(&'a dyn Fn(&str) -> bool),
 }
 
 /// Which users are of interest.
@@ -72,6 +74,7 @@ impl fmt::Debug for Pods<'_> {
         f.write_str(match self {
             Self::All => "All",
             Self::Named(_) => "Named",
+            Self::WithUid(_) => "WithUid",
         })
     }
 }
@@ -90,11 +93,13 @@ impl Interest<'static> {
 
 impl Interest<'_> {
     fn wants(&self, user: &User, object: Option<&ObjectRef>) -> bool {
+        let has = |key: &str, known: &dyn Fn(&str) -> bool| {
+            user.extra.get(key).is_some_and(|values| values.iter().any(|value| known(value)))
+        };
         let of_pod = match self.pods {
-            Pods::All => user.extra.get(POD_UID).is_some_and(|values| !values.is_empty()),
-            Pods::Named(known) => {
-                user.extra.get(POD_NAME).is_some_and(|names| names.iter().any(|name| known(name)))
-            }
+            Pods::All => has(POD_UID, &|_| true),
+            Pods::Named(known) => has(POD_NAME, known),
+            Pods::WithUid(known) => has(POD_UID, known),
         };
         of_pod
             || (self.accounts && user.username.starts_with(SERVICE_ACCOUNT))
@@ -201,12 +206,12 @@ fn timestamp(line: &[u8], key: &Finder<'_>) -> Option<Micros> {
 }
 
 fn can_matter(line: &[u8], interest: &Interest<'_>) -> bool {
+    static UID: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_UID));
+    static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_NAME));
     let of_pod = match interest.pods {
-        Pods::All => {
-            static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_UID));
-            KEY.find(line).is_some()
-        }
-        Pods::Named(known) => names_pod(line, known),
+        Pods::All => UID.find(line).is_some(),
+        Pods::Named(known) => names_pod(line, &NAME, known),
+        Pods::WithUid(known) => names_pod(line, &UID, known),
     };
     of_pod
         || (interest.accounts && names_account(line))
@@ -228,15 +233,14 @@ fn names_account(line: &[u8]) -> bool {
     BEGINNING.find(line).is_some()
 }
 
-/// Whether a pod that is known stands in the line, or one whose name only decoding tells.
+/// Whether a pod that is known by this key stands in the line, or one that only decoding tells.
 ///
 /// The key may be there more than once: a client can impersonate somebody with an `extra` of its
 /// choice. The user's own is one of them.
-fn names_pod(line: &[u8], known: &dyn Fn(&str) -> bool) -> bool {
-    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(POD_NAME));
-    KEY.find_iter(line).any(|at| {
+fn names_pod(line: &[u8], key: &Finder<'_>, known: &dyn Fn(&str) -> bool) -> bool {
+    key.find_iter(line).any(|at| {
         // `…/pod-name":["cart-0"]`, the only form that kube-apiserver writes.
-        let rest = line.get(at + POD_NAME.len()..).unwrap_or_default();
+        let rest = line.get(at + key.needle().len()..).unwrap_or_default();
         match rest.strip_prefix(b"\":[").and_then(text) {
             Some((name, [b']', ..])) if name.is_ascii() => str::from_utf8(name).is_ok_and(known),
             _ => true,

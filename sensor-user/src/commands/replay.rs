@@ -151,7 +151,10 @@ fn replay(
         now: now(),
     };
     let mut semantics: Box<dyn Semantics> = match args.semantics {
-        Choice::Live => Box::new(LiveSemantics::new(files.lateness, rulebook, writer)),
+        Choice::Live => {
+            let pods = replay::pods_with_opens(files);
+            Box::new(LiveSemantics::new(files.lateness, pods, rulebook, writer))
+        }
         Choice::Elastic => Box::new(ElasticSemantics::new(writer)),
     };
     replay::run(files, &mut *semantics, sorted, progress)

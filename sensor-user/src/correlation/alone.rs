@@ -1,5 +1,5 @@
-//! What is told by itself, whatever follows or came before: tokens minted (R2), tokens read from
-//! outside (R3), decoys (R7). Part of the [`Correlator`].
+//! What is told by itself: tokens read and not used (R0), tokens minted (R2), tokens read from outside
+//! (R3), decoys (R7). Part of the [`Correlator`].
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use super::{
     ids::{self, RequestId},
     journal::Journal,
     story::Story,
+    window::Exposure,
 };
 use crate::{
     attribution::{Grade, TokenFile, TokenOpen},
@@ -117,6 +118,40 @@ impl<J: Journal> Correlator<J> {
         let standing = self.outside.find(&key, open.open.time)?;
         standing.story.attach(attached.clone());
         Some(standing.story.id().to_owned())
+    }
+
+    /// R0: what is told of an exposure that ended without a request.
+    pub(super) fn read(&mut self, exposure: &Exposure) -> Option<Finding> {
+        // R3 tells of what is read from outside.
+        let open = exposure.read.as_ref().filter(|it| it.open.grade != Grade::Outside)?;
+        if self.excepted(RuleId::TokenRead, Some(open), None) {
+            return None;
+        }
+        let id = self.exposure_id(&exposure.first);
+        let mut story = Story::begin(RuleId::TokenRead, id, Some(Arc::clone(open)), None);
+        story.set_open_count(exposure.count);
+        for open in exposure.opens() {
+            story.cover(open.open.wall);
+        }
+        if let Some(pod) = &open.pod {
+            story.set_initiators(self.sessions.candidates(
+                &open.open,
+                &pod.namespace,
+                &pod.name,
+                &self.settings,
+            ));
+        }
+        Some(story.alert())
+    }
+
+    fn exposure_id(&self, first: &Open) -> String {
+        ids::incident_id(
+            &self.settings.cluster,
+            &first.boot_id,
+            first.open.pod_uid.as_deref().unwrap_or_default(),
+            first.open.entry.key,
+            first.open.ktime_ns,
+        )
     }
 }
 

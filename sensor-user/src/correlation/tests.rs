@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod habits;
+mod order;
 mod rules;
 
 const POD: &str = "5c711d3a-7a35-44c5-9f1a-3f3b3b1f2a10";

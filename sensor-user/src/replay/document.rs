@@ -11,12 +11,12 @@ use crate::{
     attribution::pods::PodIndex,
     audit::{self, AuditRecord, Stage},
     correlation::{
-        Attached, Finding, Open, Request,
+        Attached, Finding, Open,
         hourly::Key,
         ids::{self, RequestId},
         story::Story,
     },
-    rules::{Band, catalogue::RuleId, exceptions::RequestKind},
+    rules::{Band, address::Address, catalogue::RuleId, exceptions::RequestKind},
     time::Micros,
 };
 
@@ -68,8 +68,15 @@ impl Writer {
     ) -> Document {
         let identity = RequestId::of(record);
         let id = ids::request_incident_id(&self.cluster, rule, key, identity, stage);
-        let request = Request::new(record.stage_timestamp, AuditRecord::clone(record));
-        let request = Attached::new(identity, &request, RequestKind::Unknown);
+        let request = Attached {
+            id: identity,
+            time: record.stage_timestamp,
+            record: Arc::clone(record),
+            request: RequestKind::Unknown,
+            address: Address::Unknown,
+            by_address: false,
+            band: BAND,
+        };
         let open = open.map(|open| Arc::new(Open::new(open.boot_id.clone(), open.open.clone())));
         let mut finding = Story::begin(rule, id, open, Some(request)).alert();
         finding.band = BAND;

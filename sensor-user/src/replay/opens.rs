@@ -4,13 +4,8 @@
 //! `tokentrail.open` is the open itself where it is there; otherwise one is made of the ECS fields,
 //! graded by `process.interactive` alone. Pure; called by the readers of `--opens`.
 
-use std::{collections::HashMap, fmt};
-
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error as _, MapAccess, SeqAccess, Visitor},
-};
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     attribution::{ContainerRef, Grade, ProcessKey, RelatedProcess, TokenFile, TokenOpen},
@@ -18,6 +13,10 @@ use crate::{
     redact::redact_args,
     time::Micros,
 };
+
+mod fields;
+
+use fields::Fields;
 
 /// Where pods have their token and CA certificate.
 const FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount/";
@@ -57,12 +56,11 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
         true => BadLine::WrongShape,
         false => BadLine::NotJson,
     };
-    let Strict(document) = serde_json::from_str(&text).map_err(fault)?;
-    if !document.is_object() {
+    if !text.starts_with('{') {
         return Err(BadLine::NotJson);
     }
-    let fields = Fields::of(&document);
-    let own = fields.all("tokentrail.open").iter().copied().find(|value| value.is_object());
+    let fields = Fields::read(&text).map_err(fault)?;
+    let own = fields.all("tokentrail.open").iter().find(|value| value.is_object());
     let path = fields.texts("file.path").find_map(|path| Some((path, token_file(path)?)));
     if own.is_none() && (path.is_none() || !fields.has("event.action", "open")) {
         return Ok(None);
@@ -88,7 +86,7 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
 }
 
 /// The conditions of Elastic's rule on a file event; each holds if any value of its field does.
-fn is_elastic(fields: &Fields<'_>) -> bool {
+fn is_elastic(fields: &Fields) -> bool {
     fields.has("host.os.type", "linux")
         && fields.has("event.category", "file")
         && fields.has("event.type", "change")
@@ -96,7 +94,7 @@ fn is_elastic(fields: &Fields<'_>) -> bool {
         && fields.texts("file.path").any(|path| {
             path.strip_prefix(FOLDER).is_some_and(|name| matches!(name, "token" | "ca.crt"))
         })
-        && fields.all("process.interactive").contains(&&Value::Bool(true))
+        && fields.all("process.interactive").contains(&Value::Bool(true))
         && !fields.all("container.id").is_empty()
 }
 
@@ -115,8 +113,8 @@ fn token_file(path: &str) -> Option<TokenFile> {
 }
 
 /// An open as ECS fields alone tell it.
-fn open_of(fields: &Fields<'_>, time: Micros, path: &str, file: TokenFile) -> TokenOpen {
-    let interactive = fields.all("process.interactive").contains(&&Value::Bool(true));
+fn open_of(fields: &Fields, time: Micros, path: &str, file: TokenFile) -> TokenOpen {
+    let interactive = fields.all("process.interactive").contains(&Value::Bool(true));
     let nanos = |time: Micros| u64::try_from(time.0).unwrap_or_default().saturating_mul(1_000);
     // There is no boot clock: the wall clock takes its place.
     let ktime_ns = nanos(time);
@@ -175,133 +173,6 @@ fn open_of(fields: &Fields<'_>, time: Micros, path: &str, file: TokenFile) -> To
         cgroup: String::new(),
         route: "record".to_owned(),
         degraded: Vec::new(),
-    }
-}
-
-/// A document's fields by their dotted names, as Elasticsearch sees them: objects and lists are
-/// looked through, nulls are no values.
-struct Fields<'a>(HashMap<String, Vec<&'a Value>>);
-
-/// Longer names are not looked at: no field of interest has one, and a hostile document many.
-const LONGEST_NAME: usize = 64;
-
-impl<'a> Fields<'a> {
-    fn of(document: &'a Value) -> Self {
-        let mut fields = Self(HashMap::new());
-        fields.gather(document, &mut String::new());
-        fields
-    }
-
-    fn gather(&mut self, value: &'a Value, path: &mut String) {
-        match value {
-            Value::Null => return,
-            Value::Array(items) => {
-                items.iter().for_each(|item| self.gather(item, path));
-                return;
-            }
-            Value::Object(members) => {
-                let length = path.len();
-                for (key, member) in members {
-                    if length > 0 {
-                        path.push('.');
-                    }
-                    path.push_str(key);
-                    self.gather(member, path);
-                    path.truncate(length);
-                }
-            }
-            Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-        }
-        match self.0.get_mut(path.as_str()) {
-            Some(values) => values.push(value),
-            None if path.len() <= LONGEST_NAME => drop(self.0.insert(path.clone(), vec![value])),
-            None => {}
-        }
-    }
-
-    fn all(&self, field: &str) -> &[&'a Value] {
-        self.0.get(field).map_or(&[], Vec::as_slice)
-    }
-
-    fn texts(&self, field: &str) -> impl Iterator<Item = &'a str> {
-        self.all(field).iter().filter_map(|value| value.as_str())
-    }
-
-    fn text(&self, field: &str) -> Option<&'a str> {
-        self.texts(field).next()
-    }
-
-    /// A number, or one written as text.
-    fn number(&self, field: &str) -> Option<u64> {
-        self.all(field)
-            .iter()
-            .find_map(|value| value.as_u64().or_else(|| value.as_str()?.parse().ok()))
-    }
-
-    fn has(&self, field: &str, text: &str) -> bool {
-        self.texts(field).any(|value| value == text)
-    }
-}
-
-/// JSON in which no object has a key twice: of two values the reader would choose one, and a rule
-/// elsewhere the other.
-struct Strict(Value);
-
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Builder).map(Self)
-    }
-}
-
-struct Builder;
-
-impl<'de> Visitor<'de> for Builder {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON without a key twice")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut members = Map::new();
-        while let Some((key, Strict(value))) = map.next_entry()? {
-            if members.insert(key, value).is_some() {
-                return Err(A::Error::custom("a key twice"));
-            }
-        }
-        Ok(Value::Object(members))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
-        let mut items = Vec::new();
-        while let Some(Strict(item)) = list.next_element()? {
-            items.push(item);
-        }
-        Ok(Value::Array(items))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
     }
 }
 

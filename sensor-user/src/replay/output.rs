@@ -12,23 +12,34 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::Deserialize;
 use tempfile::NamedTempFile;
 
 use crate::{alert::ecs::Document, time::Micros};
 
 /// Documents held in memory, bytes.
 const HELD: usize = 8 << 20;
+/// More than most documents have, bytes.
+const DOCUMENT: usize = 8 << 10;
 
 /// Where the order comes from.
 type Key = (Micros, String);
 
-/// Documents on their way out.
+/// Documents on their way out. They come nearly in order, so that one run nearly always is all
+/// there is: then it is the output already.
 pub struct Sorted {
     folder: Option<PathBuf>,
     held: BTreeMap<Key, Vec<u8>>,
     bytes: usize,
     limit: usize,
-    runs: Vec<File>,
+    runs: Vec<Run>,
+}
+
+/// Lines in order, on disk.
+struct Run {
+    file: BufWriter<NamedTempFile>,
+    last: Key,
+    count: u64,
 }
 
 impl Sorted {
@@ -42,56 +53,80 @@ impl Sorted {
     /// # Errors
     /// The disk is full.
     pub fn push(&mut self, document: &Document) -> io::Result<()> {
-        let line = serde_json::to_vec(document)?;
+        let mut line = Vec::with_capacity(DOCUMENT);
+        serde_json::to_writer(&mut line, document)?;
         self.push_line((document.timestamp, document.event.id.clone()), line)
     }
 
-    fn push_line(&mut self, key: Key, line: Vec<u8>) -> io::Result<()> {
+    fn push_line(&mut self, key: Key, mut line: Vec<u8>) -> io::Result<()> {
+        line.push(b'\n');
         self.bytes += line.len();
         if let Some(replaced) = self.held.insert(key, line) {
             self.bytes -= replaced.len();
         }
-        if self.bytes > self.limit {
-            let file = match &self.folder {
-                Some(folder) => tempfile::tempfile_in(folder)?,
-                None => tempfile::tempfile()?,
-            };
-            let mut run = BufWriter::new(file);
-            self.bytes = 0;
-            for ((time, id), line) in std::mem::take(&mut self.held) {
-                // An id is hexadecimal digits, a document has no newline.
-                write!(run, "{} {id} ", time.0)?;
-                run.write_all(&line)?;
-                run.write_all(b"\n")?;
+        while self.bytes > self.limit
+            && let Some((key, line)) = self.held.pop_first()
+        {
+            self.bytes -= line.len();
+            match self.runs.last_mut() {
+                Some(run) if key == run.last => {}
+                Some(run) if key > run.last => run.add(key, &line)?,
+                Some(_) | None => self.begin_run(key, &line)?,
             }
-            let mut file = run.into_inner().map_err(io::IntoInnerError::into_error)?;
-            file.rewind()?;
-            self.runs.push(file);
         }
         Ok(())
+    }
+
+    fn begin_run(&mut self, key: Key, line: &[u8]) -> io::Result<()> {
+        let file = match &self.folder {
+            Some(folder) => NamedTempFile::new_in(folder)?,
+            None => NamedTempFile::new()?,
+        };
+        let mut run =
+            Run { file: BufWriter::with_capacity(1 << 16, file), last: key.clone(), count: 0 };
+        run.add(key, line)?;
+        self.runs.push(run);
+        Ok(())
+    }
+
+    /// The run that is all but what is held, which belongs behind it.
+    fn take_only_run(&mut self) -> io::Result<Option<(NamedTempFile, u64)>> {
+        let first = self.held.first_key_value().map(|(key, _)| key);
+        let [run] = self.runs.as_slice() else { return Ok(None) };
+        if first.is_some_and(|first| *first <= run.last) {
+            return Ok(None);
+        }
+        let Some(run) = self.runs.pop() else { return Ok(None) };
+        Ok(Some((run.file.into_inner().map_err(io::IntoInnerError::into_error)?, run.count)))
     }
 
     /// Writes all, in order; how many that were.
     ///
     /// # Errors
     /// The output cannot be written, or a run not be read.
-    pub fn write_to(self, output: &mut impl Write) -> io::Result<u64> {
-        let on_disk = self.runs.into_iter().map(|file| Run::OnDisk(BufReader::new(file)));
-        let mut runs: Vec<Run> = on_disk.chain([Run::InMemory(self.held.into_iter())]).collect();
-        let mut next = BinaryHeap::new();
-        for (index, run) in runs.iter_mut().enumerate() {
-            next.extend(run.next()?.map(|(key, line)| Reverse((key, index, line))));
+    pub fn write_to(mut self, output: &mut impl Write) -> io::Result<u64> {
+        let mut count = 0;
+        if let Some((mut file, lines)) = self.take_only_run()? {
+            file.rewind()?;
+            io::copy(&mut file, output)?;
+            count = lines;
         }
-        let (mut count, mut last) = (0, None);
+        let on_disk = self.runs.into_iter().map(|run| Lines::on_disk(run.file));
+        let mut lines = on_disk.collect::<io::Result<Vec<_>>>()?;
+        lines.push(Lines::InMemory(self.held.into_iter()));
+        let mut next = BinaryHeap::new();
+        for (index, lines) in lines.iter_mut().enumerate() {
+            next.extend(lines.next()?.map(|(key, line)| Reverse((key, index, line))));
+        }
+        let mut last = None;
         while let Some(Reverse((key, index, line))) = next.pop() {
-            if let Some(run) = runs.get_mut(index) {
-                next.extend(run.next()?.map(|(key, line)| Reverse((key, index, line))));
+            if let Some(lines) = lines.get_mut(index) {
+                next.extend(lines.next()?.map(|(key, line)| Reverse((key, index, line))));
             }
             if last.as_ref() == Some(&key) {
                 continue;
             }
             output.write_all(&line)?;
-            output.write_all(b"\n")?;
             count += 1;
             last = Some(key);
         }
@@ -100,14 +135,40 @@ impl Sorted {
     }
 }
 
-/// Documents in order.
-enum Run {
-    OnDisk(BufReader<File>),
+impl Run {
+    fn add(&mut self, key: Key, line: &[u8]) -> io::Result<()> {
+        self.file.write_all(line)?;
+        self.last = key;
+        self.count += 1;
+        Ok(())
+    }
+}
+
+/// Lines in order, to be merged.
+enum Lines {
+    OnDisk(BufReader<NamedTempFile>),
     InMemory(btree_map::IntoIter<Key, Vec<u8>>),
 }
 
-impl Run {
+impl Lines {
+    fn on_disk(run: BufWriter<NamedTempFile>) -> io::Result<Self> {
+        let mut file = run.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.rewind()?;
+        Ok(Self::OnDisk(BufReader::new(file)))
+    }
+
     fn next(&mut self) -> io::Result<Option<(Key, Vec<u8>)>> {
+        /// Of a document.
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(rename = "@timestamp")]
+            timestamp: Micros,
+            event: Event,
+        }
+        #[derive(Deserialize)]
+        struct Event {
+            id: String,
+        }
         let reader = match self {
             Self::InMemory(held) => return Ok(held.next()),
             Self::OnDisk(reader) => reader,
@@ -116,13 +177,8 @@ impl Run {
         if reader.read_until(b'\n', &mut line)? == 0 {
             return Ok(None);
         }
-        let mut parts = line.trim_ascii_end().splitn(3, |byte| *byte == b' ');
-        let mut part = || parts.next().unwrap_or_default();
-        let (time, id, document) = (part(), part(), part());
-        let time = str::from_utf8(time).ok().and_then(|time| time.parse().ok());
-        let time = time.ok_or(io::ErrorKind::InvalidData)?;
-        let key = (Micros(time), String::from_utf8_lossy(id).into_owned());
-        Ok(Some((key, document.to_vec())))
+        let head: Head = serde_json::from_slice(&line)?;
+        Ok(Some(((head.timestamp, head.event.id), line)))
     }
 }
 
@@ -163,12 +219,13 @@ impl Target {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(self, sorted: Sorted) -> io::Result<u64> {
+    pub fn write(self, mut sorted: Sorted) -> io::Result<u64> {
         match self {
             Self::Stdout => sorted.write_to(&mut BufWriter::new(io::stdout().lock())),
             Self::Device(file) => sorted.write_to(&mut BufWriter::new(file)),
-            Self::File(mut file, path) => {
-                let count = sorted.write_to(&mut BufWriter::new(&mut file))?;
+            Self::File(file, path) => {
+                let (mut file, before) = sorted.take_only_run()?.unwrap_or((file, 0));
+                let count = before + sorted.write_to(&mut BufWriter::new(&mut file))?;
                 file.as_file().sync_all()?;
                 file.persist(path)?;
                 Ok(count)
@@ -197,7 +254,9 @@ mod tests {
             limit in 0..2_000usize,
         ) {
             let mut sorted = Sorted { limit, ..Sorted::new(None) };
-            let line = |(time, id): &(i64, u8)| format!("{{\"t\":{time}, \"id\":{id}}}");
+            let line = |(time, id): &(i64, u8)| {
+                format!("{{\"@timestamp\":\"{}\",\"event\":{{\"id\":\"{id}\"}}}}", Micros(*time))
+            };
             for key in &keys {
                 let place = (Micros(key.0), format!("{:x}", key.1));
                 sorted.push_line(place, line(key).into_bytes()).unwrap();

@@ -125,7 +125,7 @@ fn documents_that_cannot_be_used_are_named() {
         ("[]".to_owned(), BadLine::NotJson),
         ("5".to_owned(), BadLine::NotJson),
         (document().to_string().replacen('}', "", 1), BadLine::NotJson),
-        (format!("{{\"a\":{bomb}}}"), BadLine::NotJson),
+        (format!("{{\"process\":{bomb}}}"), BadLine::NotJson),
         (document().to_string().replacen('{', "{\"container\":{},", 1), BadLine::WrongShape),
         (document().to_string().replace("\"pid\":7", "\"pid\":7,\"pid\":8"), BadLine::WrongShape),
         (

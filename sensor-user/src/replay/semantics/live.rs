@@ -1,9 +1,12 @@
 //! Feeds the [`Correlator`] that `run` has, in the order of event time.
 //!
+//! Of pods without an open nothing can be told but TokenRequests, sessions and decoys, and nobody
+//! learns from them: where all opens can be looked through before, their requests are skipped.
+//!
 //! Opens without a pod uid are given the one that requests of a pod of that name carried, which
 //! were read already: audit events are, by the lateness, ahead of what has its turn.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{collections::HashSet, num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
@@ -13,12 +16,13 @@ use crate::{
     audit::{
         AuditRecord, POD_NAME,
         scan::{
-            Glance, Interest, Scan, classify, decode, glance, received_timestamp, stage_timestamp,
+            Glance, Interest, Pods, Scan, classify, decode, glance, received_timestamp,
+            stage_timestamp,
         },
     },
     correlation::{Correlator, Finding, Open, Request, Settings, journal::NoJournal},
     replay::{document::Writer, opens::OpenDocument},
-    rules::rulebook::Rulebook,
+    rules::{rulebook::Rulebook, token_access},
     time::Micros,
 };
 
@@ -38,7 +42,10 @@ const BY_NAME: &str = "no pod uid was recorded: joined by namespace and pod name
 /// The rules as `run` evaluates them.
 pub struct LiveSemantics {
     correlator: Correlator<NoJournal>,
-    interest: Interest<'static>,
+    /// Uids of the pods that matter; `None`: all may.
+    pods: Option<HashSet<String>>,
+    /// Whether accounts matter without a pod.
+    accounts: bool,
     lateness: Micros,
     /// Event time.
     now: Micros,
@@ -68,18 +75,24 @@ struct Seen {
 }
 
 impl LiveSemantics {
-    /// Findings come from this writer; rules are as users decided.
-    pub fn new(lateness: Micros, rulebook: Arc<Rulebook>, writer: Writer) -> Self {
+    /// Findings come from this writer; rules are as users decided. `pods` are those of which opens
+    /// are to come, if that is known already.
+    pub fn new(
+        lateness: Micros,
+        pods: Option<HashSet<String>>,
+        rulebook: Arc<Rulebook>,
+        writer: Writer,
+    ) -> Self {
         let settings =
             Settings { patience: PATIENCE, pods: PODS, ..Settings::new(writer.cluster.clone()) };
         // No index of pods tells whose address an account's request came from.
         let accounts = !rulebook.decoys.is_empty();
-        let interest = Interest { accounts, canaries: false, ..Interest::LIVE };
         let mut correlator = Correlator::new(settings, NoJournal);
         correlator.set_rulebook(rulebook);
         Self {
             correlator,
-            interest,
+            pods,
+            accounts,
             lateness,
             now: Micros::MIN,
             next_tick: Micros::MIN,
@@ -138,6 +151,26 @@ impl LiveSemantics {
     }
 }
 
+/// What can change what is told where only these pods have opens.
+fn interest<'a>(known: &'a dyn Fn(&str) -> bool, accounts: bool) -> Interest<'a> {
+    Interest { pods: Pods::WithUid(known), accounts, canaries: false, ..Interest::LIVE }
+}
+
+/// The pod that an open can begin an incident of, by uid.
+///
+/// # Errors
+/// Only its name is known, so that any uid may be its.
+pub fn pod_that_matters(open: &OpenDocument) -> Result<Option<&str>, OnlyNamed> {
+    if !token_access::qualifies(&open.open) {
+        return Ok(None);
+    }
+    open.open.pod_uid.as_deref().map(Some).ok_or(OnlyNamed)
+}
+
+/// An open does not say whose token it was but by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnlyNamed;
+
 fn name_of(open: &OpenDocument) -> Option<PodName> {
     Some((open.namespace.clone()?, open.names.first()?.clone()))
 }
@@ -153,7 +186,10 @@ impl Semantics for LiveSemantics {
     }
 
     fn judge(&mut self, line: &[u8]) -> Judged {
-        match glance(line, &self.interest) {
+        let (pods, accounts) = (self.pods.as_ref(), self.accounts);
+        let known = |uid: &str| pods.is_none_or(|pods| pods.contains(uid));
+        let interest = interest(&known, accounts);
+        match glance(line, &interest) {
             Glance::Skip => return Judged::Skip,
             Glance::Bad(reason) => return Judged::Bad(reason),
             Glance::Decode => {}
@@ -161,7 +197,7 @@ impl Semantics for LiveSemantics {
         let times = received_timestamp(line).zip(stage_timestamp(line));
         let (received, stage) = match times.filter(|_| !self.needs_names) {
             Some(times) => times,
-            None => match decode(line, &self.interest) {
+            None => match decode(line, &interest) {
                 Ok(Some(record)) => {
                     self.learn(&record);
                     (record.request_received_timestamp, record.stage_timestamp)
@@ -195,7 +231,8 @@ impl Semantics for LiveSemantics {
     }
 
     fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome {
-        let record = match classify(line, &self.interest) {
+        // It was judged before.
+        let record = match classify(line, &interest(&|_| true, self.accounts)) {
             Scan::Skip => return Ok(()),
             Scan::Bad(reason) => return Err(reason),
             Scan::Record(record) => record,

@@ -42,7 +42,7 @@ fn replay_live(opens: &[String], audit: &[String], rules: &str) -> (Vec<Value>, 
     fs::write(&open_file, opens.join("\n")).unwrap();
     fs::write(&audit_file, audit.join("\n")).unwrap();
     let rulebook = Arc::new(Rulebook::parse(rules).unwrap());
-    let mut live = LiveSemantics::new(Micros::from_secs(75), rulebook, writer());
+    let mut live = LiveSemantics::new(Micros::from_secs(75), None, rulebook, writer());
     replay_with(&mut live, 75, CHUNK, &[&open_file], &[&audit_file])
 }
 
@@ -160,7 +160,11 @@ proptest! {
         let salt = u64::from(salt);
         let open_files = scatter(&open_lines, files.0, salt, folder.path(), "opens");
         let audit_files = scatter(&audit_lines, files.1, salt / 3, folder.path(), "audit");
-        let mut live = LiveSemantics::new(Micros::from_secs(75), Arc::default(), writer());
+        // The same too if nobody is looked at who has no open.
+        let files = Files { opens: open_files.clone(), audit: vec![], lateness: Micros(0) };
+        let pods = pods_with_opens(&files);
+        prop_assert!(pods.is_some());
+        let mut live = LiveSemantics::new(Micros::from_secs(75), pods, Arc::default(), writer());
         let (found, summary) = replay_with(
             &mut live,
             75,

@@ -18,6 +18,8 @@ use serde_json::json;
 const LINES_PER_SECOND: u64 = 1_000;
 /// Pods that talk to the API.
 const PODS: u64 = 500;
+/// All pods: most have a token and no use for it.
+const ALL_PODS: u64 = 3_000;
 /// Nodes.
 const NODES: u64 = 100;
 
@@ -78,7 +80,7 @@ pub(super) fn opens(path: &Path, lines: u64, opens: Opens, seed: u64) -> Result<
     let mut file = BufWriter::new(File::create(path)?);
     let mut dice = Dice(seed);
     for number in (0..lines).step_by(usize::try_from(opens.lines_to_one())?) {
-        let pod = dice.below(PODS);
+        let pod = dice.below(ALL_PODS);
         let document = json!({
             "@timestamp": time(number * 1_000_000 / LINES_PER_SECOND)?,
             "host": {"os": {"type": "linux"}},

@@ -17,7 +17,7 @@ WHERE host.os."type" = 'linux' AND list_contains(event.category, 'file')
                     '/var/run/secrets/kubernetes.io/serviceaccount/ca.crt')
   AND process.interactive AND container.id IS NOT NULL;
 CREATE TEMP TABLE audit AS
-SELECT stageTimestamp AS at, stage, verb, objectRef.resource AS resource,
+SELECT stageTimestamp AS staged, stage, verb, objectRef.resource AS resource,
        objectRef.subresource AS subresource, "user".username AS username,
        "user".extra['authentication.kubernetes.io/pod-name'] AS pods
 FROM read_json('$AUDIT', format = 'newline_delimited', maximum_object_size = 67108864, columns = {
@@ -30,12 +30,12 @@ WHERE (pods IS NOT NULL AND stage IN ('ResponseStarted', 'ResponseComplete')
    OR (verb = 'create' AND resource = 'serviceaccounts' AND subresource = 'token');
 SELECT
     (SELECT count(*) FROM (
-        SELECT answers.at, opens.opened,
-               row_number() OVER (PARTITION BY answers.pod, opens.opened ORDER BY answers.at) AS nth
-        FROM (SELECT unnest(pods) AS pod, at FROM audit
+        SELECT answers.staged, opens.opened,
+               row_number() OVER (PARTITION BY answers.pod, opens.opened ORDER BY answers.staged) AS nth
+        FROM (SELECT unnest(pods) AS pod, staged FROM audit
               WHERE stage IN ('ResponseStarted', 'ResponseComplete')) AS answers
-        ASOF JOIN opens ON answers.pod = opens.pod AND answers.at >= opens.opened)
-     WHERE nth = 1 AND at - opened <= INTERVAL 60 SECOND)
+        ASOF JOIN opens ON answers.pod = opens.pod AND answers.staged >= opens.opened)
+     WHERE nth = 1 AND staged - opened <= INTERVAL 60 SECOND)
   + (SELECT count(*) FROM audit
      WHERE verb = 'create' AND resource = 'serviceaccounts' AND subresource = 'token'
        AND username IS NOT NULL AND NOT regexp_full_match(username,

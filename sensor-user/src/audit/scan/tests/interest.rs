@@ -103,6 +103,27 @@ fn a_stage_time_is_only_taken_where_it_is_the_only_one() {
     }
 }
 
+#[test]
+fn pods_are_looked_for_by_uid_too() {
+    let uid = "1ea46c86-1147-4be1-87fb-a5cf75e8c8dd";
+    for (wanted, glance_is) in [(uid, Glance::Decode), ("another", Glance::Skip)] {
+        let known = |uid: &str| uid == wanted;
+        let interest = Interest {
+            pods: Pods::WithUid(&known),
+            accounts: false,
+            sessions: false,
+            token_requests: Users::None,
+            canaries: false,
+            received_may_lack: false,
+        };
+        for line in recorded!("pod-allowed").lines() {
+            assert_eq!(glance(line.as_bytes(), &interest), glance_is);
+            let record = decode(line.as_bytes(), &interest).unwrap();
+            assert_eq!(record.is_some(), glance_is == Glance::Decode);
+        }
+    }
+}
+
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         spelled("cart-0"),
