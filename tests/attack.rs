@@ -378,6 +378,18 @@ fn without_the_kubernetes_api_alerts_go_out_and_are_whole_again_afterwards() {
 }
 
 #[test]
+fn an_agent_finds_its_own_requests_in_the_audit_log() {
+    with_scene(|scene| {
+        for node in scene.cluster.nodes() {
+            scene.agents.wait_for_status(node, "its canary is heard", |status| {
+                text(status, "/audit_canary/state") == "heard"
+            })?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn without_permission_the_agent_says_which_one_it_lacks() {
     with_scene(|scene| {
         let node = scene.node_b()?;

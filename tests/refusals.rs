@@ -37,7 +37,9 @@ fn options(command: &mut Command, sandbox: &Sandbox, given: &[(&str, &Path)]) {
     for (option, value) in given {
         command.arg(option).arg(value);
     }
-    command.arg("--no-kube");
+    if given.iter().all(|(option, _)| *option != "--kubeconfig") {
+        command.arg("--no-kube");
+    }
 }
 
 /// Runs `tokentrail run` with these options, where it must end by itself.
@@ -203,6 +205,37 @@ fn a_recording_that_cannot_be_written_is_refused_naming_it() {
     let path = sandbox.folder().join("no-such-folder/opens.ndjson");
     let refused = run(&sandbox, &[("--record", &path)]);
     assert_refused(&refused, 1, &[&path.display().to_string()]);
+}
+
+#[test]
+fn check_says_whether_the_kubernetes_api_can_be_asked() {
+    let sandbox = Sandbox::create().unwrap();
+    fs::write(sandbox.folder().join("audit.log"), "").unwrap();
+    let kubeconfig = sandbox.folder().join("kubeconfig");
+    let check = |what: &str| {
+        let mut command = tokentrail();
+        options(command.arg("check"), &sandbox, &[("--kubeconfig", &kubeconfig)]);
+        let checked = sandbox.run(&mut command).unwrap();
+        let line = checked.output.lines().find(|line| line.contains(what)).map(str::to_owned);
+        (checked.code, line.unwrap_or_else(|| panic!("{what}: {checked:?}")))
+    };
+    // `run` would not start.
+    let (code, line) = check("Kubernetes API");
+    assert_eq!(code, Some(1), "{line}");
+    assert!(line.starts_with("MISSING") && line.contains("kubeconfig"), "{line}");
+
+    // `run` would go on without.
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = format!("http://{unused}");
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: x, clusters: [{{name: c, cluster: \
+         {{server: \"{server}\"}}}}], users: [{{name: u, user: {{}}}}], contexts: \
+         [{{name: x, context: {{cluster: c, user: u}}}}]}}"
+    );
+    fs::write(&kubeconfig, text).unwrap();
+    let (code, line) = check("audit canary");
+    assert_eq!(code, Some(0), "{line}");
+    assert!(line.starts_with("WARNING") && line.contains("cannot be reached"), "{line}");
 }
 
 #[test]

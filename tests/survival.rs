@@ -17,8 +17,8 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 use tokentrail_tests::{
-    Agent, AuditLine, Node, PATIENCE, Pod, Request, Sandbox, Stage, machine::cgroup_hierarchies,
-    wait_until,
+    Agent, AuditLine, Node, PATIENCE, Pod, Request, Sandbox, Stage, compress,
+    machine::cgroup_hierarchies, wait_until,
 };
 
 /// Rounds of the test that kills at random.
@@ -124,6 +124,15 @@ fn whenever_the_agent_is_killed_every_attack_is_told_exactly_once() {
 
 #[test]
 fn a_log_that_was_rotated_while_the_agent_was_away_is_read_from_where_it_stopped() {
+    rotated_while_away(|_| ());
+}
+
+#[test]
+fn a_log_that_was_rotated_and_compressed_while_the_agent_was_away_is_read_all_the_same() {
+    rotated_while_away(|path| compress(path).unwrap());
+}
+
+fn rotated_while_away(then: impl Fn(&Path)) {
     let sandbox = Sandbox::create().unwrap();
     let mut node = Node::new(&sandbox).unwrap();
     let agent = node.agent.start().unwrap();
@@ -135,7 +144,7 @@ fn a_log_that_was_rotated_while_the_agent_was_away_is_read_from_where_it_stopped
     agent.kill().unwrap();
     for victim in &victims {
         node.request_by(&victim.pod).unwrap();
-        node.audit.rotate_by_rename().unwrap();
+        then(&node.audit.rotate_by_rename().unwrap());
     }
     let _agent = node.agent.start().unwrap();
     node.settle().unwrap();

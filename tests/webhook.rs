@@ -1,9 +1,10 @@
 //! A real API server that posts its audit events to an agent: the alert that follows, and what
-//! becomes of events while the agent is gone. In a cluster of this test's own, since an API server
+//! becomes of events while the agent is gone or has no space for alerts. In a cluster of this test's own, since an API server
 //! reads the webhook's configuration when it starts.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -13,6 +14,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 use tokentrail_tests::{
     Alerts, PATIENCE, Sandbox, TOKEN_PATH,
@@ -78,7 +80,7 @@ fn write_files(folder: &Path) -> Result<()> {
         "audit-webhook-client-ca-file": at("ca.crt"),
         "audit-webhook-token-file": at("tokens"),
         "audit-webhook-lateness-seconds": 20,
-        "alert-log": at("alerts.ndjson"),
+        "alert-log": at("alerts/alerts.ndjson"),
         "state-dir": at("state"),
         "admin-listen": ADMIN,
     });
@@ -176,9 +178,123 @@ fn text<'value>(value: &'value Value, pointer: &str) -> &'value str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// The cluster, and where the agent writes.
+struct Scene<'scene> {
+    cluster: &'scene Cluster,
+    folder: &'scene Path,
+    alerts: Alerts,
+}
+
+impl Scene<'_> {
+    fn start_agent(&self) -> Result<Agent<'_>> {
+        Agent::start(self.cluster, self.folder)
+    }
+
+    fn victim(&self) -> Result<Victim<'_>> {
+        Victim::create(self.cluster, self.cluster.node("node-a")?, &json!({}))
+    }
+
+    /// The alert about this victim: `Alerts` sees to it that each id is there once.
+    fn alert(&self, victim: &Victim<'_>, agent: &Agent<'_>) -> Result<Value> {
+        let wanted = |it: &Value| victim.is_of(it);
+        let alert = self.alerts.wait_for("the alert", wanted).with_context(|| agent.said())?;
+        ensure!(text(&alert, "/tokentrail/grade") == "interactive", "{alert:#}");
+        ensure!(self.alerts.matching(wanted)?.len() == 1);
+        Ok(alert)
+    }
+
+    fn an_attack_alerts(&self, agent: &Agent<'_>) -> Result<()> {
+        let status: Value = serde_json::from_str(&agent.get("/statusz")?)?;
+        let condition = format!("/conditions/audit webhook {WEBHOOK}");
+        ensure!(text(&status, &condition) == "ok", "{status:#}");
+        ensure!(text(&status, "/audit") == "a webhook on this node", "{status:#}");
+        let victim = self.victim()?;
+        victim.exec(&["-it"], &read_and_ask(&victim))?;
+        let alert = self.alert(&victim, agent)?;
+        ensure!(text(&alert, "/client/user/name") == "kubernetes-admin", "{alert:#}");
+        ensure!(text(&alert, "/kubernetes/audit/objectRef/resource") == "pods", "{alert:#}");
+        ensure!(agent.metric(&requests("taken"))? > 0);
+        for sample in [
+            requests("busy"),
+            requests("unauthenticated"),
+            requests("cut"),
+            "tokentrail_audit_bad_lines_total{reason=\"not_json\"}".to_owned(),
+            "tokentrail_audit_bad_lines_total{reason=\"wrong_shape\"}".to_owned(),
+            "tokentrail_audit_webhook_bad_bodies_total{reason=\"no_items\"}".to_owned(),
+            "tokentrail_audit_webhook_bad_bodies_total{reason=\"torn\"}".to_owned(),
+        ] {
+            ensure!(agent.metric(&sample)? == 0, "{sample}\n{}", agent.get("/metrics")?);
+        }
+        Ok(())
+    }
+
+    /// The open is in the agent's journal, the request with the API server.
+    fn a_request_made_while_there_is_no_agent_alerts_afterwards(
+        &self,
+        agent: Agent<'_>,
+    ) -> Result<Agent<'_>> {
+        let victim = self.victim()?;
+        let opens = "tokentrail_attribution_opens_total{grade=\"interactive\"}";
+        let before = agent.metric(opens)?;
+        victim.exec(&["-it"], &format!("cp {TOKEN_PATH} /tmp/taken"))?;
+        agent.wait_for_metric(opens, before + 1)?;
+        agent.kill()?;
+        let before = failed_posts(self.cluster)?;
+        let ask = format!("apicall --insecure --token-file /tmp/taken {}", victim.uri("pods"));
+        let done = victim.exec(&[], &ask)?;
+        ensure!(done.output.contains("200 "), "{done:?}");
+        wait_until(PATIENCE, "the API server has tried to post it", || {
+            Ok((failed_posts(self.cluster)? > before).then_some(()))
+        })?;
+        let agent = self.start_agent()?;
+        self.alert(&victim, &agent)?;
+        Ok(agent)
+    }
+
+    /// Nothing is acknowledged then, and the API server comes again and again with the same.
+    fn while_alerts_find_no_space_posts_are_shed(&self, agent: &Agent<'_>) -> Result<()> {
+        let filler = self.alerts.path().with_file_name("filler");
+        fill(&filler)?;
+        let victim = self.victim()?;
+        victim.exec(&["-it"], &read_and_ask(&victim))?;
+        agent.wait_for_metric("tokentrail_alert_log_pending_lines", 1)?;
+        let taken = agent.metric(&requests("taken"))?;
+        agent.wait_for_metric(&requests("busy"), 1)?;
+        agent.wait_for_metric("tokentrail_audit_webhook_duplicates_total", 1)?;
+        let now = agent.metric(&requests("taken"))?;
+        ensure!(now == taken, "{taken} posts were taken, then {now}");
+        ensure!(self.alerts.matching(|it| victim.is_of(it))?.is_empty());
+        fs::remove_file(&filler)?;
+        self.alert(&victim, agent)?;
+        agent.wait_for_metric(&requests("taken"), taken + 1).map(drop)
+    }
+}
+
+/// Shell: the program that asks reads the token itself.
+fn read_and_ask(victim: &Victim<'_>) -> String {
+    format!("cat {TOKEN_PATH} >/dev/null; apicall {}", victim.uri("pods"))
+}
+
+fn requests(answer: &str) -> String {
+    format!("tokentrail_audit_webhook_requests_total{{answer=\"{answer}\"}}")
+}
+
+/// Writes a file until there is no space left beside it.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = File::create(path)?;
+    loop {
+        match file.write(&[0; 4096]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 fn run() -> Result<()> {
     let sandbox = Sandbox::create()?;
     let folder = sandbox.folder();
+    sandbox.tmpfs("alerts", MountFlags::empty(), c"size=128k")?;
     write_files(folder)?;
     let mut options = Options::new(NAME)?;
     options.nodes = 1;
@@ -189,64 +305,19 @@ fn run() -> Result<()> {
         "--audit-webhook-initial-backoff=5s".to_owned(),
     ];
     let cluster = Cluster::up(&options)?;
-    let agent = Agent::start(&cluster, folder)?;
-    let alerts = Alerts::at(folder.join("alerts.ndjson"));
-    let answered =
-        |answer: &str| format!("tokentrail_audit_webhook_requests_total{{answer=\"{answer}\"}}");
-
-    let status: Value = serde_json::from_str(&agent.get("/statusz")?)?;
-    let condition = format!("/conditions/audit webhook {WEBHOOK}");
-    ensure!(text(&status, &condition) == "ok", "{status:#}");
-    ensure!(text(&status, "/audit") == "a webhook on this node", "{status:#}");
-
-    let victim = Victim::create(&cluster, agent.node, &json!({}))?;
-    let ask = format!("apicall {}", victim.uri("pods"));
-    victim.exec(&["-it"], &format!("cat {TOKEN_PATH} >/dev/null; {ask}"))?;
-    let alert =
-        alerts.wait_for("the alert", |it| victim.is_of(it)).with_context(|| agent.said())?;
-    ensure!(text(&alert, "/tokentrail/grade") == "interactive", "{alert:#}");
-    ensure!(text(&alert, "/client/user/name") == "kubernetes-admin", "{alert:#}");
-    ensure!(text(&alert, "/kubernetes/audit/objectRef/resource") == "pods", "{alert:#}");
-
-    // A request that comes while there is no agent. The open is in its journal by then.
-    let second = Victim::create(&cluster, agent.node, &json!({}))?;
-    let opens = "tokentrail_attribution_opens_total{grade=\"interactive\"}";
-    let before = agent.metric(opens)?;
-    second.exec(&["-it"], &format!("cp {TOKEN_PATH} /tmp/taken"))?;
-    agent.wait_for_metric(opens, before + 1)?;
-    ensure!(agent.metric(&answered("taken"))? > 0);
-    for (sample, expected) in [
-        (answered("busy"), 0),
-        (answered("unauthenticated"), 0),
-        (answered("cut"), 0),
-        ("tokentrail_audit_bad_lines_total{reason=\"not_json\"}".to_owned(), 0),
-        ("tokentrail_audit_bad_lines_total{reason=\"wrong_shape\"}".to_owned(), 0),
-        ("tokentrail_audit_webhook_bad_bodies_total{reason=\"torn\"}".to_owned(), 0),
-    ] {
-        ensure!(agent.metric(&sample)? == expected, "{sample}\n{}", agent.get("/metrics")?);
-    }
-    agent.kill()?;
-    let before = failed_posts(&cluster)?;
-    let ask = format!("apicall --insecure --token-file /tmp/taken {}", second.uri("pods"));
-    let done = second.exec(&[], &ask)?;
-    ensure!(done.output.contains("200 "), "{done:?}");
-    wait_until(PATIENCE, "the API server has tried to post it", || {
-        Ok((failed_posts(&cluster)? > before).then_some(()))
-    })?;
-    let agent = Agent::start(&cluster, folder)?;
-    let alert = alerts
-        .wait_for("the alert of the request made meanwhile", |it| second.is_of(it))
-        .with_context(|| agent.said())?;
-    ensure!(text(&alert, "/tokentrail/grade") == "interactive", "{alert:#}");
-    // `Alerts` sees to it that each id is there once.
-    ensure!(alerts.matching(|it| victim.is_of(it) || second.is_of(it))?.len() == 2);
+    let alerts = Alerts::at(folder.join("alerts/alerts.ndjson"));
+    let scene = Scene { cluster: &cluster, folder, alerts };
+    let agent = scene.start_agent()?;
+    scene.an_attack_alerts(&agent)?;
+    let agent = scene.a_request_made_while_there_is_no_agent_alerts_afterwards(agent)?;
+    scene.while_alerts_find_no_space_posts_are_shed(&agent)?;
     drop(agent);
     cluster.down()?;
     sandbox.close()
 }
 
 #[test]
-fn what_a_real_api_server_posts_alerts_at_once_and_after_the_agent_was_killed() {
+fn what_a_real_api_server_posts_alerts_also_after_kills_and_full_disks() {
     let result = run();
     assert!(result.is_ok(), "{:?}", result.err());
 }

@@ -5,7 +5,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/livez` | 200 while the engine's loop turns, else 500 |
 //! | `/readyz` | 200 when every condition holds, else 503 and the ones that do not, a line each |
-//! | `/statusz` | JSON: version, route, conditions (each source is one), what is degraded |
+//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded |
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use axum::{
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::{correlation::Held, metrics::Metrics};
+use crate::{audit::canary, correlation::Held, metrics::Metrics};
 
 /// The engine's loop turns at least once a second; a disk may hold it up for a while.
 const STALLED: Duration = Duration::from_secs(60);
@@ -49,6 +49,9 @@ pub struct Report {
     pub conditions: BTreeMap<String, Condition>,
     /// Where audit events come from.
     pub audit: String,
+    /// Whether its own requests come back in the audit stream, the API server's clock and the
+    /// stream's delay.
+    pub audit_canary: canary::Status,
     /// What this agent cannot see or do, and goes on without.
     pub degraded: Vec<String>,
     /// What correlation holds.
@@ -108,6 +111,7 @@ impl Health {
             route: "none".to_owned(),
             conditions: BTreeMap::from([("engine".to_owned(), starting)]),
             audit: String::new(),
+            audit_canary: canary::Status::off("the agent is starting"),
             degraded: Vec::new(),
             correlation: HeldReport::default(),
             beat: None,

@@ -9,13 +9,13 @@ use tokio::task::JoinSet;
 use crate::{
     admin::{self, Health},
     alert::log::{AlertLogError, AlertLogMetrics},
+    api::AccessError,
     attribution::{
-        AttributionConfig, AttributionMetrics, Attributor,
-        pods::{PodMetrics, watch::AccessError},
-        volumes::VolumesError,
+        AttributionConfig, AttributionMetrics, Attributor, pods::PodMetrics, volumes::VolumesError,
     },
     audit::{
         AuditMetrics,
+        canary::CanaryMetrics,
         checkpoint::CheckpointError,
         webhook::{WebhookError, WebhookMetrics},
     },
@@ -25,6 +25,7 @@ use crate::{
     metrics::{CorrelationMetrics, Metrics},
 };
 
+mod canaryfeed;
 mod engine;
 pub mod files;
 mod podfeed;
@@ -33,6 +34,7 @@ mod senses;
 mod standby;
 mod state;
 
+use canaryfeed::CanaryFeed;
 use engine::Engine;
 use podfeed::PodFeed;
 use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
@@ -104,6 +106,7 @@ struct StageMetrics {
     attribution: AttributionMetrics,
     pods: PodMetrics,
     audit: AuditMetrics,
+    canary: CanaryMetrics,
     webhook: WebhookMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
@@ -120,6 +123,7 @@ impl StageMetrics {
         }
         if config.kube.is_some() {
             self.pods.register(&mut registry);
+            self.canary.register(&mut registry);
         }
         self.audit.register(&mut registry);
         if config.audit_webhook.is_some() {
@@ -156,7 +160,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         },
     };
     let (mut engine, batches) =
-        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks).await?;
+        Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks)?;
     engine.take_over(held_back);
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = engine.sources(),

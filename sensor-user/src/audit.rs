@@ -4,7 +4,7 @@
 //! The way of a line: `tail` reads bytes from the file, or `webhook` takes them from the API server;
 //! `lines` cuts them, `sieve` counts, `scan` decides which lines matter and decodes those, the batch
 //! goes to the engine, and once its alerts are written the engine moves the position in
-//! `checkpoint`, or has the API server answered.
+//! `checkpoint`, or has the API server answered. `canary` finds out whether that way works.
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::time::Micros;
 
+pub mod canary;
 pub mod checkpoint;
 pub mod lines;
 mod metrics;
@@ -239,6 +240,13 @@ pub struct ReadRecord {
     pub record: AuditRecord,
     /// When its line was read: start of the alert's latency.
     pub read_at: std::time::Instant,
+}
+
+impl ReadRecord {
+    /// What the wall clock showed when the line was read, as it shows `now` now.
+    pub fn read_wall(&self, now: Micros) -> Micros {
+        now - Micros::from_duration(self.read_at.elapsed())
+    }
 }
 
 /// What a source hands on at once: the records that matter, and how far it has come.

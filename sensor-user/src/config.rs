@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::{
-    attribution::pods::watch::Access,
+    api::Access,
     audit::webhook::WebhookConfig,
     kernel::{RouteChoice, SensorConfig},
 };
@@ -151,6 +151,7 @@ struct FileConfig {
     log_format: Option<LogFormat>,
     log_level: Option<LogLevel>,
     audit_lateness_seconds: Option<u32>,
+    audit_canary_seconds: Option<u32>,
     self_test_seconds: Option<u32>,
     canary_dir: Option<PathBuf>,
     btf: Option<PathBuf>,
@@ -203,6 +204,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// How late an audit line may be written after its request was received.
     pub audit_lateness: Duration,
+    /// Time between two requests of the audit canary; `None`: there is none.
+    pub audit_canary_every: Option<Duration>,
     /// The same for the webhook: the API server gathers events, and tries again for minutes.
     pub audit_webhook_lateness: Duration,
     /// Time between two self-tests of the sensor.
@@ -318,6 +321,8 @@ impl Config {
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             log_level: args.log_level.or(file.log_level).unwrap_or_default(),
             audit_lateness: seconds(file.audit_lateness_seconds, 75),
+            audit_canary_every: Some(seconds(file.audit_canary_seconds, 300))
+                .filter(|every| !every.is_zero()),
             audit_webhook_lateness: seconds(file.audit_webhook_lateness_seconds, 300),
             self_test_every: seconds(file.self_test_seconds, 300),
             canary_dir: file.canary_dir,
@@ -426,6 +431,13 @@ mod tests {
     fn an_empty_file_is_all_defaults() {
         assert_eq!(parse("").unwrap().alert_log, Path::new("/var/log/tokentrail/alerts.ndjson"));
         assert_eq!(parse("# nothing\n").unwrap().audit_lateness, Duration::from_secs(75));
+    }
+
+    #[test]
+    fn the_audit_canary_can_be_turned_off() {
+        let every = |yaml| parse(yaml).unwrap().audit_canary_every;
+        assert_eq!(every(""), Some(Duration::from_secs(300)));
+        assert_eq!(every("audit-canary-seconds: 0"), None);
     }
 
     #[test]

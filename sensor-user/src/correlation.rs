@@ -19,17 +19,13 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attribution::{Grade, TokenFile, TokenOpen, pods::Pod},
+    attribution::{TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
-    rules::{
-        catalogue::RuleId,
-        exceptions::{ExceptionId, RequestKind},
-        rulebook::Rulebook,
-        token_access, token_request,
-    },
+    rules::{catalogue::RuleId, exceptions::ExceptionId, rulebook::Rulebook, token_access},
     time::Micros,
 };
 
+mod alone;
 pub mod finding;
 pub mod habits;
 pub mod hourly;
@@ -44,6 +40,7 @@ pub mod window;
 
 pub use finding::{Attached, Finding, Kind};
 
+use alone::{decoy_opened, decoy_used, minted_key, outside_key};
 use habits::Habits;
 use hourly::{Hourly, Key};
 use ids::RequestId;
@@ -51,8 +48,6 @@ use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
 use pod::{PodState, Waiting};
 use sessions::Sessions;
-use story::Story;
-use subject::Facts;
 
 /// Requests that an exception swallowed, remembered so that their later stages are not counted.
 const SWALLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
@@ -157,6 +152,9 @@ pub struct Losses {
     pub pods: u64,
     /// Hourly incidents beyond their bound: the oldest was told to have ended.
     pub hourly: u64,
+    /// Incidents that were told to have begun, and turned out to be part of an earlier one: input
+    /// came in another order than it happened in.
+    pub merged: u64,
     /// Entries that the journal refused.
     pub journal: u64,
 }
@@ -307,11 +305,8 @@ impl<J: Journal> Correlator<J> {
         let mut read = Vec::new();
         self.pods.retain(|_, pod| {
             ended.extend(pod.end_incidents(watermark, &self.settings));
-            read.extend(pod.unexplained(watermark, &self.settings));
-            // Exposures are what an incident counts its opens in, so they outlive it.
-            let needed = !pod.incidents.is_empty();
-            pod.exposures.retain(|it| needed || it.end(&self.settings) >= watermark);
-            needed || !pod.exposures.is_empty() || !pod.waiting.is_empty()
+            read.extend(pod.forget_exposures(watermark, &self.settings));
+            !pod.incidents.is_empty() || !pod.exposures.is_empty() || !pod.waiting.is_empty()
         });
         for exposure in read {
             ended.extend(self.read(&exposure));
@@ -443,6 +438,7 @@ impl<J: Journal> Correlator<J> {
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
         pod.expose(&open, &self.settings, &mut self.losses);
+        self.losses.merged += pod.merge_incidents(&self.settings);
         for receipt in pod.explained_receipts(&self.settings) {
             self.journal(&Entry::Request(receipt));
         }
@@ -451,94 +447,6 @@ impl<J: Journal> Correlator<J> {
             self.journal(&Entry::Request(request.clone()));
             self.attach(id, &request, findings);
         }
-    }
-
-    /// R3 and R7: an open that is told by itself.
-    fn opened(&mut self, rule: RuleId, key: Key, open: &Arc<Open>, findings: &mut Vec<Finding>) {
-        if self.excepted(rule, Some(open), None) {
-            return;
-        }
-        let time = open.open.time;
-        let hourly = self.hourly(rule);
-        if let Some(standing) = hourly.find(&key, time) {
-            standing.story.add_open(open);
-            return;
-        }
-        let id = if rule == RuleId::DecoyUsed {
-            self.exposure_id(open)
-        } else {
-            ids::outside_id(&self.settings.cluster, &open.boot_id, &key, open.open.ktime_ns)
-        };
-        let mut story = Story::begin(rule, id, Some(Arc::clone(open)), None);
-        story.add_open(open);
-        findings.push(story.alert());
-        self.hourly(rule).begin(key, time, story, findings);
-    }
-
-    fn hourly(&mut self, rule: RuleId) -> &mut Hourly {
-        match rule {
-            RuleId::TokenRequestByUser => &mut self.minted,
-            RuleId::TokenReadFromOutside => &mut self.outside,
-            RuleId::DecoyUsed | RuleId::TokenAccessThenApiRequest | RuleId::TokenRead => {
-                &mut self.decoys
-            }
-        }
-    }
-
-    /// Whether a request is told by itself, whatever was opened.
-    fn stands_alone(&self, record: &AuditRecord) -> bool {
-        self.is_minted_by_user(record) || decoy_used(&self.rulebook, record).is_some()
-    }
-
-    fn is_minted_by_user(&self, record: &AuditRecord) -> bool {
-        record.minted_for().is_some()
-            && !record.user.username.is_empty()
-            && token_request::band(record).is_some()
-            && !self.rulebook.exclusions.excludes(&record.user.username, &record.user.groups)
-    }
-
-    /// R2 and R7: a request that is told by itself, or joins one that was.
-    fn alone(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
-        let record = &request.record;
-        if self.is_minted_by_user(record)
-            && let Some(key) = minted_key(record)
-        {
-            self.asked(RuleId::TokenRequestByUser, key, id, request, findings);
-        }
-        if let Some(key) = decoy_used(&self.rulebook, record) {
-            self.asked(RuleId::DecoyUsed, key, id, request, findings);
-        }
-    }
-
-    fn asked(
-        &mut self,
-        rule: RuleId,
-        key: Key,
-        id: RequestId,
-        request: &Request,
-        findings: &mut Vec<Finding>,
-    ) {
-        let known = self.hourly(rule).stories().find_map(|story| {
-            let attached = story.update(id, &request.record)?;
-            Some(story.escalation(&attached))
-        });
-        if let Some(escalation) = known {
-            findings.extend(escalation);
-            return;
-        }
-        let attached = Attached::new(id, request, RequestKind::Unknown);
-        if self.excepted(rule, None, Some(&attached)) {
-            return;
-        }
-        if let Some(standing) = self.hourly(rule).find(&key, request.time) {
-            let attached = standing.story.attach(attached);
-            findings.extend(standing.story.escalation(&attached));
-            return;
-        }
-        let incident_id = ids::request_incident_id(&self.settings.cluster, rule, &key, id, None);
-        let story = Story::begin(rule, incident_id, None, Some(attached));
-        findings.push(story.alert());
-        self.hourly(rule).begin(key, request.time, story, findings);
     }
 
     /// Attaches a request that an exposure or the incident explains.
@@ -590,6 +498,7 @@ impl<J: Journal> Correlator<J> {
         } else {
             None
         };
+        self.losses.merged += pod.merge_incidents(&self.settings);
         // The incident now lasts longer, so requests of the same client may belong to it as well.
         let more = pod.take_explained(&self.settings);
         if let Some((outside, told_in)) = outside.zip(told_in)
@@ -613,14 +522,6 @@ impl<J: Journal> Correlator<J> {
         }
     }
 
-    /// Lists a request in R3's incident about the open that it follows from; gives that one's id.
-    fn list_outside(&mut self, open: &Open, attached: &Attached) -> Option<String> {
-        let key = outside_key(&open.open)?;
-        let standing = self.outside.find(&key, open.open.time)?;
-        standing.story.attach(attached.clone());
-        Some(standing.story.id().to_owned())
-    }
-
     fn initiators(&self, open: &TokenOpen, request: &Request) -> Vec<Arc<AuditRecord>> {
         let names = request.record.service_account().zip(request.record.extra(audit::POD_NAME));
         names
@@ -628,70 +529,6 @@ impl<J: Journal> Correlator<J> {
                 self.sessions.candidates(open, namespace, pod, &self.settings)
             })
             .unwrap_or_default()
-    }
-
-    /// R0: what is told of an exposure that ended without a request.
-    fn read(&mut self, exposure: &window::Exposure) -> Option<Finding> {
-        // R3 tells of what is read from outside.
-        let open = exposure.read.as_ref().filter(|it| it.open.grade != Grade::Outside)?;
-        if self.excepted(RuleId::TokenRead, Some(open), None) {
-            return None;
-        }
-        let id = self.exposure_id(&exposure.first);
-        let mut story = Story::begin(RuleId::TokenRead, id, Some(Arc::clone(open)), None);
-        story.set_open_count(exposure.count);
-        for open in exposure.opens() {
-            story.cover(open.open.wall);
-        }
-        if let Some(pod) = &open.pod {
-            story.set_initiators(self.sessions.candidates(
-                &open.open,
-                &pod.namespace,
-                &pod.name,
-                &self.settings,
-            ));
-        }
-        Some(story.alert())
-    }
-
-    fn exposure_id(&self, first: &Open) -> String {
-        ids::incident_id(
-            &self.settings.cluster,
-            &first.boot_id,
-            first.open.pod_uid.as_deref().unwrap_or_default(),
-            first.open.entry.key,
-            first.open.ktime_ns,
-        )
-    }
-
-    /// Whether an exception keeps a rule quiet about this; it is then counted, a request once.
-    fn excepted(&mut self, rule: RuleId, open: Option<&Open>, request: Option<&Attached>) -> bool {
-        if self.rulebook.exceptions.iter().next().is_none() {
-            return false;
-        }
-        let initiators = open
-            .zip(request)
-            .map(|(open, it)| {
-                let names = it.record.service_account().zip(it.record.extra(audit::POD_NAME));
-                names.map(|((namespace, _), pod)| {
-                    self.sessions.candidates(&open.open, namespace, pod, &self.settings)
-                })
-            })
-            .unwrap_or_default()
-            .unwrap_or_default();
-        let facts = Facts::of(open, request, &initiators);
-        let subject = facts.subject(&self.settings.cluster);
-        let time = request
-            .map(|it| it.record.request_received_timestamp)
-            .or(open.map(|open| open.open.wall))
-            .unwrap_or_default();
-        let Some(exception) = self.rulebook.exceptions.swallowing(rule, &subject, time) else {
-            return false;
-        };
-        if request.is_none_or(|request| self.swallowed.put(request.id, ()).is_none()) {
-            self.hits.push((exception, time));
-        }
-        true
     }
 
     fn journal(&mut self, entry: &Entry) {
@@ -725,42 +562,6 @@ impl<J: Journal> Correlator<J> {
             self.losses.pods += 1;
         }
     }
-}
-
-/// R2's key: who mints, for whom, by what client.
-fn minted_key(record: &AuditRecord) -> Option<Key> {
-    let (namespace, name) = record.minted_for()?;
-    let agent = record.user_agent.clone().unwrap_or_default();
-    let rest = vec![namespace.to_owned(), name.to_owned(), agent];
-    Some(Key { owner: record.user.username.clone(), rest })
-}
-
-/// R3's key: the reader's executable, and the container or host that it runs in.
-fn outside_key(open: &TokenOpen) -> Option<Key> {
-    if open.grade != Grade::Outside || open.file != TokenFile::Token {
-        return None;
-    }
-    let container = open.reader.as_ref().map_or("host".to_owned(), |reader| {
-        reader.container_id.clone().unwrap_or_else(|| reader.pod_uid.clone())
-    });
-    Some(Key { owner: container, rest: vec![open.executable.clone()] })
-}
-
-/// The decoy whose token was opened, as R7's key.
-fn decoy_opened(rulebook: &Rulebook, open: &Open) -> Option<Key> {
-    let pod = open.pod.as_ref().filter(|_| open.open.file == TokenFile::Token)?;
-    decoy(rulebook, &pod.namespace, &pod.service_account)
-}
-
-/// The decoy that makes a request, or that one mints for, as R7's key.
-fn decoy_used(rulebook: &Rulebook, record: &AuditRecord) -> Option<Key> {
-    let accounts = [record.service_account(), record.minted_for()];
-    accounts.into_iter().flatten().find_map(|(namespace, name)| decoy(rulebook, namespace, name))
-}
-
-fn decoy(rulebook: &Rulebook, namespace: &str, name: &str) -> Option<Key> {
-    let is_decoy = rulebook.decoys.contains(namespace, name);
-    is_decoy.then(|| Key { owner: format!("{namespace}/{name}"), rest: Vec::new() })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`kernel`] | the BPF object: offsets, hooks, ring, clock, self-test; the only user of aya |
+//! | [`api`] | how the Kubernetes API is reached; with the pods' watch the only user of kube |
 //! | [`attribution`] | kernel record → whose token, which process, what grade |
 //! | [`audit`] | audit log file or webhook → typed events; checkpoints |
 //! | [`rules`] | what counts as an open, a request, an incident; pure |
@@ -24,6 +25,7 @@
 pub mod admin;
 pub mod agent;
 pub mod alert;
+pub mod api;
 pub mod attribution;
 pub mod audit;
 pub mod commands;

@@ -43,6 +43,7 @@ pub struct CorrelationMetrics {
     dropped_waiting: Counter,
     dropped_pods: Counter,
     dropped_hourly: Counter,
+    merged: Counter,
     journal_failures: Counter,
     /// Alerts told.
     pub alerts: Counter,
@@ -66,6 +67,7 @@ impl Default for CorrelationMetrics {
             dropped_waiting: Counter::default(),
             dropped_pods: Counter::default(),
             dropped_hourly: Counter::default(),
+            merged: Counter::default(),
             journal_failures: Counter::default(),
             alerts: Counter::default(),
             escalations: Counter::default(),
@@ -109,6 +111,11 @@ impl CorrelationMetrics {
             self.dropped_hourly.clone(),
         );
         registry.register(
+            "merged_incidents",
+            "Incidents that turned out to be part of an earlier one, as input came out of order",
+            self.merged.clone(),
+        );
+        registry.register(
             "journal_failures",
             "Entries that could not be written to the journal",
             self.journal_failures.clone(),
@@ -139,6 +146,7 @@ impl CorrelationMetrics {
         counter(&self.dropped_waiting, losses.waiting);
         counter(&self.dropped_pods, losses.pods);
         counter(&self.dropped_hourly, losses.hourly);
+        counter(&self.merged, losses.merged);
         counter(&self.journal_failures, losses.journal);
     }
 }

@@ -3,12 +3,13 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use anyhow::{Context as _, Result};
+use flate2::{Compression, write::GzEncoder};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -317,6 +318,19 @@ impl AuditLog {
         OpenOptions::new().write(true).open(&self.path)?.set_len(0)?;
         Ok(copy)
     }
+}
+
+/// Compresses a rotated log as kube-apiserver does: into a new file of a later time, the old one
+/// removed when that is whole.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn compress(rotated: &Path) -> Result<()> {
+    let mut encoder =
+        GzEncoder::new(File::create(rotated.with_added_extension("gz"))?, Compression::fast());
+    io::copy(&mut File::open(rotated)?, &mut encoder)?;
+    encoder.finish()?;
+    Ok(fs::remove_file(rotated)?)
 }
 
 /// RFC 3339 with six decimals, as `metav1.MicroTime` is written.

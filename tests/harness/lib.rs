@@ -38,7 +38,7 @@ mod wait;
 
 pub use agent::{Agent, AgentSetup, Answer, tokentrail};
 pub use alerts::Alerts;
-pub use audit::{AuditLine, AuditLog, Request, Stage};
+pub use audit::{AuditLine, AuditLog, Request, Stage, compress};
 pub use command::Finished;
 pub use container::Container;
 pub use node::{Node, Workload};

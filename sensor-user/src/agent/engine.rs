@@ -14,7 +14,9 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{AgentError, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state};
+use super::{
+    AgentError, CanaryFeed, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state,
+};
 use crate::{
     admin::{Condition, Health},
     alert::{
@@ -22,7 +24,7 @@ use crate::{
         log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
-    attribution::{Attributor, ProcessKey, TokenOpen, pods::PodIndex},
+    attribution::{Attributor, ProcessKey, TokenOpen},
     audit::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
@@ -30,15 +32,18 @@ use crate::{
     },
     config::Config,
     correlation::{
-        Correlator, Finding, Kind, Open, Request, Settings,
+        Correlator, Kind, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
-    kernel::{Sensor, SensorError},
+    kernel::{Sensor, SensorError, clock::Now},
     metrics::CorrelationMetrics,
     time::Micros,
 };
 
+mod join;
 mod posted;
+
+use join::{Join, find_pod, find_pods};
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
@@ -48,6 +53,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Every stage, and the state between them.
 pub(super) struct Engine {
     senses: Senses,
+    canary: CanaryFeed,
     rulebook: RulebookKeeper,
     join: Join,
     sources: Vec<Source>,
@@ -63,57 +69,6 @@ pub(super) struct Engine {
     sensor_failure: Option<String>,
     /// Opens of this boot that the journal held at the start.
     remembered: Vec<SeenOpen>,
-}
-
-/// Where opens and requests meet.
-struct Join {
-    boot_id: String,
-    recorder: Option<Recorder>,
-    correlator: Correlator<FileJournal>,
-    /// What is to be told.
-    findings: Vec<Finding>,
-}
-
-impl Join {
-    /// Records an open and hands it on.
-    fn open(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
-        if let Some(recorder) = &mut self.recorder {
-            let pod = open.pod_uid.as_deref().and_then(|uid| pods.pod(uid));
-            recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
-        }
-        self.join(open, pods, now);
-    }
-
-    fn join(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
-        let mut open = Open::new(self.boot_id.clone(), open);
-        find_pods(&mut open, pods);
-        self.correlator.open(open, now, &mut self.findings);
-    }
-
-    /// Hands a request on, with the pod that it is of.
-    fn request(&mut self, mut request: Request, pods: &PodIndex, now: Micros) {
-        find_pod(&mut request, pods);
-        self.correlator.request(request, now, &mut self.findings);
-    }
-}
-
-/// Adds what the index knows by now.
-fn find_pods(open: &mut Open, pods: &PodIndex) {
-    open.pod = open.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
-    let reader = open.open.reader.as_ref();
-    open.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
-}
-
-/// Adds the pod that a request is of: by its token, else by its service account and address.
-fn find_pod(request: &mut Request, pods: &PodIndex) {
-    if request.record.pod_uid().is_none()
-        && let Some((namespace, account)) = request.record.service_account()
-        && let Some(address) = request.record.source_ip()
-    {
-        let pod = pods.by_address(namespace, account, address);
-        request.by_address = pod.map(|pod| pod.uid.to_string());
-    }
-    request.pod = request.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
 }
 
 /// Which open it was, whichever agent's sensor saw it.
@@ -152,7 +107,7 @@ struct Source {
 
 impl Engine {
     /// Builds every stage and starts the sources, whose tasks go into `tasks`.
-    pub(super) async fn build(
+    pub(super) fn build(
         config: &Config,
         state: &state::StateDir,
         health: &Health,
@@ -210,6 +165,7 @@ impl Engine {
             sensor_failure: None,
             remembered: Vec::new(),
             senses,
+            canary: CanaryFeed::start(config, metrics.canary, tasks),
             rulebook,
         };
         engine.self_test.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -225,7 +181,7 @@ impl Engine {
         engine.tell(None);
         let (sender, batches) = mpsc::channel(BATCHES);
         engine.follow(config, &metrics.audit, &sender, tasks);
-        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks).await?;
+        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks)?;
         Ok((engine, batches))
     }
 
@@ -331,6 +287,9 @@ impl Engine {
                     ready?;
                     self.drain();
                 }
+                Some(asked) = self.canary.asked() => {
+                    self.canary.note(asked, self.senses.clock.now().steady);
+                }
                 // While alerts wait for space, so does what would make more of them.
                 Some(change) = self.senses.pods.changed() => {
                     self.senses.pods.index.apply(change, self.senses.clock.now().steady);
@@ -359,8 +318,10 @@ impl Engine {
     }
 
     fn take(&mut self, batch: AuditBatch) {
-        let now = self.senses.clock.now().steady;
+        let Now { steady: now, wall } = self.senses.clock.now();
+        let covers_nothing = batch.records.is_empty();
         for read in batch.records {
+            self.canary.see(&read, wall);
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request::new(time, read.record);
             self.join.request(request, &self.senses.pods.index, now);
@@ -370,7 +331,13 @@ impl Engine {
             source.newest_stage = source.newest_stage.max(batch.newest_stage);
             // In memory only: it is written when the alerts up to here are durable.
             if let (Some(path), Some(position)) = (&source.checkpoint, batch.position) {
+                let first = self.checkpoints.position(path).is_none();
                 self.checkpoints.advance(path, position);
+                // But at once where a restart would begin at the log's end instead. If that fails,
+                // the next tick tries again and says so.
+                if first && covers_nothing && self.checkpoints.flush().is_err() {
+                    tracing::debug!("the first checkpoint could not be written yet");
+                }
             }
         }
         if let Some(acknowledge) = batch.acknowledge {
@@ -416,7 +383,8 @@ impl Engine {
     /// What an alert of this moment says about this process.
     fn origin_now(&self) -> Cow<'_, Origin> {
         let mut origin = Cow::Borrowed(&self.origin);
-        if let Some(why) = self.senses.pods.degraded() {
+        let lacking = [self.senses.pods.degraded(), self.canary.failure()];
+        for why in lacking.into_iter().flatten() {
             origin.to_mut().degraded.push(why);
         }
         origin
@@ -432,6 +400,10 @@ impl Engine {
         let watermark = self.watermark(now, batches.is_empty());
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
         self.senses.pods.index.forget(now);
+        if self.sources.iter().any(|source| source.status.borrow().is_open()) {
+            self.canary.go();
+        }
+        self.canary.judge(now);
         self.tell(None);
         self.alert_log.maintain();
         let journal = self.join.correlator.flush_journal();
@@ -542,6 +514,7 @@ impl Engine {
             report.degraded.clone_from(&self.origin_now().degraded);
             report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
+            report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
             report.audit = match (files, webhooks) {
                 (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),

@@ -70,6 +70,11 @@ fn publish(config: &Config, senses: &Senses, health: &Health) {
         let name = format!("audit log {}", path.display());
         conditions.push((name, files::readable(path).into()));
     }
+    // The address may be the other agent's for now.
+    if let Some(webhook) = &config.audit_webhook {
+        let usable = webhook.files.check().map_err(|error| error.to_string());
+        conditions.push((format!("audit webhook {}", webhook.listen), usable.into()));
+    }
     for Finding { what, ok, detail } in files::written(config) {
         let condition = if ok { Condition::Holds } else { Condition::Fails(detail) };
         conditions.push((what.to_owned(), condition));

@@ -11,6 +11,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,13 @@ pub struct Position {
     pub inode: u64,
     /// Bytes of it that are done with.
     pub offset: u64,
+    /// Fingerprint of its first line, if it has one: knows its content again under another inode,
+    /// and other content under its own.
+    #[serde(default)]
+    pub first_line: Option<u64>,
+    /// Time of its last write as of now: what was written later has not been read.
+    #[serde(default)]
+    pub modified: Option<SystemTime>,
 }
 
 /// Why positions cannot be kept.
@@ -159,14 +167,20 @@ fn write(path: &Path, saved: &Saved) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::SystemTime};
 
     use super::{CheckpointError, Checkpoints, Position};
 
     const AUDIT: &str = "/var/log/kubernetes/audit/audit.log";
 
     fn position(offset: u64) -> Position {
-        Position { device: 66_306, inode: 4_711, offset }
+        Position {
+            device: 66_306,
+            inode: 4_711,
+            offset,
+            first_line: Some(u64::MAX),
+            modified: Some(SystemTime::UNIX_EPOCH),
+        }
     }
 
     #[test]
@@ -224,13 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_later_release_with_more_in_a_position_is_read() {
+    fn a_file_of_another_release_with_more_or_less_in_a_position_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let content =
             r#"{"version":1,"sources":{"/a":{"device":1,"inode":2,"offset":3,"print":"x"}}}"#;
         fs::write(dir.path().join("audit-checkpoints.json"), content).unwrap();
         let checkpoints = Checkpoints::open(dir.path()).unwrap();
-        let expected = Position { device: 1, inode: 2, offset: 3 };
+        let expected =
+            Position { device: 1, inode: 2, offset: 3, first_line: None, modified: None };
         assert_eq!(checkpoints.position(Path::new("/a")), Some(expected));
     }
 

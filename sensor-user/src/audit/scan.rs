@@ -2,7 +2,7 @@
 //!
 //! Sound: a line that is skipped could not have changed an alert. What matters is the caller's
 //! [`Interest`]: requests of pods, of all or of those by name; of service accounts; ways into a pod
-//! (exec, attach, ephemeral container); TokenRequests. So a line must contain a key and a value of these
+//! (exec, attach, ephemeral container); TokenRequests; audit canaries. So a line must contain a key and a value of these
 //! literally, or an escape that could decode to a part of them. Pure; called by the sources and by
 //! `replay`.
 
@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::{
     AuditRecord, BadLine, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT, Stage,
-    User,
+    User, canary,
 };
 use crate::{redact::redact, time::Micros};
 
@@ -31,6 +31,8 @@ pub struct Interest<'a> {
     pub sessions: bool,
     /// Requests for a service account's token.
     pub token_requests: Users<'a>,
+    /// Audit canaries of any agent.
+    pub canaries: bool,
     /// An event that does not say when it was received takes its stage's time for that.
     pub received_may_lack: bool,
 }
@@ -84,6 +86,7 @@ impl Interest<'static> {
         accounts: true,
         sessions: true,
         token_requests: Users::All,
+        canaries: true,
         received_may_lack: false,
     };
 }
@@ -213,7 +216,14 @@ fn can_matter(line: &[u8], interest: &Interest<'_>) -> bool {
     of_pod
         || (interest.accounts && names_account(line))
         || names_subresource(line, interest)
+        || (interest.canaries && bears_mark(line))
         || may_hide_key(line)
+}
+
+/// Whether the mark of an audit canary stands in the line.
+fn bears_mark(line: &[u8]) -> bool {
+    static MARK: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(canary::MARK));
+    MARK.find(line).is_some()
 }
 
 /// Whether a name of a service account begins in the line.
@@ -382,7 +392,9 @@ pub fn decode(line: &[u8], interest: &Interest<'_>) -> Result<Option<AuditRecord
     }
     let user = event.user.unwrap_or_default();
     let object_ref = event.object_ref;
-    if !interest.wants(&user, object_ref.as_ref()) {
+    let canary = interest.canaries
+        && event.user_agent.as_ref().is_some_and(|agent| agent.starts_with(canary::MARK));
+    if !canary && !interest.wants(&user, object_ref.as_ref()) {
         return Ok(None);
     }
     let time = |text: &str| Micros::parse_believable(text).ok_or(BadLine::BadTime);

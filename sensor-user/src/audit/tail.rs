@@ -1,13 +1,16 @@
 //! Follows one audit log file: through rotation by renaming, truncation in place, deletion, a
 //! restart. Every complete line is handed on exactly once. When the engine is slow, the file is the
-//! queue: nothing is dropped but what a truncation in place takes away before it was read.
+//! queue: nothing is dropped but what a truncation in place takes away before it was read or copied.
 //!
 //! Reads and judges lines, keeps no state on disk (the engine checkpoints the positions it is
 //! given) and never ends by itself. Spawned by the agent, one task a file.
 //!
-//! What it cannot see: a file that is truncated and has grown past the position before the next
-//! look, with the same bytes in front of it (one byte across a restart); and lines that were only in a file which was compressed
-//! or deleted while the agent was down (counted as a lost position).
+//! While the agent is down, the file that it read last may be renamed, copied and compressed, and
+//! others after it: it is found by its inode, else by the fingerprint of its first line.
+//!
+//! What it cannot see: lines that were truncated away and are in no copy (the truncation is counted, if
+//! anything of their file was read before), and those in a file that was deleted while the agent was
+//! down (counted as a lost position).
 
 use std::{
     path::PathBuf,
@@ -20,6 +23,7 @@ use tracing::{info, warn};
 
 use self::{
     open::{Found, OpenFile},
+    resume::Outcome,
     rotation::{FileId, OpenError},
     watch::{Wake, Watch},
 };
@@ -28,7 +32,10 @@ use super::{
     sieve::Sieve,
 };
 
+mod fingerprint;
+mod gzip;
 mod open;
+mod resume;
 mod rotation;
 mod watch;
 
@@ -201,46 +208,40 @@ impl Tail {
     /// The file to begin with, at the place to begin at.
     fn first_file(&self, first_look: bool) -> Result<OpenFile, OpenError> {
         let path = &self.config.path;
-        let live = rotation::open(path);
-        let Some(start) = self.config.start else {
-            let (file, id) = live?;
+        let Some(start) = &self.config.start else {
+            let (file, id) = rotation::open(path)?;
             return if first_look {
                 OpenFile::at_end(file, id).map_err(|error| OpenError::new(path, error))
             } else {
                 Ok(OpenFile::at(file, id, 0))
             };
         };
-        let checkpointed = FileId { device: start.device, inode: start.inode };
-        let is_live = live.as_ref().is_ok_and(|(_, id)| *id == checkpointed);
-        // Listed after the live file was tried: one rotated in between is in the list.
-        let rotated = if is_live { None } else { rotation::find(path, checkpointed)? };
-        let (file, id) = rotated.map_or(live, |file| Ok((file, checkpointed)))?;
-        if id != checkpointed {
-            self.metrics.lost_positions.inc();
-            warn!(path = %path.display(), "the audit log read last is gone, the present one is read from its beginning; lines in between may be missing");
-            return Ok(OpenFile::at(file, id, 0));
+        let (open, outcome) = resume::resume(path, start)?;
+        match outcome {
+            Outcome::Continued => {}
+            Outcome::Truncated => self.count_truncation(),
+            Outcome::Gone => {
+                self.metrics.lost_positions.inc();
+                warn!(path = %path.display(), "the audit log read last is gone, going on with what was written later; lines in between may be missing");
+            }
         }
-        let open = OpenFile::at(file, id, start.offset);
-        if open.continues() {
-            return Ok(open);
-        }
-        self.count_truncation();
-        Ok(OpenFile::at(open.into_file(), id, 0))
+        Ok(open)
     }
 
     /// Goes on to the file that follows the open one, which is read to its end: the next of the
     /// files rotated since, else the live one.
     async fn next_file(&mut self) -> Result<(), Stop> {
-        let Some(open) = &self.open else { return Ok(()) };
-        let live = rotation::open(&self.config.path)?;
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let (file, id) = rotation::open(&self.config.path)?;
         // Listed after the live file was opened: a file rotated before is in the list, one rotated
         // later is no older than the live file just opened.
-        let rotated = rotation::next(&self.config.path, open.id(), open.modified())?;
-        let (file, id) = rotated.unwrap_or(live);
+        let rotated = rotation::next(&self.config.path, open)?;
         self.finish_lines().await?;
+        let next = rotated.unwrap_or_else(|| OpenFile::at(file, id, 0));
         self.metrics.rotations.inc();
-        info!(path = %self.config.path.display(), inode = id.inode, "the audit log was rotated");
-        self.open = Some(OpenFile::at(file, id, 0));
+        let inode = next.id().inode;
+        info!(path = %self.config.path.display(), inode, "the audit log was rotated");
+        self.open = Some(next);
         Ok(())
     }
 
@@ -265,11 +266,22 @@ impl Tail {
                     }
                     tokio::task::yield_now().await;
                 }
+                Found::Damaged(error) => {
+                    self.metrics.lost_positions.inc();
+                    warn!(path = %self.config.path.display(), %error, "a compressed audit log cannot be read to its end, the rest of it is missing");
+                    break;
+                }
                 Found::Truncated => {
-                    self.finish_lines().await?;
+                    let copy = resume::copy(&self.config.path, &open.position())?;
                     self.count_truncation();
-                    if let Some(open) = &mut self.open {
-                        open.rewind();
+                    if copy.is_some() {
+                        // The rest of it is there. What follows is the live file, from its beginning.
+                        self.open = copy;
+                    } else {
+                        self.finish_lines().await?;
+                        if let Some(open) = &mut self.open {
+                            open.rewind();
+                        }
                     }
                     // At once: the old position must not be taken for one in the new content.
                     self.send(Vec::new()).await?;
@@ -287,7 +299,7 @@ impl Tail {
     }
 
     async fn report(&mut self) -> Result<(), Closed> {
-        let moved = self.open.as_ref().is_some_and(|open| Some(open.position()) != self.reported);
+        let moved = self.open.as_mut().is_some_and(|open| Some(open.position()) != self.reported);
         // The first position is reported at once: a restart must begin where this one did, and an old
         // checkpoint that did not hold must not be tried again.
         if moved && (self.reported.is_none() || self.reported_at.elapsed() >= REPORT) {
@@ -298,7 +310,7 @@ impl Tail {
 
     /// Waits while the channel is full; meanwhile the file keeps what is written.
     async fn send(&mut self, records: Vec<ReadRecord>) -> Result<(), Closed> {
-        let Some(position) = self.open.as_ref().map(OpenFile::position) else { return Ok(()) };
+        let Some(position) = self.open.as_mut().map(OpenFile::position) else { return Ok(()) };
         let newest_stage = self.sieve.newest_stage();
         let batch = AuditBatch {
             source: self.config.source,

@@ -89,17 +89,17 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Reads certificates and tokens and takes the address.
+    /// Reads certificates and tokens and takes the address. Needs a runtime with I/O.
     ///
     /// # Errors
     /// Either cannot be had.
-    pub async fn open(
-        config: &WebhookConfig,
-        metrics: WebhookMetrics,
-    ) -> Result<Self, WebhookError> {
+    pub fn open(config: &WebhookConfig, metrics: WebhookMetrics) -> Result<Self, WebhookError> {
         let (files, credentials) = Files::open(config.files.clone())?;
-        let listener = TcpListener::bind(config.listen)
-            .await
+        let listener = std::net::TcpListener::bind(config.listen)
+            .and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)
+            })
             .map_err(|source| WebhookError::Listen { address: config.listen, source })?;
         let limits = Limits::of_body(config.max_body);
         Ok(Self { listener, files, credentials, limits, look: LOOK, metrics })

@@ -1,4 +1,5 @@
-//! `tokentrail check`: whether `run` with the same options would work here. It changes nothing.
+//! `tokentrail check`: whether `run` with the same options would work here. It changes nothing; a
+//! warning is what `run` would go on without.
 
 use std::io::{self, Write};
 
@@ -12,6 +13,8 @@ use crate::{
     kernel::{self, Finding},
     rules::{exceptions::hits::Hits, rulebook::Rulebook},
 };
+
+mod canary;
 
 /// Prints one line a check.
 pub fn execute(args: RunArgs) -> Exit {
@@ -27,25 +30,31 @@ pub fn execute(args: RunArgs) -> Exit {
         }
     };
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
-    let files = files::look(&config);
+    let canary::Proof { access, warnings } = canary::prove(&config);
+    let others: Vec<Finding> = files::look(&config).into_iter().chain(access).collect();
     let doubts = doubts(&config, rules.current());
     let mut output = io::stdout().lock();
-    let mut print = |findings: &[Finding]| {
+    let mut print = |findings: &[Finding], otherwise: &str| {
         findings.iter().try_for_each(|finding| {
-            let mark = if finding.ok { "ok     " } else { "MISSING" };
-            writeln!(output, "{mark}  {:<20}  {}", finding.what, finding.detail)
+            let mark = if finding.ok { "ok" } else { otherwise };
+            writeln!(output, "{mark:<7}  {:<20}  {}", finding.what, finding.detail)
         })
     };
-    let printed = print(&kernel).and_then(|()| print(&files)).and_then(|()| {
-        doubts.iter().try_for_each(|doubt| writeln!(output, "WARNING  {:<20}  {doubt}", "rules"))
-    });
+    let printed = print(&kernel, "MISSING")
+        .and_then(|()| print(&others, "MISSING"))
+        .and_then(|()| print(&warnings, "WARNING"))
+        .and_then(|()| {
+            doubts
+                .iter()
+                .try_for_each(|doubt| writeln!(output, "WARNING  {:<20}  {doubt}", "rules"))
+        });
     if let Err(error) = printed {
         tell(&error);
         return Exit::Failed;
     }
     if kernel.iter().any(|finding| !finding.ok) {
         Exit::Kernel
-    } else if files.iter().any(|finding| !finding.ok) {
+    } else if others.iter().any(|finding| !finding.ok) {
         Exit::Failed
     } else {
         Exit::Done

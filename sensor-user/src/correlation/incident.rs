@@ -47,7 +47,8 @@ impl Client {
 pub struct Incident {
     /// Its record.
     pub story: Story,
-    clients: Vec<Client>,
+    /// Who asks, and when each did first: what a client did before is no continuation.
+    clients: Vec<(Client, Micros)>,
     first: Micros,
     last_attached: Micros,
     exposed_until: Micros,
@@ -62,12 +63,14 @@ impl Incident {
         opener: Attached,
         exposures: &[Exposure],
     ) -> Self {
+        // Whichever request comes first, the id is that of what it goes back to.
+        let root = earliest(exposures, exposure, settings);
         let id = ids::incident_id(
             &settings.cluster,
-            &exposure.boot_id,
+            &root.boot_id,
             pod_uid,
-            exposure.entry,
-            exposure.first.open.ktime_ns,
+            root.entry,
+            root.first.open.ktime_ns,
         );
         let rule = RuleId::TokenAccessThenApiRequest;
         let (time, client) = (opener.time, Client::of(&opener.record));
@@ -75,7 +78,7 @@ impl Incident {
         story.set_initiators(initiators);
         let mut incident = Self {
             story,
-            clients: vec![client],
+            clients: vec![(client, time)],
             first: exposure.first_open().min(time),
             last_attached: time,
             exposed_until: exposure.end(settings),
@@ -93,10 +96,7 @@ impl Incident {
     ) -> Option<Finding> {
         self.first = self.first.min(attached.time);
         self.last_attached = self.last_attached.max(attached.time);
-        let client = Client::of(&attached.record);
-        if !self.clients.contains(&client) && self.clients.len() < CLIENTS {
-            self.clients.push(client);
-        }
+        self.note_client(Client::of(&attached.record), attached.time);
         let attached = self.story.attach(attached);
         self.cover(exposures, settings);
         self.story.escalation(&attached)
@@ -112,8 +112,8 @@ impl Incident {
     /// Lets exposures that touch the incident prolong it, and counts their opens.
     pub fn cover(&mut self, exposures: &[Exposure], settings: &Settings) {
         loop {
-            let before = self.exposed_until;
-            let (mut until, mut opens) = (before, 0);
+            let before = (self.first, self.exposed_until);
+            let (mut until, mut opens) = (self.exposed_until, 0);
             for exposure in exposures {
                 if !self.touches(exposure, settings) {
                     continue;
@@ -127,7 +127,7 @@ impl Incident {
             }
             self.story.set_open_count(opens);
             self.exposed_until = until;
-            if until == before {
+            if (self.first, until) == before {
                 return;
             }
         }
@@ -138,11 +138,36 @@ impl Incident {
         exposure.start(settings) <= self.end(settings) && self.first <= exposure.end(settings)
     }
 
+    /// Whether two are one: input that came late has filled what was between them.
+    pub fn overlaps(&self, other: &Self, settings: &Settings) -> bool {
+        self.first <= other.end(settings) && other.first <= self.end(settings)
+    }
+
+    /// Takes in another one that is the same.
+    pub fn absorb(&mut self, other: Self, exposures: &[Exposure], settings: &Settings) {
+        for (client, first) in other.clients {
+            self.note_client(client, first);
+        }
+        self.first = self.first.min(other.first);
+        self.last_attached = self.last_attached.max(other.last_attached);
+        self.exposed_until = self.exposed_until.max(other.exposed_until);
+        self.story.absorb(other.story);
+        self.cover(exposures, settings);
+    }
+
     /// Whether a request outside every exposure is one more of a client that is already in.
     pub fn continues(&self, request: &Request, settings: &Settings) -> bool {
-        self.first <= request.time
-            && request.time <= self.end(settings)
-            && self.clients.contains(&Client::of(&request.record))
+        let client = Client::of(&request.record);
+        let known = self.clients.iter().find(|(known, _)| *known == client);
+        known.is_some_and(|(_, first)| *first <= request.time) && request.time <= self.end(settings)
+    }
+
+    fn note_client(&mut self, client: Client, time: Micros) {
+        if let Some((_, first)) = self.clients.iter_mut().find(|(known, _)| *known == client) {
+            *first = time.min(*first);
+        } else if self.clients.len() < CLIENTS {
+            self.clients.push((client, time));
+        }
     }
 
     /// The last moment at which a request can still join.
@@ -156,4 +181,22 @@ impl Incident {
     pub fn first_time(&self) -> Micros {
         self.first
     }
+}
+
+/// The exposure that this one goes back to: each overlaps the next.
+fn earliest<'a>(
+    exposures: &'a [Exposure],
+    exposure: &'a Exposure,
+    settings: &Settings,
+) -> &'a Exposure {
+    let mut root = exposure;
+    let place = |it: &Exposure| (it.start(settings), it.first.open.ktime_ns, it.entry);
+    while let Some(earlier) = exposures
+        .iter()
+        .filter(|it| place(it) < place(root) && it.end(settings) >= root.start(settings))
+        .min_by_key(|it| place(it))
+    {
+        root = earlier;
+    }
+    root
 }

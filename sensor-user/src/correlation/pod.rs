@@ -121,6 +121,61 @@ impl PodState {
         receipts
     }
 
+    /// Makes one of incidents that have turned out to be the same: the one that began first. Returns
+    /// how many were taken in.
+    pub(super) fn merge_incidents(&mut self, settings: &Settings) -> u64 {
+        let Self { exposures, incidents, .. } = self;
+        let mut merged = 0;
+        incidents
+            .sort_by(|a, b| (a.first_time(), a.story.id()).cmp(&(b.first_time(), b.story.id())));
+        let mut earlier = 0;
+        while let Some(one) = incidents.get(earlier) {
+            let same = incidents
+                .iter()
+                .skip(earlier + 1)
+                .position(|other| one.overlaps(other, settings))
+                .map(|place| earlier + 1 + place);
+            let Some(later) = same else {
+                earlier += 1;
+                continue;
+            };
+            let other = incidents.remove(later);
+            if let Some(one) = incidents.get_mut(earlier) {
+                one.absorb(other, exposures, settings);
+            }
+            merged += 1;
+            // It lasts longer now: what was looked at before may overlap.
+            earlier = 0;
+        }
+        merged
+    }
+
+    /// Forgets exposures that ended before `watermark`, each together with those that it overlaps:
+    /// an incident goes back through all of them. Returns those that nothing was told of.
+    pub(super) fn forget_exposures(
+        &mut self,
+        watermark: Micros,
+        settings: &Settings,
+    ) -> Vec<Exposure> {
+        // They are what an incident counts its opens in, so they outlive it.
+        if !self.incidents.is_empty() {
+            return Vec::new();
+        }
+        // The earliest moment that something which is still going on goes back to.
+        let mut from = watermark;
+        while let Some(earlier) = self
+            .exposures
+            .iter()
+            .filter(|it| it.end(settings) >= from && it.start(settings) < from)
+            .map(|it| it.start(settings))
+            .min()
+        {
+            from = earlier;
+        }
+        let over = self.exposures.extract_if(.., |it| it.end(settings) < from);
+        over.filter(|it| !it.settled).collect()
+    }
+
     /// Tells incidents that ended before `watermark`; exposures that they explain are settled.
     pub(super) fn end_incidents(&mut self, watermark: Micros, settings: &Settings) -> Vec<Finding> {
         let Self { exposures, incidents, .. } = self;
@@ -134,19 +189,6 @@ impl PodState {
             live
         });
         ended
-    }
-
-    /// First opens of exposures that ended before `watermark` and that nothing was told of.
-    pub(super) fn unexplained(&mut self, watermark: Micros, settings: &Settings) -> Vec<Exposure> {
-        let ended = self.exposures.iter_mut().filter(|exposure| {
-            !exposure.settled && exposure.read.is_some() && exposure.end(settings) < watermark
-        });
-        ended
-            .map(|exposure| {
-                exposure.settled = true;
-                exposure.clone()
-            })
-            .collect()
     }
 
     /// The earliest that anything held goes back to; `None` if nothing is held that a restart

@@ -117,10 +117,7 @@ impl Story {
         }
         self.requests.insert((time, id), attached.clone());
         if self.requests.len() > KEPT_REQUESTS {
-            let least = self.requests.iter().min_by_key(|(key, it)| (it.band, Reverse(**key)));
-            if let Some(key) = least.map(|(key, _)| *key) {
-                self.requests.remove(&key);
-            }
+            self.drop_least();
         }
         attached
     }
@@ -144,6 +141,47 @@ impl Story {
     pub fn cover(&mut self, wall: Micros) {
         self.first = self.first.min(wall);
         self.last = self.last.max(wall);
+    }
+
+    /// Takes another incident's record in, as if all of it had been this one's from the beginning.
+    pub fn absorb(&mut self, other: Self) {
+        let began = |story: &Self| {
+            let request = story.request.as_ref();
+            request.map_or((Micros::MAX, None), |it| (it.time, Some(it.id)))
+        };
+        if began(&other) < began(self) {
+            self.open.clone_from(&other.open);
+            self.request.clone_from(&other.request);
+            self.initiators.clone_from(&other.initiators);
+        }
+        self.told = self.told.max(other.told);
+        self.own_only &= other.own_only;
+        self.cover(other.first);
+        self.cover(other.last);
+        let before = self.known.len();
+        for (id, known) in &other.known {
+            self.known.put(*id, *known);
+        }
+        let both = (before + other.known.len()).saturating_sub(self.known.len());
+        self.request_count += other.request_count.saturating_sub(both as u64);
+        while self.known.len() > KNOWN_IDS {
+            self.known.pop_lru();
+        }
+        self.requests.extend(other.requests);
+        while self.requests.len() > KEPT_REQUESTS {
+            self.drop_least();
+        }
+        for id in other.related.iter().chain([&other.id]) {
+            self.relate(id);
+        }
+    }
+
+    /// Drops the request that is missed least.
+    fn drop_least(&mut self) {
+        let least = self.requests.iter().min_by_key(|(key, it)| (it.band, Reverse(**key)));
+        if let Some(key) = least.map(|(key, _)| *key) {
+            self.requests.remove(&key);
+        }
     }
 
     /// Notes a later stage of a request that is in; gives it back as it is now. `None` if it is not.

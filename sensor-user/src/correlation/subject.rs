@@ -1,16 +1,54 @@
-//! What is known of an open and a request, as exceptions ask for it.
+//! Whether an exception keeps a rule quiet, and what is known of an open and a request for that.
+//! Part of the [`Correlator`].
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{Open, finding::Attached};
+use super::{Correlator, Open, finding::Attached, journal::Journal};
 use crate::{
     attribution::pods::{Container, Pod},
-    audit::AuditRecord,
-    rules::exceptions::Subject,
+    audit::{self, AuditRecord},
+    rules::{catalogue::RuleId, exceptions::Subject},
 };
 
+impl<J: Journal> Correlator<J> {
+    /// Whether an exception keeps a rule quiet about this; it is then counted, a request once.
+    pub(super) fn excepted(
+        &mut self,
+        rule: RuleId,
+        open: Option<&Open>,
+        request: Option<&Attached>,
+    ) -> bool {
+        if self.rulebook.exceptions.iter().next().is_none() {
+            return false;
+        }
+        let initiators = open
+            .zip(request)
+            .map(|(open, it)| {
+                let names = it.record.service_account().zip(it.record.extra(audit::POD_NAME));
+                names.map(|((namespace, _), pod)| {
+                    self.sessions.candidates(&open.open, namespace, pod, &self.settings)
+                })
+            })
+            .unwrap_or_default()
+            .unwrap_or_default();
+        let facts = Facts::of(open, request, &initiators);
+        let subject = facts.subject(&self.settings.cluster);
+        let time = request
+            .map(|it| it.record.request_received_timestamp)
+            .or(open.map(|open| open.open.wall))
+            .unwrap_or_default();
+        let Some(exception) = self.rulebook.exceptions.swallowing(rule, &subject, time) else {
+            return false;
+        };
+        if request.is_none_or(|request| self.swallowed.put(request.id, ()).is_none()) {
+            self.hits.push((exception, time));
+        }
+        true
+    }
+}
+
 /// The facts, with the texts that have to be put together.
-pub(super) struct Facts<'a> {
+struct Facts<'a> {
     open: Option<&'a Open>,
     request: Option<&'a Attached>,
     initiators: &'a [Arc<AuditRecord>],
@@ -19,7 +57,7 @@ pub(super) struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    pub(super) fn of(
+    fn of(
         open: Option<&'a Open>,
         request: Option<&'a Attached>,
         initiators: &'a [Arc<AuditRecord>],
@@ -33,7 +71,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    pub(super) fn subject<'b>(&'b self, cluster: &'b str) -> Subject<'b>
+    fn subject<'b>(&'b self, cluster: &'b str) -> Subject<'b>
     where
         'a: 'b,
     {
@@ -53,7 +91,7 @@ impl<'a> Facts<'a> {
             service_account: pod.map(|pod| &*pod.service_account).or(name),
             pod: pod
                 .map(|pod| &*pod.name)
-                .or_else(|| record.and_then(|it| it.extra(crate::audit::POD_NAME))),
+                .or_else(|| record.and_then(|it| it.extra(audit::POD_NAME))),
             container: container.map(|container| &*container.name),
             image: container.map(|container| &*container.image),
             executable: open.map(|open| open.executable.as_str()),

@@ -10,9 +10,13 @@ use super::{
     journal::{FileJournal, NoJournal},
     *,
 };
-use crate::attribution::{Grade, ProcessKey, RelatedProcess, TokenFile};
+use crate::{
+    attribution::{Grade, ProcessKey, RelatedProcess, TokenFile},
+    rules::exceptions::RequestKind,
+};
 
 mod habits;
+mod order;
 mod rules;
 
 const POD: &str = "5c711d3a-7a35-44c5-9f1a-3f3b3b1f2a10";

@@ -18,7 +18,7 @@ use crate::{
 
 impl Engine {
     /// Starts the task that takes audit events over HTTPS.
-    pub(super) async fn listen(
+    pub(super) fn listen(
         &mut self,
         config: &Config,
         metrics: WebhookMetrics,
@@ -28,7 +28,7 @@ impl Engine {
     ) -> Result<(), AgentError> {
         let Some(webhook) = &config.audit_webhook else { return Ok(()) };
         let name = format!("audit webhook {}", webhook.listen);
-        let webhook = Webhook::open(webhook, metrics).await?;
+        let webhook = Webhook::open(webhook, metrics)?;
         let (status_sender, status) = watch::channel(SourceStatus::default());
         let (source, audit_metrics) = (self.sources.len(), audit_metrics.clone());
         tasks.spawn(async move {

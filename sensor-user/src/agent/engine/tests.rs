@@ -53,7 +53,7 @@ async fn scene() -> Scene {
     let senses = Senses::new(None, pods);
     let rules = RulesFile::open(None).unwrap();
     let built = Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks);
-    let (engine, batches) = built.await.unwrap();
+    let (engine, batches) = built.unwrap();
     Scene { engine, batches, _tasks: tasks, _state: state, _directory: directory }
 }
 

@@ -1,24 +1,17 @@
-//! Follows this node's pods at the Kubernetes API and tells what changed: the only user of the
-//! `kube` client. One list, then a watch with bookmarks; whatever breaks is tried again with
+//! Follows this node's pods at the Kubernetes API and tells what changed. One list, then a watch with bookmarks; whatever breaks is tried again with
 //! growing pauses, counted, and said in [`PodSource`]. It never ends by itself.
 //!
 //! The token of the agent's own service account is read again once a minute (`kube`'s token file
 //! source), so its rotation needs nothing here. RBAC cannot narrow a watch to one node's pods: the
 //! field selector saves traffic and memory, it is no permission.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    pin::pin,
-    time::Duration,
-};
+use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 use futures_util::TryStreamExt;
 use http::{HeaderValue, Response, header};
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     client::ClientBuilder,
-    config::{KubeConfigOptions, Kubeconfig},
     core::{ApiResource, GroupVersionKind},
     runtime::{
         WatchStreamExt,
@@ -33,7 +26,10 @@ use super::{
     metrics::ApiFailure,
     object::{self, PodObject},
 };
-use crate::errors::with_causes;
+use crate::{
+    api::{Access, AccessError},
+    errors::with_causes,
+};
 
 /// Pods in one page of a list: bounds what a list takes at once, as one pod may be 1.5 MB of text.
 /// API servers from 1.31 on answer pages from memory, older ones from etcd.
@@ -46,15 +42,6 @@ const WATCH_SECONDS: u32 = 60;
 const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 15);
 /// Changes that may wait for the engine; the API holds back what is behind them.
 const CHANGES: usize = 64;
-
-/// How to reach the Kubernetes API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// By the service account of the pod that this runs in.
-    InCluster,
-    /// By this file.
-    Kubeconfig(PathBuf),
-}
 
 /// What to follow.
 #[derive(Clone, Debug)]
@@ -86,24 +73,6 @@ impl PodSource {
     }
 }
 
-/// The API cannot be asked at all.
-#[derive(Debug, thiserror::Error)]
-pub enum AccessError {
-    /// The file is unusable.
-    #[error("the kubeconfig {} is not usable: {reason}", path.display())]
-    Kubeconfig {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The pod has no credential.
-    #[error(
-        "this pod has no usable service-account credential: {0}; set automountServiceAccountToken, or use --no-kube"
-    )]
-    InCluster(String),
-}
-
 /// The channel on which changes come.
 pub fn channel() -> (mpsc::Sender<PodChange>, mpsc::Receiver<PodChange>) {
     mpsc::channel(CHANGES)
@@ -119,14 +88,7 @@ pub struct Connection {
 impl Connection {
     /// Reads the credential; asks the server nothing.
     pub async fn open(access: &Access, metrics: PodMetrics) -> Result<Self, AccessError> {
-        let mut config = match access {
-            Access::InCluster => {
-                Config::incluster().map_err(|error| AccessError::InCluster(error.to_string()))?
-            }
-            Access::Kubeconfig(path) => kubeconfig(path)
-                .await
-                .map_err(|reason| AccessError::Kubeconfig { path: path.clone(), reason })?,
-        };
+        let mut config = access.config().await?;
         // So that the audit log tells who watches.
         let agent = HeaderValue::from_static(concat!("tokentrail/", env!("CARGO_PKG_VERSION")));
         config.headers.push((header::USER_AGENT, agent));
@@ -143,12 +105,7 @@ impl Connection {
             response
         };
         let client = ClientBuilder::try_from(config)
-            .map_err(|error| match access {
-                Access::InCluster => AccessError::InCluster(error.to_string()),
-                Access::Kubeconfig(path) => {
-                    AccessError::Kubeconfig { path: path.clone(), reason: error.to_string() }
-                }
-            })?
+            .map_err(|error| access.unusable(&error))?
             .with_layer(&MapResponseLayer::new(on_answer))
             .build();
         Ok(Self { client, source, metrics })
@@ -197,13 +154,6 @@ impl Connection {
             }
         }
     }
-}
-
-async fn kubeconfig(path: &Path) -> Result<Config, String> {
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| error.to_string())?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(|error| error.to_string())
 }
 
 fn recovered(source: &watch::Sender<PodSource>, metrics: &PodMetrics) {

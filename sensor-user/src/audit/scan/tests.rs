@@ -335,6 +335,25 @@ fn a_pod_uid_anywhere_else_than_in_the_users_extra_does_not_matter() {
 }
 
 #[test]
+fn the_canary_of_any_agent_is_a_record_and_its_mark_elsewhere_does_not_matter() {
+    let mut event = event();
+    event["user"] = json!({"username": "kubernetes-admin"});
+    for (user_agent, matters) in [
+        ("tokentrail-canary/run", true),
+        ("tokentrail/0.1.0", false),
+        ("curl tokentrail-canary/run", false),
+    ] {
+        event["userAgent"] = user_agent.into();
+        let found = classify(event.to_string().as_bytes());
+        assert_eq!(matches!(found, Scan::Record(_)), matters, "{user_agent}");
+    }
+    event["requestURI"] = "/api/v1/namespaces/tokentrail-canary/pods".into();
+    assert_eq!(classify(event.to_string().as_bytes()), Scan::Skip);
+    let escaped = event.to_string().replace("curl tokentrail-canary/", r"tokentrail-canary\/");
+    assert!(matches!(classify(escaped.as_bytes()), Scan::Record(_)), "{escaped}");
+}
+
+#[test]
 fn the_stage_time_is_the_servers_not_one_from_a_body_and_always_a_believable_one() {
     let at = Micros::parse("2026-11-21T23:50:21.014096Z");
     for (text, expected) in [

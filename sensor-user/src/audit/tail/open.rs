@@ -3,11 +3,17 @@
 //! Reads a few bytes back each time: if they are gone or are others, the file was truncated or
 //! rewritten in place (and may have grown past the old place since). That costs no system call.
 
-use std::{fs::File, io, os::unix::fs::FileExt, time::SystemTime};
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    time::SystemTime,
+};
 
+use flate2::read::MultiGzDecoder;
 use memchr::memrchr;
 
-use super::rotation::FileId;
+use super::{fingerprint::first_line, gzip::Gzip, rotation::FileId};
 use crate::audit::{checkpoint::Position, lines::Lines};
 
 /// How many bytes back are compared. Lines may be of one length and of one ending, but their times
@@ -17,9 +23,24 @@ const REMEMBERED: usize = 512;
 /// A file being read.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    file: File,
+    content: Content,
     id: FileId,
     lines: Lines,
+    /// Fingerprint of the first line, once there is one.
+    first_line: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// As it was written; it may grow, or be truncated.
+    Plain(Plain),
+    /// Rotated and compressed.
+    Compressed(Gzip),
+}
+
+#[derive(Debug)]
+struct Plain {
+    file: File,
     /// The bytes before the next one to read, as they were when they were read.
     last: Vec<u8>,
 }
@@ -31,13 +52,23 @@ pub(super) enum Found<'a> {
     Bytes(&'a [u8], bool),
     /// The file is not the one it was.
     Truncated,
+    /// A compressed file that cannot be read any further.
+    Damaged(io::Error),
 }
 
 impl OpenFile {
     /// The file from an offset on.
     pub(super) fn at(file: File, id: FileId, offset: u64) -> Self {
         let last = bytes_before(&file, offset).unwrap_or_default();
-        Self { file, id, lines: Lines::new(offset), last }
+        let content = Content::Plain(Plain { file, last });
+        Self { content, id, lines: Lines::new(offset), first_line: None }
+    }
+
+    /// A compressed file from an offset of its content on.
+    pub(super) fn compressed(file: File, id: FileId, offset: u64, rotated: SystemTime) -> Self {
+        let first_line = first_line(MultiGzDecoder::new(FromStart::of(&file))).ok().flatten();
+        let content = Content::Compressed(Gzip::at(file, offset, rotated));
+        Self { content, id, lines: Lines::new(offset), first_line }
     }
 
     /// The file behind its last complete line: one that is being written now is read whole.
@@ -65,47 +96,78 @@ impl OpenFile {
         &mut self.lines
     }
 
+    /// Fingerprint of the first line; `None` before anything was read.
+    pub(super) fn first_line(&mut self) -> Option<u64> {
+        // Nothing read is nothing to know again: what comes first may still be taken away unseen.
+        if let (None, Content::Plain(plain)) = (self.first_line, &self.content)
+            && self.lines.complete() > 0
+        {
+            self.first_line = first_line(FromStart::of(&plain.file)).ok().flatten();
+        }
+        self.first_line
+    }
+
     /// Behind the last complete line.
-    pub(super) fn position(&self) -> Position {
+    pub(super) fn position(&mut self) -> Position {
         let FileId { device, inode } = self.id;
-        Position { device, inode, offset: self.lines.complete() }
+        let (first_line, modified) = (self.first_line(), self.modified());
+        Position { device, inode, offset: self.lines.complete(), first_line, modified }
     }
 
-    /// Time of the last write.
+    /// Time of the last write; of a compressed file the time of its rotation.
     pub(super) fn modified(&self) -> Option<SystemTime> {
-        self.file.metadata().and_then(|metadata| metadata.modified()).ok()
+        match &self.content {
+            Content::Plain(plain) => plain.file.metadata().and_then(|it| it.modified()).ok(),
+            Content::Compressed(gzip) => Some(gzip.rotated),
+        }
     }
 
-    /// Bytes that are not read yet.
+    /// Bytes that are not read yet; of a compressed file nobody knows.
     pub(super) fn behind(&self) -> u64 {
-        let size = self.file.metadata().map_or(0, |metadata| metadata.len());
+        let size = match &self.content {
+            Content::Plain(plain) => plain.file.metadata().map_or(0, |metadata| metadata.len()),
+            Content::Compressed(_) => 0,
+        };
         size.saturating_sub(self.lines.offset())
     }
 
-    /// Whether the offset it was opened at can be the end of a line of this file. It cannot if the
-    /// file was truncated, or is another one that got the inode number of a deleted one.
-    pub(super) fn continues(&self) -> bool {
-        let offset = self.lines.offset();
-        match self.last.last() {
-            None => offset == 0,
+    /// Whether this is the content that the position is of. It is not if the file was truncated, or
+    /// is another one that got the inode number of a deleted one.
+    pub(super) fn continues(&mut self, start: &Position) -> bool {
+        if start.first_line.is_some() && self.first_line() != start.first_line {
+            return false;
+        }
+        let Content::Plain(plain) = &self.content else { return true };
+        match plain.last.last() {
+            None => start.offset == 0,
             // At the very end an unterminated line may have been given up as torn.
             Some(last) => matches!(last, b'\n' | 0) || self.behind() == 0,
         }
     }
 
-    pub(super) fn into_file(self) -> File {
-        self.file
-    }
-
     /// Starts over.
     pub(super) fn rewind(&mut self) {
         self.lines = Lines::new(0);
-        self.last.clear();
+        self.first_line = None;
+        if let Content::Plain(plain) = &mut self.content {
+            plain.last.clear();
+        }
     }
 
     /// Reads what is new into the buffer.
     pub(super) fn read<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<Found<'a>> {
-        let offset = self.lines.offset();
+        match &mut self.content {
+            Content::Plain(plain) => plain.read(self.lines.offset(), buffer),
+            Content::Compressed(gzip) => Ok(match gzip.read(buffer) {
+                Ok((bytes, more)) => Found::Bytes(bytes, more),
+                Err(error) => Found::Damaged(error),
+            }),
+        }
+    }
+}
+
+impl Plain {
+    fn read<'a>(&mut self, offset: u64, buffer: &'a mut [u8]) -> io::Result<Found<'a>> {
         if offset > 0 && self.last.is_empty() {
             return Ok(Found::Truncated);
         }
@@ -125,6 +187,26 @@ impl OpenFile {
         let remembered = bytes.len().saturating_sub(REMEMBERED);
         self.last = bytes.get(remembered..).unwrap_or_default().to_vec();
         Ok(Found::Bytes(new, more))
+    }
+}
+
+/// A file from its beginning, wherever its handle stands, which stays there.
+pub(super) struct FromStart<'file> {
+    file: &'file File,
+    offset: u64,
+}
+
+impl<'file> FromStart<'file> {
+    pub(super) fn of(file: &'file File) -> Self {
+        Self { file, offset: 0 }
+    }
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Which file is which: identities, and the rotated siblings of a log file in order.
 //!
-//! A file is its device and inode; names move. Knows the two naming habits of rotation, asks the
-//! file system, keeps nothing. Called by the tailer.
+//! A file is its device and inode; names move, and compressing makes another file. Knows the two
+//! naming habits of rotation, asks the file system, keeps nothing. Called by the tailer.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     fs::{self, File, Metadata},
     io,
@@ -12,8 +13,12 @@ use std::{
     time::SystemTime,
 };
 
+use flate2::read::MultiGzDecoder;
+use jiff::{civil::DateTime, tz::TimeZone};
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
+
+use super::{fingerprint::first_line, open::OpenFile};
 
 /// Identity of a file while it exists or is held open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,46 +77,69 @@ pub(super) fn identify(path: &Path) -> Result<FileId, OpenError> {
         .map_err(|error| OpenError::new(path, error))
 }
 
-/// Opens the rotated sibling that has this identity, if there is one.
-pub(super) fn find(live: &Path, id: FileId) -> Result<Option<File>, OpenError> {
-    siblings(live)?.iter().find(|sibling| sibling.id == id).map(Sibling::open).transpose()
-}
-
-/// Opens the oldest rotated sibling that is newer than a file; `None` if the live file is next.
-pub(super) fn next(
-    live: &Path,
-    id: FileId,
-    modified: Option<SystemTime>,
-) -> Result<Option<(File, FileId)>, OpenError> {
-    let siblings = siblings(live)?;
-    // A file's last change is its last line. Where two fall into one tick of the clock, names with
-    // a time in them decide; of a file that is gone already the name is not known.
-    let own = siblings.iter().find(|sibling| sibling.id == id);
-    let newer = |sibling: &&Sibling| match own {
-        Some(own) => (sibling.modified, &sibling.path) > (own.modified, &own.path),
-        None => Some(sibling.modified) > modified,
-    };
-    siblings.iter().find(newer).map(|next| Ok((next.open()?, next.id))).transpose()
-}
-
-/// A rotated, uncompressed file beside the live one.
+/// A rotated file beside the live one.
 #[derive(Debug)]
-struct Sibling {
-    modified: SystemTime,
+pub(super) struct Sibling {
+    pub(super) id: FileId,
+    /// When it was written last; of a compressed one when it was rotated, as far as its name tells.
+    pub(super) time: SystemTime,
     path: PathBuf,
-    id: FileId,
+    compressed: bool,
 }
 
 impl Sibling {
-    /// Missing too if the name has gone to another file since: a new listing will tell.
-    fn open(&self) -> Result<File, OpenError> {
+    /// Opens it from an offset of its content on. Missing too if the name has gone to another file
+    /// since: a new listing will tell.
+    pub(super) fn open(&self, offset: u64) -> Result<OpenFile, OpenError> {
+        let file = self.file()?;
+        Ok(if self.compressed {
+            OpenFile::compressed(file, self.id, offset, self.time)
+        } else {
+            OpenFile::at(file, self.id, offset)
+        })
+    }
+
+    /// Whether its first line is this one; what cannot be read is none.
+    pub(super) fn begins_with(&self, line: Option<u64>) -> Result<bool, OpenError> {
+        let Some(line) = line else { return Ok(false) };
+        let file = self.file()?;
+        let found = if self.compressed {
+            first_line(MultiGzDecoder::new(&file))
+        } else {
+            first_line(&file)
+        };
+        Ok(found.is_ok_and(|found| found == Some(line)))
+    }
+
+    fn file(&self) -> Result<File, OpenError> {
         let (file, id) = open(&self.path)?;
         if id == self.id { Ok(file) } else { Err(OpenError::Missing(self.path.clone())) }
     }
 }
 
+/// Opens the file that was rotated next after the open one; `None` if the live file is next.
+pub(super) fn next(live: &Path, open: &mut OpenFile) -> Result<Option<OpenFile>, OpenError> {
+    let siblings = siblings(live)?;
+    let mut own = siblings.iter().position(|sibling| sibling.id == open.id());
+    if own.is_none() {
+        // It may have been compressed meanwhile, and must not be taken for its own successor.
+        let first_line = open.first_line();
+        for (index, sibling) in siblings.iter().enumerate() {
+            if sibling.compressed && sibling.begins_with(first_line)? {
+                own = Some(index);
+            }
+        }
+    }
+    let next = match own {
+        Some(own) => siblings.get(own + 1),
+        // Of a file that is gone already the name is not known, but when it was written last.
+        None => siblings.iter().find(|sibling| Some(sibling.time) > open.modified()),
+    };
+    next.map(|next| next.open(0)).transpose()
+}
+
 /// The rotated siblings of the live file, oldest first.
-fn siblings(live: &Path) -> Result<Vec<Sibling>, OpenError> {
+pub(super) fn siblings(live: &Path) -> Result<Vec<Sibling>, OpenError> {
     let (Some(dir), Some(name)) = (live.parent(), live.file_name()) else {
         return Ok(Vec::new());
     };
@@ -127,57 +155,94 @@ fn list(dir: &Path, live: &OsStr) -> io::Result<Vec<Sibling>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
+        let name = entry.file_name();
         // Files may vanish while they are listed: compressed, or over the number to keep.
-        if is_rotated(&entry.file_name(), live)
+        if let Some(rotated) = Rotated::parse(&name, live)
             && let Ok(metadata) = entry.metadata()
             && metadata.is_file()
             && let Ok(modified) = metadata.modified()
         {
-            found.push(Sibling { modified, path: entry.path(), id: FileId::from(&metadata) });
+            let Rotated { compressed, at } = rotated;
+            let time = at.filter(|_| compressed).unwrap_or(modified);
+            let id = FileId::from(&metadata);
+            found.push(Sibling { id, time, path: entry.path(), compressed });
         }
     }
-    found.sort_by(|one, other| (one.modified, &one.path).cmp(&(other.modified, &other.path)));
+    // One that is being compressed is there twice.
+    let plain: HashSet<_> =
+        found.iter().filter(|it| !it.compressed).map(|it| it.path.clone()).collect();
+    found.retain(|it| !(it.compressed && plain.contains(&it.path.with_extension(""))));
+    // A file's last change is its last line. Where two fall into one tick of the clock, names with
+    // a time in them decide.
+    found.sort_by(|one, other| (one.time, &one.path).cmp(&(other.time, &other.path)));
     Ok(found)
 }
 
-/// Whether `name` is a rotated form of `live`: `audit-2026-11-21T20-29-11.123.log` (lumberjack, as
-/// in kube-apiserver) or `audit.log.1`, `audit.log-20261121` (logrotate).
-fn is_rotated(name: &OsStr, live: &OsStr) -> bool {
-    let (name, live) = (name.as_encoded_bytes(), live.as_encoded_bytes());
-    let (stem, extension) = live.split_at(
-        live.iter().rposition(|byte| *byte == b'.').filter(|at| *at > 0).unwrap_or(live.len()),
-    );
-    let lumberjack = name.strip_prefix(stem).and_then(|rest| rest.strip_suffix(extension));
-    [name.strip_prefix(live), lumberjack].into_iter().flatten().any(|middle| match middle {
-        [b'-' | b'.', stamp @ ..] => {
-            stamp.iter().any(u8::is_ascii_digit)
-                && stamp.iter().all(|byte| byte.is_ascii_digit() || b"-T.".contains(byte))
-        }
-        _ => false,
-    })
+/// What a name says about a rotated file.
+#[derive(Debug, PartialEq, Eq)]
+struct Rotated {
+    compressed: bool,
+    /// When it was rotated: lumberjack says it in UTC. Its compressed files are of a later time.
+    at: Option<SystemTime>,
+}
+
+impl Rotated {
+    /// `None` if `name` is no rotated form of `live`: `audit-2026-11-21T20-29-11.123.log`
+    /// (lumberjack, as in kube-apiserver) or `audit.log.1`, `audit.log-20261121` (logrotate), each
+    /// with `.gz` or without.
+    fn parse(name: &OsStr, live: &OsStr) -> Option<Self> {
+        let (name, live) = (name.as_encoded_bytes(), live.as_encoded_bytes());
+        let uncompressed = name.strip_suffix(b".gz");
+        let (compressed, name) = (uncompressed.is_some(), uncompressed.unwrap_or(name));
+        let (stem, extension) = live.split_at(
+            live.iter().rposition(|byte| *byte == b'.').filter(|at| *at > 0).unwrap_or(live.len()),
+        );
+        let lumberjack = name.strip_prefix(stem).and_then(|rest| rest.strip_suffix(extension));
+        [lumberjack, name.strip_prefix(live)].into_iter().flatten().find_map(|middle| {
+            let [b'-' | b'.', stamp @ ..] = middle else { return None };
+            let fits = stamp.iter().any(u8::is_ascii_digit)
+                && stamp.iter().all(|byte| byte.is_ascii_digit() || b"-T.".contains(byte));
+            fits.then(|| Self { compressed, at: time_of(stamp) })
+        })
+    }
+}
+
+fn time_of(stamp: &[u8]) -> Option<SystemTime> {
+    let stamp = str::from_utf8(stamp).ok()?;
+    let time = DateTime::strptime("%Y-%m-%dT%H-%M-%S%.f", stamp).ok()?;
+    Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp().into())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_rotated;
+    use std::time::{Duration, SystemTime};
+
+    use super::Rotated;
 
     #[test]
     fn rotated_names_are_told_from_other_files_beside_the_log() {
+        // 2026-11-21T20:29:11.123Z
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_292_951_123);
+        let plain = |at| Some(Rotated { compressed: false, at });
+        let gzip = |at| Some(Rotated { compressed: true, at });
         for (live, name, rotated) in [
-            ("audit.log", "audit-2026-11-21T20-29-11.123.log", true),
-            ("kube-apiserver-audit.log", "kube-apiserver-audit-2026-11-21T20-29-11.123.log", true),
-            ("audit.log", "audit.log.1", true),
-            ("audit.log", "audit.log-20261121", true),
-            ("audit", "audit-2026-11-21T20-29-11.123", true),
-            ("audit.log", "audit.log", false),
-            ("audit.log", "audit-2026-11-21T20-29-11.123.log.gz", false),
-            ("audit.log", "audit.log.1.gz", false),
-            ("audit.log", "audit-policy.log", false),
-            ("audit.log", "audit-.log", false),
-            ("audit.log", "other.log.1", false),
-            (".log", ".log.1", true),
+            ("audit.log", "audit-2026-11-21T20-29-11.123.log", plain(Some(at))),
+            ("k-audit.log", "k-audit-2026-11-21T20-29-11.123.log", plain(Some(at))),
+            ("audit.log", "audit.log.1", plain(None)),
+            ("audit.log", "audit.log-20261121", plain(None)),
+            ("audit", "audit-2026-11-21T20-29-11.123", plain(Some(at))),
+            ("audit.log", "audit-2026-11-21T20-29-11.123.log.gz", gzip(Some(at))),
+            ("audit.log", "audit.log.1.gz", gzip(None)),
+            ("audit.log", "audit.log-20261121.gz", gzip(None)),
+            ("audit.log", "audit.log", None),
+            ("audit.log", "audit.log.gz", None),
+            ("audit.log", "audit.log.1.xz", None),
+            ("audit.log", "audit-policy.log", None),
+            ("audit.log", "audit-.log", None),
+            ("audit.log", "other.log.1", None),
+            (".log", ".log.1", plain(None)),
         ] {
-            assert_eq!(is_rotated(name.as_ref(), live.as_ref()), rotated, "{live} {name}");
+            assert_eq!(Rotated::parse(name.as_ref(), live.as_ref()), rotated, "{live} {name}");
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     time::Micros,
 };
 
+mod away;
 mod model;
 mod races;
 
@@ -230,7 +231,7 @@ async fn several_rotations_while_down_are_caught_up_in_order_and_nothing_else_is
                 rotate(path, number);
             }
             append(path, &line("d"));
-            for other in ["audit-policy.log", "audit.log.1.gz", "audit-2026-01-01T00-00-00.000.log"]
+            for other in ["audit-policy.log", "audit.log.1.xz", "audit-2026-01-01T00-00-00.000.log"]
             {
                 append(&path.with_file_name(other), &line("wrong"));
             }

@@ -21,7 +21,7 @@ pub enum Answer {
     Unauthenticated,
     /// 405: not a POST.
     NotPost,
-    /// 408: its body did not come in time.
+    /// 408: its body stopped coming.
     TooSlow,
     /// None: the connection ended inside of the body.
     Cut,

@@ -7,7 +7,10 @@
 //! clients that have proven who they are.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,7 @@ use futures_util::StreamExt as _;
 use http::{HeaderValue, Request, header};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::timeout,
 };
 use tracing::warn;
 
@@ -29,6 +32,9 @@ use crate::audit::{AuditBatch, ReadRecord, SourceStatus, sieve::Sieve};
 
 mod body;
 
+/// So many bad bodies are logged, the rest is only counted.
+const LOGGED_BAD_BODIES: u64 = 5;
+
 /// How much one post may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -37,8 +43,8 @@ pub(super) struct Limits {
     /// Posts that are being read or wait for the engine. Bounds what they hold, and the engine's
     /// debt of answers.
     pub(super) in_hand: usize,
-    /// For the body to arrive.
-    pub(super) arrival: Duration,
+    /// From one piece of a body to the next.
+    pub(super) pause: Duration,
     /// For all of it: less than the 30 s after which the API server gives up, or its place would be
     /// held for nobody.
     pub(super) answer: Duration,
@@ -46,12 +52,7 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) fn of_body(body: u64) -> Self {
-        Self {
-            body,
-            in_hand: 32,
-            arrival: Duration::from_secs(15),
-            answer: Duration::from_secs(25),
-        }
+        Self { body, in_hand: 32, pause: Duration::from_secs(5), answer: Duration::from_secs(25) }
     }
 }
 
@@ -64,6 +65,7 @@ pub(super) struct Posts {
     sender: mpsc::Sender<AuditBatch>,
     sieve: Mutex<Sieve>,
     recent: Mutex<Recent>,
+    logged_bad_bodies: AtomicU64,
     status: watch::Sender<SourceStatus>,
     metrics: WebhookMetrics,
 }
@@ -84,6 +86,7 @@ impl Posts {
             sender,
             sieve: Mutex::new(sieve),
             recent: Mutex::default(),
+            logged_bad_bodies: AtomicU64::new(0),
             status,
             metrics,
         }
@@ -97,18 +100,17 @@ impl Posts {
             Some(b"gzip") => Ok(true),
             Some(_) => Err(BadBody::BadEncoding),
         };
-        let arrival = Instant::now() + self.limits.arrival;
-        let frames = Frames { body: request.into_body().into_data_stream(), deadline: arrival };
-        let Ok(_place) = self.places.try_acquire() else {
-            // An answer in the middle of a body may be lost with the connection.
-            return frames.drain().await.err().unwrap_or(Answer::Busy);
+        let frames =
+            Frames { body: request.into_body().into_data_stream(), pause: self.limits.pause };
+        let work = async {
+            let Ok(_place) = self.places.try_acquire() else {
+                // An answer in the middle of a body may be lost with the connection.
+                return frames.drain().await.err().unwrap_or(Answer::Busy);
+            };
+            let read = self.read(frames, Reader::new(gzip, self.limits.body)).await;
+            read.err().unwrap_or(Answer::Taken)
         };
-        let work = self.read(frames, Reader::new(gzip, self.limits.body));
-        match timeout_at(arrival - self.limits.arrival + self.limits.answer, work).await {
-            Ok(Ok(())) => Answer::Taken,
-            Ok(Err(answer)) => answer,
-            Err(_) => Answer::Busy,
-        }
+        timeout(self.limits.answer, work).await.unwrap_or(Answer::Busy)
     }
 
     async fn read(&self, mut frames: Frames, mut reader: Reader) -> Result<(), Answer> {
@@ -123,7 +125,9 @@ impl Posts {
         let (records, fault) = reader.finish();
         if let Some(reason) = fault {
             self.metrics.bad_bodies(reason).inc();
-            warn!(%reason, "the body of an audit webhook request was not usable to its end");
+            if self.logged_bad_bodies.fetch_add(1, Ordering::Relaxed) < LOGGED_BAD_BODIES {
+                warn!(%reason, "the body of an audit webhook request was not usable to its end");
+            }
         }
         let (acknowledge, safe) = oneshot::channel();
         self.hand_on(records, Some(acknowledge)).await?;
@@ -158,12 +162,12 @@ impl Posts {
 /// A body as it arrives.
 struct Frames {
     body: BodyDataStream,
-    deadline: Instant,
+    pause: Duration,
 }
 
 impl Frames {
     async fn next(&mut self) -> Result<Option<axum::body::Bytes>, Answer> {
-        let frame = timeout_at(self.deadline, self.body.next()).await;
+        let frame = timeout(self.pause, self.body.next()).await;
         frame.map_err(|_| Answer::TooSlow)?.transpose().map_err(|_| Answer::Cut)
     }
 

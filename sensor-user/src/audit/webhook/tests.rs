@@ -73,7 +73,7 @@ impl Rig {
             max_body: 16 << 20,
         };
         let (audit, metrics) = (AuditMetrics::default(), WebhookMetrics::default());
-        let mut webhook = Webhook::open(&config, metrics.clone()).await.unwrap();
+        let mut webhook = Webhook::open(&config, metrics.clone()).unwrap();
         change(&mut webhook);
         let address = webhook.listener.local_addr().unwrap();
         let (sender, batches) = mpsc::channel(16);

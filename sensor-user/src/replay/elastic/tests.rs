@@ -44,6 +44,7 @@ fn record(event: &Value) -> Option<AuditRecord> {
         accounts: false,
         sessions: true,
         token_requests: Users::All,
+        canaries: false,
         received_may_lack: true,
     };
     decode(event.to_string().as_bytes(), &interest).unwrap()

@@ -51,6 +51,7 @@ impl ElasticSemantics {
             accounts: false,
             sessions: false,
             token_requests: Users::Named(&|user| !is_systems(user)),
+            canaries: false,
             received_may_lack: true,
         }
     }

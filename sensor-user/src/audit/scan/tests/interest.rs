@@ -18,6 +18,7 @@ fn interest<T>(look: impl FnOnce(&Interest<'_>) -> T) -> T {
         accounts: false,
         sessions: false,
         token_requests: Users::Named(&|name| name != "kubelet"),
+        canaries: false,
         received_may_lack: true,
     })
 }
@@ -112,6 +113,7 @@ fn pods_are_looked_for_by_uid_too() {
             accounts: false,
             sessions: false,
             token_requests: Users::None,
+            canaries: false,
             received_may_lack: false,
         };
         for line in recorded!("pod-allowed").lines() {

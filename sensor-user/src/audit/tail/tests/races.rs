@@ -1,8 +1,9 @@
 //! Moments that a real writer hits by chance, brought about on purpose: something happens to the
 //! file while the tailer is in the middle of a look, or between two.
 
-use std::{fs, future::poll_fn, path::Path, pin::pin, task::Poll};
+use std::{fs, future::poll_fn, io::Write as _, path::Path, pin::pin, task::Poll};
 
+use flate2::{Compression, write::GzEncoder};
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -82,6 +83,46 @@ async fn a_file_that_was_truncated_and_has_its_old_length_again_is_read_from_its
     fs::write(&path, line("b")).unwrap();
     tail.read().await.unwrap();
     assert_eq!(ids(&mut receiver), ["a", "b"]);
+    assert_eq!(tail.metrics.truncations.get(), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_is_compressed_before_it_is_left_behind_is_not_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    append(&path, "");
+    let (mut tail, mut receiver) = tail(&path, 10);
+    tail.check().await.unwrap();
+    append(&path, &line("a"));
+    tail.check().await.unwrap();
+    append(&path, &line("b"));
+    let mut compressed = GzEncoder::new(Vec::new(), Compression::fast());
+    compressed.write_all(&fs::read(&path).unwrap()).unwrap();
+    let rotated = path.with_file_name("audit-2999-01-01T00-00-00.000.log.gz");
+    fs::write(rotated, compressed.finish().unwrap()).unwrap();
+    fs::rename(&path, path.with_extension("gone")).unwrap();
+    fs::remove_file(path.with_extension("gone")).unwrap();
+    append(&path, &line("c"));
+    tail.check().await.unwrap();
+    assert_eq!(ids(&mut receiver), ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn lines_that_were_copied_before_they_were_truncated_away_are_read_from_the_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    append(&path, "");
+    let (mut tail, mut receiver) = tail(&path, 10);
+    tail.check().await.unwrap();
+    let b = line("b");
+    let (half, rest) = b.split_at(100);
+    append(&path, &(line("a") + half));
+    tail.check().await.unwrap();
+    append(&path, &(rest.to_owned() + &line("c")));
+    fs::copy(&path, path.with_added_extension("1")).unwrap();
+    fs::write(&path, line("d")).unwrap();
+    tail.check().await.unwrap();
+    assert_eq!(ids(&mut receiver), ["a", "b", "c", "d"]);
     assert_eq!(tail.metrics.truncations.get(), 1);
 }
 

@@ -94,7 +94,7 @@ async fn what_is_sent_again_while_the_first_is_not_safe_is_not_answered_before_i
 
 #[tokio::test]
 async fn slow_and_cut_bodies_end_alone_and_can_be_sent_again() {
-    let rig = Rig::limited(|limits| limits.arrival = Duration::from_millis(50)).await;
+    let rig = Rig::limited(|limits| limits.pause = Duration::from_millis(50)).await;
     let body = events(&["a"]);
     let (head, tail) = body.split_at(body.len() / 2);
 

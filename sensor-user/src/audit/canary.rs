@@ -1,0 +1,256 @@
+//! The audit canary: whether a request that the agent makes itself comes back in the audit stream.
+//! If so, the whole way works (policy, log, source), and the event's times give the API server's
+//! clock and the stream's delay. Silence is a status and a metric; nothing waits for it.
+//!
+//! A state machine over what was asked and what was read, with the times passed in; `probe` makes
+//! the requests. Called by the agent's canary feed and by `tokentrail check`.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::AuditRecord;
+use crate::time::Micros;
+
+mod metrics;
+pub mod probe;
+
+pub use metrics::CanaryMetrics;
+
+/// How the user agent of every agent's canary begins; `scan` lets such lines through. What follows is
+/// one for all of a run: to correlation they are a habit of the agent's own pod.
+pub const MARK: &str = "tokentrail-canary/";
+
+/// What is asked for, but for the number of the request: the pods of a namespace that is not there. An
+/// empty list that the agent may ask for, and policies that hide health checks, discovery and leases
+/// do not hide it. A refusal is audited as well; the API server ignores what it does not know.
+const URI: &str = "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=";
+
+/// So many rounds without a sound, where there was one before, are still no silence: behind a load
+/// balancer some requests go to API servers whose logs are followed elsewhere.
+const QUIET_ROUNDS: i64 = 2;
+
+/// One request that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Which of this run.
+    pub number: u64,
+    /// This machine's wall clock just before.
+    pub sent: Micros,
+    /// This machine's wall clock at the answer, or a sentence why there was none that is audited.
+    pub answered: Result<Micros, String>,
+}
+
+/// What the newest of this run's requests that came back tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Measured {
+    /// The API server's clock less this machine's, microseconds.
+    pub clock_offset_us: i64,
+    /// How far the offset may be wrong either way: half of the round trip, microseconds.
+    pub clock_offset_error_us: i64,
+    /// From the event's `stageTimestamp` to when its line was read, microseconds. Between two
+    /// machines it includes the clock offset.
+    pub delay_us: i64,
+}
+
+/// How it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// There is none.
+    Off,
+    /// Nothing is known yet.
+    Starting,
+    /// Canaries come back.
+    Heard,
+    /// The API server does not answer the requests.
+    Unanswered,
+    /// It answers, but they do not come back.
+    Silent,
+}
+
+/// As `/statusz` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// How it stands.
+    pub state: State,
+    /// The same as a sentence, with what to do about it.
+    pub detail: String,
+    /// Clock and delay, once a request came back.
+    #[serde(flatten)]
+    pub measured: Option<Measured>,
+}
+
+impl Status {
+    /// Without a canary, for this reason.
+    pub fn off(why: &str) -> Self {
+        Self { state: State::Off, detail: why.to_owned(), measured: None }
+    }
+
+    /// What is wrong, if anything is.
+    pub fn failure(&self) -> Option<String> {
+        match self.state {
+            State::Unanswered | State::Silent => Some(format!("audit canary: {}", self.detail)),
+            State::Off | State::Starting | State::Heard => None,
+        }
+    }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { clock_offset_us, clock_offset_error_us, delay_us } = self;
+        write!(
+            f,
+            "read {delay_us} µs after it was written; the API server's clock less this machine's: \
+             {clock_offset_us} ± {clock_offset_error_us} µs"
+        )
+    }
+}
+
+/// A request of this run as the audit stream has it.
+#[derive(Clone, Copy, Debug)]
+struct Sighting {
+    number: u64,
+    received: Micros,
+    stage: Micros,
+    read: Micros,
+}
+
+/// What was asked, what came back, and what that means.
+#[derive(Debug)]
+pub struct Canary {
+    run: String,
+    patience: Micros,
+    every: Micros,
+    metrics: CanaryMetrics,
+    /// Number, sending and answer of the newest request that was answered.
+    answered: Option<(u64, Micros, Micros)>,
+    sighting: Option<Sighting>,
+    failure: Option<String>,
+    /// Since when there is an answered request and nothing was heard.
+    quiet_since: Option<Micros>,
+    heard: bool,
+    measured: Option<Measured>,
+}
+
+impl Canary {
+    /// For requests that bear the nonce `run` and are made `every` so often; an event may be read
+    /// `patience` after its request.
+    pub fn new(run: String, every: Micros, patience: Micros, metrics: CanaryMetrics) -> Self {
+        Self {
+            run,
+            patience,
+            every,
+            metrics,
+            answered: None,
+            sighting: None,
+            failure: None,
+            quiet_since: None,
+            heard: false,
+            measured: None,
+        }
+    }
+
+    /// Takes a request that was made. Its event may have been seen before.
+    pub fn note(&mut self, asked: Asked, now: Micros) {
+        self.metrics.asked(asked.answered.is_ok());
+        match asked.answered {
+            Err(why) => self.failure = Some(why),
+            Ok(answered) => {
+                self.failure = None;
+                self.answered = Some((asked.number, asked.sent, answered));
+                if self.sighting.is_none_or(|sighting| sighting.number < asked.number) {
+                    self.quiet_since.get_or_insert(now);
+                }
+                self.measure();
+            }
+        }
+    }
+
+    /// Takes an event that was read when this machine's wall clock showed `read`; whatever is no
+    /// canary is ignored.
+    pub fn see(&mut self, record: &AuditRecord, read: Micros) {
+        let Some(run) = record.user_agent.as_deref().and_then(|it| it.strip_prefix(MARK)) else {
+            return;
+        };
+        if run == self.run {
+            let number = record.request_uri.strip_prefix(URI).and_then(|it| it.parse().ok());
+            let Some(number) = number else { return };
+            self.metrics.heard(true);
+            // The first stage of a request tells; later ones only repeat it.
+            if self.sighting.is_none_or(|sighting| sighting.number < number) {
+                self.sighting = Some(Sighting {
+                    number,
+                    received: record.request_received_timestamp,
+                    stage: record.stage_timestamp,
+                    read,
+                });
+                self.measure();
+            }
+        } else if read - record.stage_timestamp <= self.patience {
+            // Another agent's proves the stream as well, unless it was read from a backlog.
+            self.metrics.heard(false);
+        } else {
+            return;
+        }
+        self.heard = true;
+        self.quiet_since = None;
+    }
+
+    fn measure(&mut self) {
+        let (Some((number, sent, answered)), Some(sighting)) = (self.answered, self.sighting)
+        else {
+            return;
+        };
+        // A clock that was set meanwhile measures nothing.
+        if number != sighting.number || answered < sent {
+            return;
+        }
+        let half = (answered - sent).0 / 2;
+        let measured = Measured {
+            clock_offset_us: (sighting.received - sent - Micros(half)).0,
+            clock_offset_error_us: half,
+            delay_us: (sighting.read - sighting.stage).0,
+        };
+        self.metrics.measured(&measured);
+        self.measured = Some(measured);
+    }
+
+    /// The API server's clock and the stream's delay, once known: what `skew` may be set by.
+    pub fn measured(&self) -> Option<Measured> {
+        self.measured
+    }
+
+    /// What it all means now, on the same clock as `now` of [`Self::note`].
+    pub fn status(&self, now: Micros) -> Status {
+        let allowed = match self.heard {
+            true => self.patience + Micros(self.every.0.saturating_mul(QUIET_ROUNDS)),
+            false => self.patience,
+        };
+        let silent = self.quiet_since.is_some_and(|since| now - since > allowed);
+        let (state, detail) = if let Some(why) = &self.failure {
+            (State::Unanswered, why.clone())
+        } else if silent {
+            let seconds = allowed.0 / 1_000_000;
+            let detail = format!(
+                "the API server answers this agent's requests, but none was among the audit events within \
+                 {seconds} s: the audit policy hides them, the log is another API server's, or it \
+                 is not written; who is hidden as this agent is goes unseen"
+            );
+            (State::Silent, detail)
+        } else if self.heard {
+            let detail = self.measured.map_or_else(
+                || "requests of other agents come back".to_owned(),
+                |measured| format!("requests come back: {measured}"),
+            );
+            (State::Heard, detail)
+        } else {
+            (State::Starting, "no request has come back yet".to_owned())
+        };
+        self.metrics.silent(silent);
+        Status { state, detail, measured: self.measured }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! What the canary makes of requests and events in every order. Times are numbers here: nothing waits.
+
+use super::*;
+use crate::audit::scan::{Interest, Scan, classify};
+
+const EVERY: Micros = Micros::from_secs(300);
+const PATIENCE: Micros = Micros::from_secs(75);
+/// 2026-11-21T23:50:00Z
+const NOON: Micros = Micros::from_secs(1_795_305_000);
+
+fn canary() -> Canary {
+    Canary::new("run".to_owned(), EVERY, PATIENCE, CanaryMetrics::default())
+}
+
+fn secs(secs: i64) -> Micros {
+    Micros::from_secs(secs)
+}
+
+/// A request sent and answered at these microseconds after [`NOON`].
+fn asked(number: u64, sent: i64, answered: i64) -> Asked {
+    Asked { number, sent: NOON + Micros(sent), answered: Ok(NOON + Micros(answered)) }
+}
+
+/// An event as the API server writes it, found by the scan: received and written at these
+/// microseconds after [`NOON`] by the server's clock.
+fn event(user_agent: &str, number: u64, received: i64, stage: i64) -> AuditRecord {
+    let (received, stage) = (NOON + Micros(received), NOON + Micros(stage));
+    let line = format!(
+        r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/tokentrail-canary/pods?limit=1\u0026canary={number}","verb":"list","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
+    );
+    match classify(line.as_bytes(), &Interest::LIVE) {
+        Scan::Record(record) => record,
+        other @ (Scan::Skip | Scan::Bad(_)) => panic!("{other:?}"),
+    }
+}
+
+fn own(number: u64, received: i64, stage: i64) -> AuditRecord {
+    event("tokentrail-canary/run", number, received, stage)
+}
+
+#[test]
+fn a_request_that_comes_back_gives_clock_and_delay_whichever_is_known_first() {
+    // The server is 2 s ahead. 4 ms from sending to answer, received in the middle of it.
+    let asked = asked(1, 0, 4_000);
+    let event = own(1, 2_002_000, 2_003_000);
+    let read = NOON + Micros(2_003_500);
+    let expected =
+        Measured { clock_offset_us: 2_000_000, clock_offset_error_us: 2_000, delay_us: 500 };
+    for event_first in [true, false] {
+        let mut canary = canary();
+        if event_first {
+            canary.see(&event, read);
+            canary.note(asked.clone(), secs(0));
+        } else {
+            canary.note(asked.clone(), secs(0));
+            canary.see(&event, read);
+        }
+        assert_eq!(canary.measured(), Some(expected));
+        let status = canary.status(secs(100_000));
+        assert_eq!((status.state, status.measured), (State::Heard, Some(expected)));
+        assert_eq!(status.failure(), None);
+    }
+}
+
+#[test]
+fn the_true_offset_is_always_within_the_error() {
+    for (offset, out, back) in [(0, 1, 9_000), (-3_000_000, 9_000, 1), (7_000, 500, 500)] {
+        let mut canary = canary();
+        canary.note(asked(1, 0, out + back), secs(0));
+        canary.see(&own(1, out + offset, out + offset), NOON);
+        let Measured { clock_offset_us, clock_offset_error_us, .. } = canary.measured().unwrap();
+        assert!((clock_offset_us - offset).abs() <= clock_offset_error_us, "{offset}");
+    }
+}
+
+#[test]
+fn the_first_stage_of_a_request_counts_and_the_newest_request() {
+    let mut canary = canary();
+    canary.note(asked(1, 0, 1_000), secs(0));
+    canary.see(&own(1, 500, 500), NOON + Micros(700));
+    canary.see(&own(1, 500, 900), NOON + Micros(5_000));
+    assert_eq!(canary.measured().unwrap().delay_us, 200);
+    canary.note(asked(2, 10_000, 11_000), secs(1));
+    canary.see(&own(2, 10_500, 10_600), NOON + Micros(10_900));
+    assert_eq!(canary.measured().unwrap().delay_us, 300);
+    canary.see(&own(1, 500, 900), NOON + Micros(20_000));
+    assert_eq!(canary.measured().unwrap().delay_us, 300, "an old one that comes late says nothing");
+}
+
+#[test]
+fn a_clock_that_was_set_back_between_sending_and_answer_measures_nothing() {
+    let mut canary = canary();
+    canary.note(asked(1, 5_000, 1_000), secs(0));
+    canary.see(&own(1, 500, 500), NOON);
+    assert_eq!((canary.measured(), canary.status(secs(0)).state), (None, State::Heard));
+}
+
+#[test]
+fn what_is_answered_and_never_heard_is_silence_once_patience_is_over() {
+    let mut canary = canary();
+    assert_eq!(canary.status(secs(1_000_000)).state, State::Starting, "nothing was asked");
+    canary.note(asked(1, 0, 1_000), secs(10));
+    assert_eq!(canary.status(secs(10) + PATIENCE).state, State::Starting);
+    let status = canary.status(secs(10) + PATIENCE + Micros(1));
+    assert_eq!(status.state, State::Silent);
+    let told = status.failure().unwrap();
+    assert!(told.contains("within 75 s") && told.contains("policy"), "{told}");
+    // Later requests do not put it off.
+    canary.note(asked(2, 0, 1_000), secs(80));
+    assert_eq!(canary.status(secs(86)).state, State::Silent);
+    canary.see(&own(2, 500, 500), NOON);
+    assert_eq!(canary.status(secs(1_000)).state, State::Heard);
+}
+
+#[test]
+fn silence_after_sound_needs_two_rounds_more() {
+    let mut canary = canary();
+    canary.note(asked(1, 0, 1_000), secs(0));
+    canary.see(&own(1, 500, 500), NOON);
+    canary.note(asked(2, 0, 1_000), secs(300));
+    let end = secs(300) + PATIENCE + EVERY + EVERY;
+    assert_eq!(canary.status(end).state, State::Heard);
+    assert_eq!(canary.status(end + Micros(1)).state, State::Silent);
+}
+
+#[test]
+fn another_agents_canary_proves_the_stream_unless_it_is_of_long_ago() {
+    for (age, state) in [(PATIENCE, State::Heard), (PATIENCE + Micros(1), State::Silent)] {
+        let mut canary = canary();
+        canary.note(asked(1, 0, 1_000), secs(0));
+        canary.see(&event("tokentrail-canary/others", 7, 0, 0), NOON + age);
+        let status = canary.status(secs(76));
+        assert_eq!((status.state, status.measured), (state, None));
+    }
+}
+
+#[test]
+fn a_request_that_is_not_answered_is_told_with_its_reason_until_one_is() {
+    let mut canary = canary();
+    let why = "the Kubernetes API is in trouble (503)".to_owned();
+    canary.note(Asked { number: 1, sent: NOON, answered: Err(why) }, secs(0));
+    let status = canary.status(secs(1_000_000));
+    assert_eq!(status.state, State::Unanswered, "what is not answered need not be heard");
+    assert!(status.failure().unwrap().contains("503"));
+    canary.note(asked(2, 0, 1_000), secs(300));
+    assert_eq!(canary.status(secs(300)).state, State::Starting);
+}
+
+#[test]
+fn what_is_no_canary_is_no_sign_of_life() {
+    let mut canary = canary();
+    canary.note(asked(1, 0, 1_000), secs(0));
+    for (agent, uri) in [
+        (None, "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=1"),
+        (Some("kubectl/v1.33"), "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=1"),
+        (Some("tokentrail-canary/run"), "/api/v1/pods?limit=1&canary=1"),
+        (Some("tokentrail-canary/run"), "/api/v1/namespaces/tokentrail-canary/pods?canary="),
+    ] {
+        let mut record = own(1, 0, 0);
+        (record.user_agent, record.request_uri) = (agent.map(str::to_owned), uri.to_owned());
+        canary.see(&record, NOON);
+    }
+    assert_eq!(canary.status(secs(76)).state, State::Silent);
+}
+
+#[test]
+fn metrics_say_what_was_asked_heard_and_measured() {
+    let metrics = CanaryMetrics::default();
+    let mut registry = prometheus_client::registry::Registry::default();
+    metrics.register(&mut registry);
+    let shown = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    };
+    let before = shown();
+    for line in [
+        "tokentrail_audit_canary_requests_total{result=\"failed\"} 0",
+        "tokentrail_audit_canary_clock_offset_seconds NaN",
+    ] {
+        assert!(before.contains(line), "{line} is not in\n{before}");
+    }
+    let mut canary = Canary::new("run".to_owned(), EVERY, PATIENCE, metrics);
+    canary.note(asked(1, 0, 4_000), secs(0));
+    canary.status(secs(76));
+    let silent = shown();
+    assert!(silent.contains("tokentrail_audit_canary_silent 1"), "{silent}");
+    canary.see(&own(1, 1_502_000, 1_503_000), NOON + Micros(1_503_250));
+    canary.status(secs(76));
+    let after = shown();
+    for line in [
+        "tokentrail_audit_canary_requests_total{result=\"answered\"} 1",
+        "tokentrail_audit_canary_heard_total{whose=\"own\"} 1",
+        "tokentrail_audit_canary_silent 0",
+        "tokentrail_audit_canary_clock_offset_seconds 1.5",
+        "tokentrail_audit_canary_clock_offset_error_seconds 0.002",
+        "tokentrail_audit_canary_delay_seconds 0.00025",
+    ] {
+        assert!(after.contains(line), "{line} is not in\n{after}");
+    }
+}

@@ -1,0 +1,192 @@
+//! What is told by itself: tokens read and not used (R0), tokens minted (R2), tokens read from outside
+//! (R3), decoys (R7). Part of the [`Correlator`].
+
+use std::sync::Arc;
+
+use super::{
+    Attached, Correlator, Finding, Open, Request,
+    hourly::{Hourly, Key},
+    ids::{self, RequestId},
+    journal::Journal,
+    story::Story,
+    window::Exposure,
+};
+use crate::{
+    attribution::{Grade, TokenFile, TokenOpen},
+    audit::AuditRecord,
+    rules::{catalogue::RuleId, exceptions::RequestKind, rulebook::Rulebook, token_request},
+};
+
+impl<J: Journal> Correlator<J> {
+    /// R3 and R7: an open that is told by itself.
+    pub(super) fn opened(
+        &mut self,
+        rule: RuleId,
+        key: Key,
+        open: &Arc<Open>,
+        findings: &mut Vec<Finding>,
+    ) {
+        if self.excepted(rule, Some(open), None) {
+            return;
+        }
+        let time = open.open.time;
+        let hourly = self.hourly(rule);
+        if let Some(standing) = hourly.find(&key, time) {
+            standing.story.add_open(open);
+            return;
+        }
+        let id = if rule == RuleId::DecoyUsed {
+            self.exposure_id(open)
+        } else {
+            ids::outside_id(&self.settings.cluster, &open.boot_id, &key, open.open.ktime_ns)
+        };
+        let mut story = Story::begin(rule, id, Some(Arc::clone(open)), None);
+        story.add_open(open);
+        findings.push(story.alert());
+        self.hourly(rule).begin(key, time, story, findings);
+    }
+
+    pub(super) fn hourly(&mut self, rule: RuleId) -> &mut Hourly {
+        match rule {
+            RuleId::TokenRequestByUser => &mut self.minted,
+            RuleId::TokenReadFromOutside => &mut self.outside,
+            RuleId::DecoyUsed | RuleId::TokenAccessThenApiRequest | RuleId::TokenRead => {
+                &mut self.decoys
+            }
+        }
+    }
+
+    /// Whether a request is told by itself, whatever was opened.
+    pub(super) fn stands_alone(&self, record: &AuditRecord) -> bool {
+        self.is_minted_by_user(record) || decoy_used(&self.rulebook, record).is_some()
+    }
+
+    pub(super) fn is_minted_by_user(&self, record: &AuditRecord) -> bool {
+        record.minted_for().is_some()
+            && !record.user.username.is_empty()
+            && token_request::band(record).is_some()
+            && !self.rulebook.exclusions.excludes(&record.user.username, &record.user.groups)
+    }
+
+    /// R2 and R7: a request that is told by itself, or joins one that was.
+    pub(super) fn alone(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
+        let record = &request.record;
+        if self.is_minted_by_user(record)
+            && let Some(key) = minted_key(record)
+        {
+            self.asked(RuleId::TokenRequestByUser, key, id, request, findings);
+        }
+        if let Some(key) = decoy_used(&self.rulebook, record) {
+            self.asked(RuleId::DecoyUsed, key, id, request, findings);
+        }
+    }
+
+    pub(super) fn asked(
+        &mut self,
+        rule: RuleId,
+        key: Key,
+        id: RequestId,
+        request: &Request,
+        findings: &mut Vec<Finding>,
+    ) {
+        let known = self.hourly(rule).stories().find_map(|story| {
+            let attached = story.update(id, &request.record)?;
+            Some(story.escalation(&attached))
+        });
+        if let Some(escalation) = known {
+            findings.extend(escalation);
+            return;
+        }
+        let attached = Attached::new(id, request, RequestKind::Unknown);
+        if self.excepted(rule, None, Some(&attached)) {
+            return;
+        }
+        if let Some(standing) = self.hourly(rule).find(&key, request.time) {
+            let attached = standing.story.attach(attached);
+            findings.extend(standing.story.escalation(&attached));
+            return;
+        }
+        let incident_id = ids::request_incident_id(&self.settings.cluster, rule, &key, id, None);
+        let story = Story::begin(rule, incident_id, None, Some(attached));
+        findings.push(story.alert());
+        self.hourly(rule).begin(key, request.time, story, findings);
+    }
+
+    /// Lists a request in R3's incident about the open that it follows from; gives that one's id.
+    pub(super) fn list_outside(&mut self, open: &Open, attached: &Attached) -> Option<String> {
+        let key = outside_key(&open.open)?;
+        let standing = self.outside.find(&key, open.open.time)?;
+        standing.story.attach(attached.clone());
+        Some(standing.story.id().to_owned())
+    }
+
+    /// R0: what is told of an exposure that ended without a request.
+    pub(super) fn read(&mut self, exposure: &Exposure) -> Option<Finding> {
+        // R3 tells of what is read from outside.
+        let open = exposure.read.as_ref().filter(|it| it.open.grade != Grade::Outside)?;
+        if self.excepted(RuleId::TokenRead, Some(open), None) {
+            return None;
+        }
+        let id = self.exposure_id(&exposure.first);
+        let mut story = Story::begin(RuleId::TokenRead, id, Some(Arc::clone(open)), None);
+        story.set_open_count(exposure.count);
+        for open in exposure.opens() {
+            story.cover(open.open.wall);
+        }
+        if let Some(pod) = &open.pod {
+            story.set_initiators(self.sessions.candidates(
+                &open.open,
+                &pod.namespace,
+                &pod.name,
+                &self.settings,
+            ));
+        }
+        Some(story.alert())
+    }
+
+    fn exposure_id(&self, first: &Open) -> String {
+        ids::incident_id(
+            &self.settings.cluster,
+            &first.boot_id,
+            first.open.pod_uid.as_deref().unwrap_or_default(),
+            first.open.entry.key,
+            first.open.ktime_ns,
+        )
+    }
+}
+
+/// R2's key: who mints, for whom, by what client.
+pub(super) fn minted_key(record: &AuditRecord) -> Option<Key> {
+    let (namespace, name) = record.minted_for()?;
+    let agent = record.user_agent.clone().unwrap_or_default();
+    let rest = vec![namespace.to_owned(), name.to_owned(), agent];
+    Some(Key { owner: record.user.username.clone(), rest })
+}
+
+/// R3's key: the reader's executable, and the container or host that it runs in.
+pub(super) fn outside_key(open: &TokenOpen) -> Option<Key> {
+    if open.grade != Grade::Outside || open.file != TokenFile::Token {
+        return None;
+    }
+    let container = open.reader.as_ref().map_or("host".to_owned(), |reader| {
+        reader.container_id.clone().unwrap_or_else(|| reader.pod_uid.clone())
+    });
+    Some(Key { owner: container, rest: vec![open.executable.clone()] })
+}
+
+/// The decoy whose token was opened, as R7's key.
+pub(super) fn decoy_opened(rulebook: &Rulebook, open: &Open) -> Option<Key> {
+    let pod = open.pod.as_ref().filter(|_| open.open.file == TokenFile::Token)?;
+    decoy(rulebook, &pod.namespace, &pod.service_account)
+}
+
+/// The decoy that makes a request, or that one mints for, as R7's key.
+pub(super) fn decoy_used(rulebook: &Rulebook, record: &AuditRecord) -> Option<Key> {
+    let accounts = [record.service_account(), record.minted_for()];
+    accounts.into_iter().flatten().find_map(|(namespace, name)| decoy(rulebook, namespace, name))
+}
+
+fn decoy(rulebook: &Rulebook, namespace: &str, name: &str) -> Option<Key> {
+    let is_decoy = rulebook.decoys.contains(namespace, name);
+    is_decoy.then(|| Key { owner: format!("{namespace}/{name}"), rest: Vec::new() })
+}
