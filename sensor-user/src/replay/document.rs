@@ -77,7 +77,7 @@ impl Writer {
             by_address: false,
             band: BAND,
         };
-        let open = open.map(|open| Arc::new(Open::new(open.boot_id.clone(), open.open.clone())));
+        let open = open.map(|open| Arc::new(Open::new(open.boot_id.clone(), open.open())));
         let mut finding = Story::begin(rule, id, open, Some(request)).alert();
         finding.band = BAND;
         finding.event_id =

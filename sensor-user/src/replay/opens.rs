@@ -38,8 +38,28 @@ pub struct OpenDocument {
     pub host: Option<String>,
     /// `tokentrail.skew_us`
     pub skew: Option<Micros>,
+    /// `orchestrator.resource.id`, or what our own record says.
+    pub pod_uid: Option<String>,
+    told: Told,
+}
+
+/// What tells of the open itself.
+#[derive(Clone, Debug, PartialEq)]
+enum Told {
+    /// Our own record, with the document's time.
+    Own(Box<TokenOpen>),
+    /// ECS fields: of most opens nothing more is ever asked.
+    Ecs(Fields),
+}
+
+impl OpenDocument {
     /// The open; its times are the document's.
-    pub open: TokenOpen,
+    pub fn open(&self) -> TokenOpen {
+        match &self.told {
+            Told::Own(open) => TokenOpen::clone(open),
+            Told::Ecs(fields) => open_of(fields, self.time),
+        }
+    }
 }
 
 /// Reads one document; `None` if it is not about an open of a token.
@@ -60,29 +80,34 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
         return Err(BadLine::NotJson);
     }
     let fields = Fields::read(&text).map_err(fault)?;
-    let own = fields.all("tokentrail.open").iter().find(|value| value.is_object());
-    let path = fields.texts("file.path").find_map(|path| Some((path, token_file(path)?)));
-    if own.is_none() && (path.is_none() || !fields.has("event.action", "open")) {
+    let own = fields.all("tokentrail.open").find(|value| value.is_object());
+    if own.is_none() && !(token_path(&fields).is_some() && fields.has("event.action", "open")) {
         return Ok(None);
     }
     let time = fields.text("@timestamp").and_then(Micros::parse_believable);
     let time = time.ok_or(BadLine::BadTime)?;
-    let mut open = match (own, path) {
-        (Some(own), _) => TokenOpen::deserialize(own).map_err(|_| BadLine::WrongShape)?,
-        (None, Some((path, file))) => open_of(&fields, time, path, file),
-        (None, None) => return Ok(None),
-    };
-    (open.time, open.wall) = (time, time);
+    let text = |field: &str| fields.text(field).map(str::to_owned);
+    let own = own.map(|own| TokenOpen::deserialize(own).map_err(|_| BadLine::WrongShape));
+    let own = own.transpose()?.map(|own| TokenOpen { time, wall: time, ..own });
     Ok(Some(OpenDocument {
         time,
         names: fields.texts("orchestrator.resource.name").map(str::to_owned).collect(),
-        namespace: fields.text("orchestrator.namespace").map(str::to_owned),
+        namespace: text("orchestrator.namespace"),
         is_elastic: is_elastic(&fields),
-        boot_id: fields.text("host.boot.id").unwrap_or_default().to_owned(),
-        host: fields.text("host.name").map(str::to_owned),
+        boot_id: text("host.boot.id").unwrap_or_default(),
+        host: text("host.name"),
         skew: fields.number("tokentrail.skew_us").and_then(|us| i64::try_from(us).ok()).map(Micros),
-        open,
+        pod_uid: match &own {
+            Some(own) => own.pod_uid.clone(),
+            None => text("orchestrator.resource.id"),
+        },
+        told: own.map_or_else(|| Told::Ecs(fields), |own| Told::Own(Box::new(own))),
     }))
+}
+
+/// The path of the token file that was opened, and which of them it is.
+fn token_path(fields: &Fields) -> Option<(&str, TokenFile)> {
+    fields.texts("file.path").find_map(|path| Some((path, token_file(path)?)))
 }
 
 /// The conditions of Elastic's rule on a file event; each holds if any value of its field does.
@@ -94,8 +119,12 @@ fn is_elastic(fields: &Fields) -> bool {
         && fields.texts("file.path").any(|path| {
             path.strip_prefix(FOLDER).is_some_and(|name| matches!(name, "token" | "ca.crt"))
         })
-        && fields.all("process.interactive").contains(&Value::Bool(true))
-        && !fields.all("container.id").is_empty()
+        && is_interactive(fields)
+        && fields.all("container.id").next().is_some()
+}
+
+fn is_interactive(fields: &Fields) -> bool {
+    fields.all("process.interactive").any(|value| *value == Value::Bool(true))
 }
 
 /// Which file of a token volume the path names, by whatever way it leads there.
@@ -113,8 +142,9 @@ fn token_file(path: &str) -> Option<TokenFile> {
 }
 
 /// An open as ECS fields alone tell it.
-fn open_of(fields: &Fields, time: Micros, path: &str, file: TokenFile) -> TokenOpen {
-    let interactive = fields.all("process.interactive").contains(&Value::Bool(true));
+fn open_of(fields: &Fields, time: Micros) -> TokenOpen {
+    let (path, file) = token_path(fields).unwrap_or(("", TokenFile::Token));
+    let interactive = is_interactive(fields);
     let nanos = |time: Micros| u64::try_from(time.0).unwrap_or_default().saturating_mul(1_000);
     // There is no boot clock: the wall clock takes its place.
     let ktime_ns = nanos(time);

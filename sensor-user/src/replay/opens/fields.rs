@@ -1,7 +1,7 @@
 //! The fields of an ECS document by their dotted names, as Elasticsearch sees them: objects and lists
 //! are looked through, nulls are no values. Only those that are asked for are kept. Pure.
 
-use std::{borrow::Cow, collections::HashSet, fmt};
+use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -9,7 +9,7 @@ use serde::{
 };
 use serde_json::Value;
 
-/// What is asked for.
+/// What is asked for, in order.
 const NAMES: [&str; 30] = [
     "@timestamp",
     "container.id",
@@ -45,9 +45,9 @@ const NAMES: [&str; 30] = [
 /// The one that is kept as the object that it is.
 const OWN: &str = "tokentrail.open";
 
-/// The values of a document.
-#[derive(Debug, Default)]
-pub(super) struct Fields(Vec<(&'static str, Vec<Value>)>);
+/// The values of a document, each with the place of its field in [`NAMES`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Fields(Vec<(usize, Value)>);
 
 impl Fields {
     /// Reads a document.
@@ -64,13 +64,13 @@ impl Fields {
         Ok(fields)
     }
 
-    pub(super) fn all(&self, field: &str) -> &[Value] {
-        let found = self.0.iter().find(|(name, _)| *name == field);
-        found.map_or(&[], |(_, values)| values)
+    pub(super) fn all(&self, field: &str) -> impl Iterator<Item = &Value> {
+        let place = NAMES.binary_search(&field).ok();
+        self.0.iter().filter(move |(at, _)| Some(*at) == place).map(|(_, value)| value)
     }
 
     pub(super) fn texts(&self, field: &str) -> impl Iterator<Item = &str> {
-        self.all(field).iter().filter_map(Value::as_str)
+        self.all(field).filter_map(Value::as_str)
     }
 
     pub(super) fn text(&self, field: &str) -> Option<&str> {
@@ -79,9 +79,7 @@ impl Fields {
 
     /// A number, or one written as text.
     pub(super) fn number(&self, field: &str) -> Option<u64> {
-        self.all(field)
-            .iter()
-            .find_map(|value| value.as_u64().or_else(|| value.as_str()?.parse().ok()))
+        self.all(field).find_map(|value| value.as_u64().or_else(|| value.as_str()?.parse().ok()))
     }
 
     pub(super) fn has(&self, field: &str, text: &str) -> bool {
@@ -89,19 +87,18 @@ impl Fields {
     }
 
     fn add(&mut self, path: &str, value: Value) {
-        if let Some((_, values)) = self.0.iter_mut().find(|(name, _)| *name == path) {
-            values.push(value);
-        } else if let Some(name) = NAMES.iter().find(|name| **name == path) {
-            self.0.push((name, vec![value]));
+        if let Ok(place) = NAMES.binary_search(&path) {
+            self.0.push((place, value));
         }
     }
 }
 
 /// Whether a field of interest is at this path or below it.
 fn leads_on(path: &str) -> bool {
-    NAMES.iter().any(|name| {
-        name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    })
+    let first = NAMES.get(NAMES.partition_point(|name| *name < path));
+    first
+        .and_then(|name| name.strip_prefix(path))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Reads the value at a path.
@@ -127,7 +124,7 @@ impl<'de> Visitor<'de> for Gather<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let Self { fields, path } = self;
-        let (mut keys, length) = (HashSet::new(), path.len());
+        let (mut keys, length) = (BTreeSet::new(), path.len());
         while let Some(Key(key)) = map.next_key()? {
             if length > 0 {
                 path.push('.');
@@ -187,3 +184,21 @@ impl<'de> Visitor<'de> for Gather<'_> {
 /// A key, borrowed where it has no escapes.
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::{NAMES, leads_on};
+
+    #[test]
+    fn names_are_in_order_and_found_from_each_of_their_parts() {
+        assert!(NAMES.is_sorted());
+        for name in NAMES {
+            for (at, _) in name.match_indices('.').chain([(name.len(), "")]) {
+                assert!(leads_on(&name[..at]), "{name} up to {at}");
+            }
+        }
+        for other in ["", "proc", "process.", "process.args.x", "zebra", "event.actio"] {
+            assert!(!leads_on(other), "{other}");
+        }
+    }
+}

@@ -161,10 +161,10 @@ fn interest<'a>(known: &'a dyn Fn(&str) -> bool, accounts: bool) -> Interest<'a>
 /// # Errors
 /// Only its name is known, so that any uid may be its.
 pub fn pod_that_matters(open: &OpenDocument) -> Result<Option<&str>, OnlyNamed> {
-    if !token_access::qualifies(&open.open) {
+    if !token_access::qualifies(&open.open()) {
         return Ok(None);
     }
-    open.open.pod_uid.as_deref().map(Some).ok_or(OnlyNamed)
+    open.pod_uid.as_deref().map(Some).ok_or(OnlyNamed)
 }
 
 /// An open does not say whose token it was but by name.
@@ -180,9 +180,9 @@ impl Semantics for LiveSemantics {
         if let Some(skew) = open.skew {
             self.correlator.widen_skew(skew);
         }
-        let by_name = open.open.pod_uid.is_none() && name_of(open).is_some();
+        let by_name = open.pod_uid.is_none() && name_of(open).is_some();
         self.needs_names |= by_name;
-        by_name || open.open.pod_uid.is_some()
+        by_name || open.pod_uid.is_some()
     }
 
     fn judge(&mut self, line: &[u8]) -> Judged {
@@ -215,8 +215,9 @@ impl Semantics for LiveSemantics {
 
     fn open(&mut self, document: OpenDocument, documents: &mut Vec<Document>) {
         let name = name_of(&document);
-        let OpenDocument { mut open, boot_id, host, time, .. } = document;
-        let uid = match (open.pod_uid.take(), &name) {
+        let mut open = document.open();
+        let OpenDocument { pod_uid, boot_id, host, time, .. } = document;
+        let uid = match (pod_uid, &name) {
             (Some(uid), _) => uid,
             (None, Some(name)) => {
                 open.degraded.push(BY_NAME.to_owned());
