@@ -21,7 +21,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     attribution::{TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
-    rules::{catalogue::RuleId, exceptions::ExceptionId, rulebook::Rulebook, token_access},
+    rules::{
+        address::Address,
+        catalogue::RuleId,
+        exceptions::{ExceptionId, RequestKind},
+        rulebook::Rulebook,
+        token_access,
+    },
     time::Micros,
 };
 
@@ -46,9 +52,11 @@ use hourly::{Hourly, Key};
 use ids::RequestId;
 use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
-use pod::{PodState, Waiting};
+use pod::{Known, PodState, Waiting};
 use sessions::Sessions;
 
+/// Requests of one incident that the journal keeps: a restart counts no more than these again.
+const JOURNALLED: u64 = 512;
 /// Requests that an exception swallowed, remembered so that their later stages are not counted.
 const SWALLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
 
@@ -84,6 +92,9 @@ pub struct Request {
     /// The pod that its service account and address point to, where its token names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_address: Option<String>,
+    /// What was found when it was attached: after a restart that must not be judged anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<(RequestKind, Address)>,
     /// Its pod, where the index knows it.
     #[serde(skip)]
     pub pod: Option<Arc<Pod>>,
@@ -92,7 +103,7 @@ pub struct Request {
 impl Request {
     /// One whose pod is not known but by its token.
     pub fn new(time: Micros, record: AuditRecord) -> Self {
-        Self { time, record, by_address: None, pod: None }
+        Self { time, record, by_address: None, judged: None, pod: None }
     }
 
     /// Uid of the pod with whose identity it was made.
@@ -178,11 +189,13 @@ pub struct Correlator<J> {
     rulebook: Arc<Rulebook>,
     pods: HashMap<String, PodState>,
     habits: Habits,
+    /// Whether an index knows which pods are this node's: habits of others are of no use.
+    indexed: bool,
     sessions: Sessions,
     minted: Hourly,
     outside: Hourly,
     decoys: Hourly,
-    swallowed: LruCache<RequestId, ()>,
+    swallowed: LruCache<(RuleId, RequestId), ()>,
     /// Exceptions that swallowed something since they were last taken.
     hits: Vec<(ExceptionId, Micros)>,
     journal: J,
@@ -198,6 +211,7 @@ impl<J: Journal> Correlator<J> {
             rulebook: Arc::default(),
             pods: HashMap::new(),
             habits: Habits::default(),
+            indexed: false,
             sessions: Sessions::default(),
             minted: Hourly::default(),
             outside: Hourly::default(),
@@ -215,6 +229,11 @@ impl<J: Journal> Correlator<J> {
         self.rulebook = rulebook;
     }
 
+    /// Says that requests come with their pods, if those are this node's.
+    pub fn set_indexed(&mut self) {
+        self.indexed = true;
+    }
+
     /// From now on, requests may be dated so much earlier than their open, if not more already.
     pub fn widen_skew(&mut self, skew: Micros) {
         let Settings { skew: known, patience, .. } = &mut self.settings;
@@ -229,11 +248,15 @@ impl<J: Journal> Correlator<J> {
 
     /// Takes an open. `now` is the clock of the steady axis. What no rule is about is ignored.
     pub fn open(&mut self, open: Open, now: Micros, findings: &mut Vec<Finding>) {
-        if !self.matters(&open) {
-            return;
+        let open = Arc::new(open);
+        if self.open_stands_alone(&open) {
+            self.journal(&Entry::OpenAlone(Open::clone(&open)));
+            self.open_alone(&open, findings);
         }
-        self.journal(&Entry::Open(open.clone()));
-        self.apply_open(open, now, findings);
+        if token_access::qualifies(&open.open) {
+            self.journal(&Entry::Open(Open::clone(&open)));
+            self.expose(&open, now, findings);
+        }
     }
 
     /// Takes one stage of a request. `now` is the clock of the steady axis.
@@ -243,33 +266,34 @@ impl<J: Journal> Correlator<J> {
             self.journal(&Entry::Session(request.clone()));
         }
         let id = RequestId::of(&request.record);
-        let mut journalled = self.stands_alone(&request.record);
-        if journalled {
-            self.journal(&Entry::Request(request.clone()));
-            self.alone(id, &request, findings);
+        if self.stands_alone(&request.record) && self.alone(id, &request, findings) {
+            self.journal(&Entry::RequestAlone(request.clone()));
         }
         let Some(pod_uid) = request.pod_uid().map(str::to_owned) else { return };
-        self.make_room(&pod_uid);
+        self.make_room(&pod_uid, findings);
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
-        if pod.update_known(id, &request, findings) || self.swallowed.get(&id).is_some() {
+        match pod.update_known(id, &request, findings) {
+            Known::No => {}
+            Known::Same => return,
+            Known::Worse => return self.journal(&Entry::Request(request)),
+        }
+        if self.swallowed.get(&(RuleId::TokenAccessThenApiRequest, id)).is_some() {
             return;
         }
         let explained = pod.explains(&request, &self.settings);
-        let answered = token_access::answered(&request.record);
-        if explained && !journalled {
-            self.journal(&Entry::Request(request.clone()));
-            journalled = true;
-        }
-        if answered && explained {
-            self.attach(id, &request, findings);
+        if explained && token_access::answered(&request.record) {
+            self.attach(id, request, findings);
             return;
         }
-        if !explained {
+        if explained {
+            // It may be all that ever comes.
+            self.journal(&Entry::Request(request.clone()));
+        } else if request.pod.is_some() || !self.indexed {
             let Request { record, pod, time, .. } = &request;
             self.habits.learn(&pod_uid, pod.as_deref(), record, *time);
         }
-        let waiting = Waiting { request, id, arrived: now, journalled };
+        let waiting = Waiting { request, id, arrived: now, journalled: explained };
         let pod = self.pods.entry(pod_uid).or_default();
         pod.wait(waiting, &self.settings, &mut self.losses);
     }
@@ -297,8 +321,7 @@ impl<J: Journal> Correlator<J> {
                 .and_then(|pod_uid| self.pods.get(pod_uid))
                 .is_some_and(|pod| pod.explains(&request, &self.settings));
             if explained {
-                self.journal(&Entry::Request(request.clone()));
-                self.attach(id, &request, findings);
+                self.attach(id, request, findings);
             }
         }
         let mut ended = Vec::new();
@@ -322,23 +345,24 @@ impl<J: Journal> Correlator<J> {
     /// that has them already refuses them.
     pub fn restore(&mut self, entry: Entry, now: Micros, findings: &mut Vec<Finding>) {
         match entry {
-            Entry::Open(open) => self.apply_open(open, now, findings),
+            Entry::Open(open) => self.expose(&Arc::new(open), now, findings),
+            Entry::OpenAlone(open) => self.open_alone(&Arc::new(open), findings),
+            Entry::RequestAlone(request) => {
+                self.alone(RequestId::of(&request.record), &request, findings);
+            }
             Entry::Session(request) => {
                 self.sessions.note(&request.record, request.time);
             }
             Entry::Request(request) => {
                 let id = RequestId::of(&request.record);
-                if self.stands_alone(&request.record) {
-                    self.alone(id, &request, findings);
-                }
                 let Some(pod) = request.pod_uid().and_then(|uid| self.pods.get_mut(uid)) else {
                     return;
                 };
-                if pod.update_known(id, &request, findings) {
+                if pod.update_known(id, &request, findings) != Known::No {
                     return;
                 }
-                if token_access::answered(&request.record) {
-                    self.attach(id, &request, findings);
+                if request.judged.is_some() || token_access::answered(&request.record) {
+                    self.attach(id, request, findings);
                 } else {
                     let waiting = Waiting { request, id, arrived: now, journalled: true };
                     pod.wait(waiting, &self.settings, &mut self.losses);
@@ -371,22 +395,23 @@ impl<J: Journal> Correlator<J> {
             pod_uid.and_then(|uid| horizons.get(uid)).is_some_and(|horizon| time >= *horizon)
         };
         let held = |hourly: &Hourly, key: Option<Key>, time| {
-            key.is_some_and(|key| hourly.holds(&key, time))
+            key.is_some_and(|key| hourly.needs(&key, time))
         };
-        let Self { rulebook, minted, outside, decoys, journal, .. } = self;
+        let Self { rulebook, minted, outside, decoys, journal, sessions: known_sessions, .. } =
+            self;
         let is_needed = |entry: &Entry| match entry {
-            Entry::Open(open) => {
+            Entry::Open(open) => within(open.open.pod_uid.as_deref(), open.open.time),
+            Entry::Request(request) => within(request.pod_uid(), request.time),
+            Entry::OpenAlone(open) => {
                 let time = open.open.time;
-                within(open.open.pod_uid.as_deref(), time)
-                    || held(outside, outside_key(&open.open), time)
+                held(outside, outside_key(&open.open), time)
                     || held(decoys, decoy_opened(rulebook, open), time)
             }
-            Entry::Request(request) => {
-                within(request.pod_uid(), request.time)
-                    || held(minted, minted_key(&request.record), request.time)
+            Entry::RequestAlone(request) => {
+                held(minted, minted_key(&request.record), request.time)
                     || held(decoys, decoy_used(rulebook, &request.record), request.time)
             }
-            Entry::Session(request) => request.time >= sessions,
+            Entry::Session(request) => known_sessions.holds(&request.record),
         };
         let hourly = [&*minted, &*outside, &*decoys];
         let over = horizons.is_empty() && hourly.iter().all(|it| it.is_empty());
@@ -417,62 +442,56 @@ impl<J: Journal> Correlator<J> {
         })
     }
 
-    /// Whether any rule is about an open.
-    fn matters(&self, open: &Open) -> bool {
-        token_access::qualifies(&open.open) || decoy_opened(&self.rulebook, open).is_some()
-    }
-
-    fn apply_open(&mut self, open: Open, now: Micros, findings: &mut Vec<Finding>) {
-        let open = Arc::new(open);
-        if let Some(key) = decoy_opened(&self.rulebook, &open) {
-            self.opened(RuleId::DecoyUsed, key, &open, findings);
-        }
-        if let Some(key) = outside_key(&open.open) {
-            self.opened(RuleId::TokenReadFromOutside, key, &open, findings);
-        }
+    /// Lets an open start or extend an exposure.
+    fn expose(&mut self, open: &Arc<Open>, now: Micros, findings: &mut Vec<Finding>) {
         let Some(pod_uid) = open.open.pod_uid.clone() else { return };
-        if !token_access::qualifies(&open.open) {
-            return;
-        }
-        self.make_room(&pod_uid);
+        self.make_room(&pod_uid, findings);
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
-        pod.expose(&open, &self.settings, &mut self.losses);
+        pod.expose(open, &self.settings, &mut self.losses);
         self.losses.merged += pod.merge_incidents(&self.settings);
         for receipt in pod.explained_receipts(&self.settings) {
             self.journal(&Entry::Request(receipt));
         }
         let Some(pod) = self.pods.get_mut(&pod_uid) else { return };
         for (id, request) in pod.take_explained(&self.settings) {
-            self.journal(&Entry::Request(request.clone()));
-            self.attach(id, &request, findings);
+            self.attach(id, request, findings);
         }
     }
 
-    /// Attaches a request that an exposure or the incident explains.
-    fn attach(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
-        let Some(pod_uid) = request.pod_uid() else { return };
-        let Some(pod) = self.pods.get(pod_uid) else { return };
+    /// Attaches a request that an exposure or the incident explains, and journals it as it was
+    /// judged, unless it comes from there.
+    fn attach(&mut self, id: RequestId, mut request: Request, findings: &mut Vec<Finding>) {
+        let Some(pod_uid) = request.pod_uid().map(str::to_owned) else { return };
+        let Some(pod) = self.pods.get(&pod_uid) else { return };
         let anchor = window::anchor(&pod.exposures, request.time, &self.settings);
         let anchor = anchor.map(|(exposure, open)| (exposure.clone(), open));
         let joined = pod.incidents.iter().position(|incident| {
             anchor.as_ref().is_some_and(|(it, _)| incident.touches(it, &self.settings))
-                || incident.continues(request, &self.settings)
+                || incident.continues(&request, &self.settings)
         });
         let exposed = anchor.as_ref().map(|(exposure, _)| exposure.first_open());
         let begun = joined.and_then(|at| pod.incidents.get(at)).map(Incident::first_time);
         let exposed = exposed.into_iter().chain(begun).min().unwrap_or(request.time);
+        let count = joined.and_then(|at| pod.incidents.get(at)).map(|it| it.story.request_count());
+        let known = request.judged.map(|(kind, _)| kind);
         let facts = request.pod.as_deref();
-        let kind = self.habits.kind(pod_uid, facts, &request.record, exposed);
-        let attached = Attached::new(id, request, kind);
+        let kind =
+            known.unwrap_or_else(|| self.habits.kind(&pod_uid, facts, &request.record, exposed));
+        let attached = Attached::new(id, &request, kind);
         let open = anchor.as_ref().map(|(_, open)| Arc::clone(open));
-        if self.excepted(RuleId::TokenAccessThenApiRequest, open.as_deref(), Some(&attached)) {
-            self.settle(pod_uid, &anchor);
-            return;
+        if known.is_none() {
+            if self.excepted(RuleId::TokenAccessThenApiRequest, open.as_deref(), Some(&attached)) {
+                return;
+            }
+            if count.is_none_or(|count| count < JOURNALLED) {
+                request.judged = Some((kind, attached.address));
+                self.journal(&Entry::Request(request.clone()));
+            }
         }
         let outside = open.as_deref().and_then(|open| self.list_outside(open, &attached));
-        let initiators = open.as_deref().map(|open| self.initiators(&open.open, request));
-        let Some(pod) = self.pods.get_mut(pod_uid) else { return };
+        let initiators = open.as_deref().map(|open| self.initiators(open, Some(&request.record)));
+        let Some(pod) = self.pods.get_mut(&pod_uid) else { return };
         let told_in = if let Some(incident) = joined.and_then(|at| pod.incidents.get_mut(at)) {
             findings.extend(incident.join(attached, &pod.exposures, &self.settings));
             if let Some(outside) = &outside {
@@ -483,7 +502,7 @@ impl<J: Journal> Correlator<J> {
             let initiators = initiators.unwrap_or_default();
             let cause = Cause { exposure: &exposure, open, initiators };
             let mut incident =
-                Incident::begin(&self.settings, pod_uid, cause, attached, &pod.exposures);
+                Incident::begin(&self.settings, &pod_uid, cause, attached, &pod.exposures);
             if let Some(outside) = &outside {
                 incident.story.relate(outside);
             }
@@ -507,28 +526,21 @@ impl<J: Journal> Correlator<J> {
             story.relate(&told_in);
         }
         for (id, request) in more {
-            self.journal(&Entry::Request(request.clone()));
-            self.attach(id, &request, findings);
+            self.attach(id, request, findings);
         }
     }
 
-    /// What an exception judged with its requests is no mere read either.
-    fn settle(&mut self, pod_uid: &str, anchor: &Option<(window::Exposure, Arc<Open>)>) {
-        let Some((judged, _)) = anchor else { return };
-        let exposures = self.pods.get_mut(pod_uid).map(|pod| &mut pod.exposures);
-        for exposure in exposures.into_iter().flatten() {
-            exposure.settled |=
-                exposure.entry == judged.entry && exposure.boot_id == judged.boot_id;
-        }
-    }
-
-    fn initiators(&self, open: &TokenOpen, request: &Request) -> Vec<Arc<AuditRecord>> {
-        let names = request.record.service_account().zip(request.record.extra(audit::POD_NAME));
-        names
-            .map(|((namespace, _), pod)| {
-                self.sessions.candidates(open, namespace, pod, &self.settings)
-            })
-            .unwrap_or_default()
+    /// Who may have brought the opener into the pod, as the token names it, or else the index.
+    fn initiators(&self, open: &Open, record: Option<&AuditRecord>) -> Vec<Arc<AuditRecord>> {
+        let of_token = record.and_then(|record| {
+            let (namespace, _) = record.service_account()?;
+            Some((namespace, record.extra(audit::POD_NAME)?))
+        });
+        let of_index = open.pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name));
+        let candidates = |(namespace, name)| {
+            self.sessions.candidates(&open.open, namespace, name, &self.settings)
+        };
+        of_token.or(of_index).map(candidates).unwrap_or_default()
     }
 
     fn journal(&mut self, entry: &Entry) {
@@ -547,8 +559,9 @@ impl<J: Journal> Correlator<J> {
         self.journal_failure = result.err().map(|error| error.to_string());
     }
 
-    /// Keeps the number of pods within its bound: one idle pod gives way to a new one.
-    fn make_room(&mut self, pod_uid: &str) {
+    /// Keeps the number of pods within its bound: one idle pod gives way to a new one, and what was
+    /// told of it is told to have ended.
+    fn make_room(&mut self, pod_uid: &str, findings: &mut Vec<Finding>) {
         if self.pods.len() < self.settings.pods || self.pods.contains_key(pod_uid) {
             return;
         }
@@ -558,7 +571,8 @@ impl<J: Journal> Correlator<J> {
             .min_by_key(|(uid, pod)| (pod.weight(), pod.touched, uid.as_str()))
             .map(|(uid, _)| uid.clone());
         if let Some(uid) = idlest {
-            self.pods.remove(&uid);
+            let pod = self.pods.remove(&uid).unwrap_or_default();
+            findings.extend(pod.incidents.iter().map(|incident| incident.story.summary()));
             self.losses.pods += 1;
         }
     }

@@ -49,6 +49,8 @@ use join::{Join, find_pod, find_pods};
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
+/// How much earlier than an open another machine's clock may date a request that followed it.
+const OTHER_CLOCK: Micros = Micros::from_secs(1);
 /// How often time is passed on, checkpoints are written and the state is published.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -129,7 +131,7 @@ impl Engine {
         };
         let alert_log = AlertLog::open(settings, metrics.alert_log)?;
         let record = |path: &PathBuf| {
-            Recorder::open(path, config.node_name.clone(), 0)
+            Recorder::open(path, config.node_name.clone(), skew(config).0)
                 .map_err(|source| AgentError::Record { path: path.clone(), source })
         };
         let recorder = config.record.as_ref().map(record).transpose()?;
@@ -180,6 +182,10 @@ impl Engine {
         // The sensor has just passed its first one.
         engine.self_test.reset();
         engine.join.correlator.set_rulebook(engine.rulebook.current());
+        if config.kube.is_some() {
+            engine.join.correlator.set_indexed();
+        }
+        engine.join.correlator.widen_skew(skew(config));
         let now = engine.senses.clock.now().steady;
         for mut entry in entries {
             engine.place(&mut entry);
@@ -208,7 +214,8 @@ impl Engine {
     }
 
     fn remember(&mut self, entry: &Entry) {
-        if let Entry::Open(Open { boot_id, open, .. }) = entry
+        if let Entry::Open(Open { boot_id, open, .. })
+        | Entry::OpenAlone(Open { boot_id, open, .. }) = entry
             && *boot_id == self.join.boot_id
         {
             self.remembered.push(SeenOpen::of(open));
@@ -251,19 +258,23 @@ impl Engine {
     /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
     fn place(&self, entry: &mut Entry) {
         match entry {
-            Entry::Open(open) if open.boot_id == self.join.boot_id => {
+            Entry::Open(open) | Entry::OpenAlone(open) if open.boot_id == self.join.boot_id => {
                 open.open.time = self.senses.clock.boot_to_steady(open.open.ktime_ns);
             }
             // Of an earlier boot only the wall clock tells.
-            Entry::Open(open) => open.open.time = self.senses.clock.wall_to_steady(open.open.wall),
-            Entry::Request(request) | Entry::Session(request) => {
+            Entry::Open(open) | Entry::OpenAlone(open) => {
+                open.open.time = self.senses.clock.wall_to_steady(open.open.wall);
+            }
+            Entry::Request(request) | Entry::RequestAlone(request) | Entry::Session(request) => {
                 let received = request.record.request_received_timestamp;
                 request.time = self.senses.clock.wall_to_steady(received);
             }
         }
         match entry {
-            Entry::Open(open) => find_pods(open, &self.senses.pods.index),
-            Entry::Request(request) | Entry::Session(request) => {
+            Entry::Open(open) | Entry::OpenAlone(open) => {
+                find_pods(open, &self.senses.pods.index);
+            }
+            Entry::Request(request) | Entry::RequestAlone(request) | Entry::Session(request) => {
                 find_pod(request, &self.senses.pods.index);
             }
         }
@@ -537,6 +548,11 @@ impl Engine {
             );
         }
     }
+}
+
+/// A log file is written by this machine's clock; who posts has one of their own.
+fn skew(config: &Config) -> Micros {
+    if config.audit_webhook.is_some() { OTHER_CLOCK } else { Micros(0) }
 }
 
 /// Waits for records; for ever where there is no sensor.

@@ -326,11 +326,20 @@ const QUARANTINE: &str = concat!(
     r#"{"tokentrail.io/quarantine":"true"}},"policyTypes":["Ingress","Egress"]}}"#
 );
 
+/// Whether a name may stand in a command: whoever asks for an object that cannot be chooses its name,
+/// and `--all` would be a flag. Kubernetes' names begin with a letter or digit (RFC 1123).
+fn is_name(name: &str) -> bool {
+    name.starts_with(|it: char| it.is_ascii_lowercase() || it.is_ascii_digit())
+        && name
+            .chars()
+            .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || "-.".contains(it))
+}
+
 /// Commands about an account that a token was minted for: nothing revokes a token alone.
 pub fn containment_of_account(namespace: &str, name: &str) -> Vec<ContainmentStep> {
-    let (Ok(namespace), Ok(name)) = (shlex::try_quote(namespace), shlex::try_quote(name)) else {
+    if !is_name(namespace) || !is_name(name) {
         return Vec::new();
-    };
+    }
     let step = |note: &str, command: String| ContainmentStep { note: note.into(), command };
     vec![
         step(
@@ -347,11 +356,10 @@ pub fn containment_of_account(namespace: &str, name: &str) -> Vec<ContainmentSte
 
 /// Commands that contain the incident, those that keep evidence first.
 pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<ContainmentStep> {
-    let (Some(namespace), Some(pod_name)) = (namespace, pod_name) else { return Vec::new() };
-    // A NUL cannot be quoted for any shell; no Kubernetes name has one.
-    let (Ok(namespace), Ok(pod)) = (shlex::try_quote(namespace), shlex::try_quote(pod_name)) else {
+    let (Some(namespace), Some(pod)) = (namespace, pod_name) else { return Vec::new() };
+    if !is_name(namespace) || !is_name(pod) {
         return Vec::new();
-    };
+    }
     let step = |note: &str, command: String| ContainmentStep { note: note.into(), command };
     vec![
         step(

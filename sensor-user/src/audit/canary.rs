@@ -131,6 +131,8 @@ pub struct Canary {
     quiet_since: Option<Micros>,
     heard: bool,
     measured: Option<Measured>,
+    /// Who this agent is to the API server, once it was heard.
+    user: Option<String>,
 }
 
 impl Canary {
@@ -148,6 +150,7 @@ impl Canary {
             quiet_since: None,
             heard: false,
             measured: None,
+            user: None,
         }
     }
 
@@ -174,6 +177,7 @@ impl Canary {
             return;
         };
         if run == self.run {
+            self.user.get_or_insert_with(|| record.user.username.clone());
             let number = record.request_uri.strip_prefix(URI).and_then(|it| it.parse().ok());
             let Some(number) = number else { return };
             self.metrics.heard(true);
@@ -187,8 +191,11 @@ impl Canary {
                 });
                 self.measure();
             }
-        } else if read - record.stage_timestamp <= self.patience {
-            // Another agent's proves the stream as well, unless it was read from a backlog.
+        } else if read - record.stage_timestamp <= self.patience
+            && self.user.as_ref() == Some(&record.user.username)
+        {
+            // Another agent's proves the stream as well, unless it was read from a backlog. Anybody
+            // can call themselves one, but not be of our account.
             self.metrics.heard(false);
         } else {
             return;

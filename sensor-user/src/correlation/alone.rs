@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{
-    Attached, Correlator, Finding, Open, Request,
+    Attached, Correlator, Finding, JOURNALLED, Open, Request,
     hourly::{Hourly, Key},
     ids::{self, RequestId},
     journal::Journal,
@@ -18,19 +18,28 @@ use crate::{
 };
 
 impl<J: Journal> Correlator<J> {
-    /// R3 and R7: an open that is told by itself.
-    pub(super) fn opened(
-        &mut self,
-        rule: RuleId,
-        key: Key,
-        open: &Arc<Open>,
-        findings: &mut Vec<Finding>,
-    ) {
+    /// Whether an open is told by itself, whatever follows.
+    pub(super) fn open_stands_alone(&self, open: &Open) -> bool {
+        outside_key(&open.open).is_some() || decoy_opened(&self.rulebook, open).is_some()
+    }
+
+    /// R3 and R7: an open that is told by itself, or joins one that was.
+    pub(super) fn open_alone(&mut self, open: &Arc<Open>, findings: &mut Vec<Finding>) {
+        if let Some(key) = decoy_opened(&self.rulebook, open) {
+            self.opened(RuleId::DecoyUsed, key, open, findings);
+        }
+        if let Some(key) = outside_key(&open.open) {
+            self.opened(RuleId::TokenReadFromOutside, key, open, findings);
+        }
+    }
+
+    fn opened(&mut self, rule: RuleId, key: Key, open: &Arc<Open>, findings: &mut Vec<Finding>) {
         if self.excepted(rule, Some(open), None) {
             return;
         }
         let time = open.open.time;
         let hourly = self.hourly(rule);
+        let key = hourly.key(key, time);
         if let Some(standing) = hourly.find(&key, time) {
             standing.story.add_open(open);
             return;
@@ -68,17 +77,24 @@ impl<J: Journal> Correlator<J> {
             && !self.rulebook.exclusions.excludes(&record.user.username, &record.user.groups)
     }
 
-    /// R2 and R7: a request that is told by itself, or joins one that was.
-    pub(super) fn alone(&mut self, id: RequestId, request: &Request, findings: &mut Vec<Finding>) {
+    /// R2 and R7: a request that is told by itself, or joins one that was. Whether a restart needs it.
+    pub(super) fn alone(
+        &mut self,
+        id: RequestId,
+        request: &Request,
+        findings: &mut Vec<Finding>,
+    ) -> bool {
         let record = &request.record;
+        let mut needed = false;
         if self.is_minted_by_user(record)
             && let Some(key) = minted_key(record)
         {
-            self.asked(RuleId::TokenRequestByUser, key, id, request, findings);
+            needed |= self.asked(RuleId::TokenRequestByUser, key, id, request, findings);
         }
         if let Some(key) = decoy_used(&self.rulebook, record) {
-            self.asked(RuleId::DecoyUsed, key, id, request, findings);
+            needed |= self.asked(RuleId::DecoyUsed, key, id, request, findings);
         }
+        needed
     }
 
     pub(super) fn asked(
@@ -88,28 +104,33 @@ impl<J: Journal> Correlator<J> {
         id: RequestId,
         request: &Request,
         findings: &mut Vec<Finding>,
-    ) {
+    ) -> bool {
         let known = self.hourly(rule).stories().find_map(|story| {
             let attached = story.update(id, &request.record)?;
             Some(story.escalation(&attached))
         });
         if let Some(escalation) = known {
+            let is_worse = escalation.is_some();
             findings.extend(escalation);
-            return;
+            return is_worse;
         }
         let attached = Attached::new(id, request, RequestKind::Unknown);
         if self.excepted(rule, None, Some(&attached)) {
-            return;
+            return false;
         }
+        let key = self.hourly(rule).key(key, request.time);
         if let Some(standing) = self.hourly(rule).find(&key, request.time) {
             let attached = standing.story.attach(attached);
-            findings.extend(standing.story.escalation(&attached));
-            return;
+            let escalation = standing.story.escalation(&attached);
+            let needed = escalation.is_some() || standing.story.request_count() <= JOURNALLED;
+            findings.extend(escalation);
+            return needed;
         }
         let incident_id = ids::request_incident_id(&self.settings.cluster, rule, &key, id, None);
         let story = Story::begin(rule, incident_id, None, Some(attached));
         findings.push(story.alert());
         self.hourly(rule).begin(key, request.time, story, findings);
+        true
     }
 
     /// Lists a request in R3's incident about the open that it follows from; gives that one's id.
@@ -133,14 +154,7 @@ impl<J: Journal> Correlator<J> {
         for open in exposure.opens() {
             story.cover(open.open.wall);
         }
-        if let Some(pod) = &open.pod {
-            story.set_initiators(self.sessions.candidates(
-                &open.open,
-                &pod.namespace,
-                &pod.name,
-                &self.settings,
-            ));
-        }
+        story.set_initiators(self.initiators(open, None));
         Some(story.alert())
     }
 

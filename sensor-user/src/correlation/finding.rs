@@ -57,12 +57,14 @@ pub struct Attached {
 impl Attached {
     /// Of a request with its identity; how bad it is, is the rule's to say.
     pub fn new(id: RequestId, request: &Request, kind: RequestKind) -> Self {
+        let judged = request.judged.map(|(_, address)| address);
+        let address = || Address::of(&request.record, request.pod.as_deref());
         Self {
             id,
             time: request.time,
             record: Arc::new(request.record.clone()),
             request: kind,
-            address: Address::of(&request.record, request.pod.as_deref()),
+            address: judged.unwrap_or_else(address),
             by_address: request.by_address.is_some(),
             band: Band::Low,
         }

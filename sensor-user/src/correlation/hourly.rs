@@ -8,7 +8,8 @@ use crate::time::Micros;
 const HOUR: Micros = Micros::from_secs(3_600);
 /// How much earlier than the first one an event may be that arrives after it.
 const EARLIER: Micros = Micros::from_secs(5 * 60);
-/// Incidents of one owner: part of what makes a key is the attacker's to choose.
+/// Incidents of one owner: part of what makes a key is the attacker's to choose. What is beyond them
+/// is one more incident, of whatever key.
 const PER_OWNER: usize = 16;
 /// Incidents in all.
 const TOTAL: usize = 256;
@@ -39,29 +40,38 @@ pub struct Hourly {
 }
 
 impl Hourly {
+    /// The key by which an event is to be joined: its own, or that of its owner alone if that has
+    /// too many.
+    pub fn key(&self, key: Key, time: Micros) -> Key {
+        let of_owner = self.live.iter().filter(|it| it.key.owner == key.owner).count();
+        if of_owner < PER_OWNER || self.live.iter().any(|it| it.takes(&key, time)) {
+            return key;
+        }
+        Key { rest: Vec::new(), ..key }
+    }
+
     /// The incident that an event of this time belongs to.
     pub fn find(&mut self, key: &Key, time: Micros) -> Option<&mut Standing> {
         self.live.iter_mut().find(|standing| standing.takes(key, time))
     }
 
-    /// Whether there is one.
-    pub fn holds(&self, key: &Key, time: Micros) -> bool {
-        self.live.iter().any(|standing| standing.takes(key, time))
+    /// Whether a restart needs an event of this key and time: an incident that has not ended began
+    /// with it, or after it.
+    pub fn needs(&self, key: &Key, time: Micros) -> bool {
+        self.live.iter().any(|it| {
+            let same = it.key == *key || (it.key.owner == key.owner && it.key.rest.is_empty());
+            same && it.first <= time && time <= it.first + HOUR
+        })
     }
 
-    /// Adds one that began at `first`. Where there are too many, the oldest is told to have ended:
-    /// of the same owner, or else of the owner that has most.
+    /// Adds one that began at `first`. Where there are too many, the oldest of the owner that has
+    /// most is told to have ended.
     pub fn begin(&mut self, key: Key, first: Micros, story: Story, findings: &mut Vec<Finding>) {
         let count = |owner: &str| self.live.iter().filter(|it| it.key.owner == owner).count();
-        let crowded = if count(&key.owner) >= PER_OWNER {
-            Some(key.owner.clone())
-        } else if self.live.len() >= TOTAL {
+        if self.live.len() >= TOTAL {
             let owners = self.live.iter().map(|it| it.key.owner.as_str());
-            owners.max_by_key(|owner| (count(owner), *owner)).map(str::to_owned)
-        } else {
-            None
-        };
-        if let Some(owner) = crowded {
+            let crowded = owners.max_by_key(|owner| (count(owner), *owner));
+            let owner = crowded.unwrap_or_default().to_owned();
             let places = self.live.iter().enumerate().filter(|(_, it)| it.key.owner == owner);
             if let Some(place) = places.min_by_key(|(_, it)| it.first).map(|(place, _)| place) {
                 findings.push(self.live.remove(place).story.summary());

@@ -24,8 +24,13 @@ use super::{Open, Request};
 pub enum Entry {
     /// A qualifying open.
     Open(Open),
-    /// A request that belongs to an incident.
+    /// A request that belongs to an incident of an exposure.
     Request(Request),
+    /// An open that is told by itself. It may have to be kept for longer than the exposure that it is
+    /// of as well, and must not begin that anew.
+    OpenAlone(Open),
+    /// A request that is told by itself.
+    RequestAlone(Request),
     /// A session that may explain an open to come.
     Session(Request),
 }
@@ -33,7 +38,7 @@ pub enum Entry {
 impl Entry {
     fn is_of_incident(&self) -> bool {
         match self {
-            Self::Open(_) | Self::Request(_) => true,
+            Self::Open(_) | Self::Request(_) | Self::OpenAlone(_) | Self::RequestAlone(_) => true,
             Self::Session(_) => false,
         }
     }
@@ -86,7 +91,7 @@ pub enum JournalError {
         source: io::Error,
     },
     /// What waits for space has used up the memory for it.
-    #[error("the journal {} cannot be written, and no more entries are kept in memory; check that the state directory has space", path.display())]
+    #[error("the journal {} is full, or cannot be written and no more entries are kept in memory; check that the state directory has space", path.display())]
     Full {
         /// Which file.
         path: PathBuf,
@@ -98,6 +103,8 @@ pub enum JournalError {
 
 /// Size from which dead entries are worth dropping, bytes.
 const COMPACT_FROM: u64 = 1 << 20;
+/// Size from which nothing is added until dead entries are gone, bytes: a start reads all of it.
+const MAX_BYTES: u64 = 32 << 20;
 /// What may wait for space, bytes: hundreds of entries.
 const PENDING_BYTES: usize = 1 << 20;
 
@@ -205,7 +212,7 @@ impl Journal for FileJournal {
     fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
-        if self.pending.len() + line.len() > PENDING_BYTES {
+        if self.pending.len() + line.len() > PENDING_BYTES || self.length > MAX_BYTES {
             return Err(JournalError::Full { path: self.path.clone() });
         }
         self.pending.append(&mut line);

@@ -22,6 +22,17 @@ pub(super) struct Waiting {
     pub(super) journalled: bool,
 }
 
+/// Whether a stage is of a request that is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It is new.
+    No,
+    /// It is, and changes nothing that was told.
+    Same,
+    /// It is, and makes an incident worse.
+    Worse,
+}
+
 /// One pod.
 #[derive(Debug, Default)]
 pub(super) struct PodState {
@@ -40,27 +51,28 @@ impl PodState {
         id: RequestId,
         request: &Request,
         findings: &mut Vec<Finding>,
-    ) -> bool {
+    ) -> Known {
         let known = self.incidents.iter_mut().find_map(|it| it.update(id, &request.record));
         if let Some(escalation) = known {
+            let known = if escalation.is_some() { Known::Worse } else { Known::Same };
             findings.extend(escalation);
-            return true;
+            return known;
         }
         let Some(index) = self.waiting.iter().position(|waiting| waiting.id == id) else {
-            return false;
+            return Known::No;
         };
-        let Some(waiting) = self.waiting.get_mut(index) else { return false };
+        let Some(waiting) = self.waiting.get_mut(index) else { return Known::No };
         if token_access::answered(&request.record)
             && !token_access::answered(&waiting.request.record)
         {
             // The answer takes the place of the receipt and is looked at anew.
             self.waiting.remove(index);
-            return false;
+            return Known::No;
         }
         if request.record.response_status.is_some() {
             waiting.request.record.response_status.clone_from(&request.record.response_status);
         }
-        true
+        Known::Same
     }
 
     /// Whether an exposure holds the request, or the incident's client goes on.

@@ -49,25 +49,53 @@ fn pod_of(record: &AuditRecord) -> Option<(&str, &str)> {
 }
 
 impl Sessions {
-    /// Remembers a session, or a later stage of one. `true` if it is new.
+    /// Remembers a session, or a later stage of one; one that was refused is none. `true` if it was
+    /// granted and a restart has to know it.
     pub fn note(&mut self, record: &AuditRecord, time: Micros) -> bool {
         let Some((namespace, name)) = pod_of(record) else { return false };
+        if record.allowed() == Some(false) {
+            self.forget_refused(record, namespace, name);
+            return false;
+        }
         let key = (namespace.to_owned(), name.to_owned());
         let sessions = self.0.get_or_insert_mut(key, VecDeque::new);
         let id = RequestId::of(record);
         if let Some(known) = sessions.iter_mut().find(|session| session.id == id) {
             // What the API server made of it comes with the later stages.
-            if record.stage != Stage::RequestReceived {
+            let granted = record.stage != Stage::RequestReceived;
+            let is_news = granted && known.record.stage == Stage::RequestReceived;
+            if granted {
                 known.record = Arc::new(record.clone());
             }
-            return false;
+            return is_news;
         }
         if sessions.len() == PER_POD {
-            sessions.pop_front();
+            // Somebody who asks much and is not answered must not cost those who got in.
+            let unanswered = |it: &Session| it.record.stage == Stage::RequestReceived;
+            let place = sessions.iter().position(unanswered).unwrap_or_default();
+            sessions.remove(place);
         }
         let place = sessions.partition_point(|session| session.time <= time);
         sessions.insert(place, Session { id, time, record: Arc::new(record.clone()) });
-        true
+        record.stage != Stage::RequestReceived
+    }
+
+    /// Whether this is one that is remembered.
+    pub fn holds(&self, record: &AuditRecord) -> bool {
+        let Some((namespace, name)) = pod_of(record) else { return false };
+        let sessions = self.0.peek(&(namespace.to_owned(), name.to_owned()));
+        let id = RequestId::of(record);
+        sessions.into_iter().flatten().any(|session| session.id == id)
+    }
+
+    fn forget_refused(&mut self, record: &AuditRecord, namespace: &str, name: &str) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let Some(sessions) = self.0.peek_mut(&key) else { return };
+        let id = RequestId::of(record);
+        sessions.retain(|session| session.id != id);
+        if sessions.is_empty() {
+            self.0.pop(&key);
+        }
     }
 
     /// Who may have opened the token, best first: sessions that were not refused, begun before the

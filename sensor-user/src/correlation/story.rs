@@ -93,6 +93,11 @@ impl Story {
         &self.id
     }
 
+    /// Requests so far.
+    pub fn request_count(&self) -> u64 {
+        self.request_count
+    }
+
     /// Names who may have opened the session, best first.
     pub fn set_initiators(&mut self, initiators: Vec<Arc<AuditRecord>>) {
         self.initiators = initiators;

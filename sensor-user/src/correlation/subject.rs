@@ -21,18 +21,10 @@ impl<J: Journal> Correlator<J> {
         if self.rulebook.exceptions.iter().next().is_none() {
             return false;
         }
-        let initiators = open
-            .zip(request)
-            .map(|(open, it)| {
-                let names = it.record.service_account().zip(it.record.extra(audit::POD_NAME));
-                names.map(|((namespace, _), pod)| {
-                    self.sessions.candidates(&open.open, namespace, pod, &self.settings)
-                })
-            })
-            .unwrap_or_default()
-            .unwrap_or_default();
+        let record = request.map(|request| &*request.record);
+        let initiators = open.map(|open| self.initiators(open, record)).unwrap_or_default();
         let facts = Facts::of(open, request, &initiators);
-        let subject = facts.subject(&self.settings.cluster);
+        let subject = facts.subject(rule, &self.settings.cluster);
         let time = request
             .map(|it| it.record.request_received_timestamp)
             .or(open.map(|open| open.open.wall))
@@ -40,7 +32,7 @@ impl<J: Journal> Correlator<J> {
         let Some(exception) = self.rulebook.exceptions.swallowing(rule, &subject, time) else {
             return false;
         };
-        if request.is_none_or(|request| self.swallowed.put(request.id, ()).is_none()) {
+        if request.is_none_or(|request| self.swallowed.put((rule, request.id), ()).is_none()) {
             self.hits.push((exception, time));
         }
         true
@@ -71,7 +63,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    fn subject<'b>(&'b self, cluster: &'b str) -> Subject<'b>
+    fn subject<'b>(&'b self, rule: RuleId, cluster: &'b str) -> Subject<'b>
     where
         'a: 'b,
     {
@@ -79,8 +71,14 @@ impl<'a> Facts<'a> {
         let pod: Option<&Pod> = self.open.and_then(|open| open.pod.as_deref());
         let container = self.container();
         let record = self.request.map(|request| &*request.record);
-        // What a token is minted for, else who asked with a pod's token.
-        let account = record.and_then(|it| it.minted_for().or_else(|| it.service_account()));
+        // Where a minting is told, the account that it is for; else who asked.
+        let minted = match rule {
+            RuleId::TokenRequestByUser | RuleId::DecoyUsed => record.and_then(|it| it.minted_for()),
+            RuleId::TokenAccessThenApiRequest
+            | RuleId::TokenReadFromOutside
+            | RuleId::TokenRead => None,
+        };
+        let account = minted.or_else(|| record.and_then(|it| it.service_account()));
         let (namespace, name) = account.unzip();
         // Several may have been it.
         let initiator = self.initiators.first().filter(|_| self.initiators.len() == 1);

@@ -500,7 +500,9 @@ fn a_journal_that_has_grown_drops_what_is_dead() {
     }
     let is_needed = |entry: &Entry| match entry {
         Entry::Open(open) => open.open.time >= at(1_990.0),
-        Entry::Request(_) | Entry::Session(_) => true,
+        Entry::Request(_) | Entry::Session(_) | Entry::OpenAlone(_) | Entry::RequestAlone(_) => {
+            true
+        }
     };
     journal.compact(&is_needed, false).unwrap();
     journal.append(&Entry::Open(open(2_000.0))).unwrap();

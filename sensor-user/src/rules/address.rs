@@ -1,9 +1,12 @@
 //! Whose address a request came from. Pure; asked by correlation, shown by alerts.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{attribution::pods::Pod, audit::AuditRecord};
 
 /// Whose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Address {
     /// The pod's own.
     Pod,

@@ -128,9 +128,17 @@ fn another_agents_canary_proves_the_stream_unless_it_is_of_long_ago() {
     for (age, state) in [(PATIENCE, State::Heard), (PATIENCE + Micros(1), State::Silent)] {
         let mut canary = canary();
         canary.note(asked(1, 0, 1_000), secs(0));
+        canary.user = Some(own(7, 0, 0).user.username);
         canary.see(&event("tokentrail-canary/others", 7, 0, 0), NOON + age);
         let status = canary.status(secs(76));
         assert_eq!((status.state, status.measured), (state, None));
+        // Anybody may call themselves one.
+        let mut forged = event("tokentrail-canary/others", 7, 0, 0);
+        forged.user.username = "mallory".to_owned();
+        let mut deceived = self::canary();
+        deceived.note(asked(1, 0, 1_000), secs(0));
+        deceived.see(&forged, NOON);
+        assert_eq!(deceived.status(secs(76)).state, State::Silent);
     }
 }
 

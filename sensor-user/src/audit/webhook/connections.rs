@@ -158,7 +158,9 @@ fn respond(answer: Answer) -> Response<Body> {
         Answer::Busy => StatusCode::TOO_MANY_REQUESTS,
         Answer::Unauthenticated => StatusCode::UNAUTHORIZED,
         Answer::NotPost => StatusCode::METHOD_NOT_ALLOWED,
-        Answer::TooSlow | Answer::Cut => StatusCode::REQUEST_TIMEOUT,
+        // The API server repeats what ends with an internal error, and drops what a 408 was given to
+        // (kubernetes/apiserver `pkg/util/webhook`, `DefaultShouldRetry`).
+        Answer::TooSlow | Answer::Cut => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let headers = response.headers_mut();
     match answer {

@@ -21,7 +21,7 @@ pub enum Answer {
     Unauthenticated,
     /// 405: not a POST.
     NotPost,
-    /// 408: its body stopped coming.
+    /// 500: its body stopped coming.
     TooSlow,
     /// None: the connection ended inside of the body.
     Cut,

@@ -1,10 +1,10 @@
 //! Event time defines the result: however late inputs arrive within the bounds, and wherever the
 //! agent is killed and started again, the summaries are those of a replay in the order of event time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::*;
-use crate::audit::Stage;
+use crate::{audit::Stage, rules::Band};
 
 const OTHER_POD: &str = "0b2d0f52-2c3f-4a39-8a39-5b8f3f1d7c11";
 /// How much later than it happened a request's line may be read, seconds.
@@ -89,6 +89,12 @@ fn inputs(events: &[Event], late: bool) -> Vec<(f64, Input)> {
                         request.record.response_status = None;
                     }
                     request.record.user_agent = Some(format!("client-{client}"));
+                    if client == 0 {
+                        let resource = Some("secrets".to_owned());
+                        let object = audit::ObjectRef { resource, ..Default::default() };
+                        request.record.object_ref = Some(object);
+                        request.record.verb = "delete".into();
+                    }
                     let uid = if pod { POD } else { OTHER_POD }.to_owned();
                     request.record.user.extra.insert(audit::POD_UID.into(), vec![uid]);
                     for _ in 0..=u8::from(twice) {
@@ -103,18 +109,22 @@ fn inputs(events: &[Event], late: bool) -> Vec<(f64, Input)> {
     inputs
 }
 
-/// What is compared: of each incident its id and rule, its requests and opens; reads without any
-/// request as well.
-type Told = BTreeMap<(String, RuleId), (Vec<String>, u64)>;
+/// What is compared: of each incident its id and rule, its band, requests and opens; reads without
+/// any request as well.
+type Told = BTreeMap<(String, RuleId), (Band, Vec<String>, u64)>;
 
 /// Puts inputs through; at each of these places the agent is killed and started again.
 fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
     let journal = Memory::default();
     let mut scene = scene_with(Settings::new("c"), journal.clone());
     let mut told = Told::new();
+    let mut logged = HashSet::new();
     let mut take = |findings: &[Finding]| {
         let is_end = |it: &&Finding| it.kind == Kind::Incident || it.rule == RuleId::TokenRead;
-        for finding in findings.iter().filter(is_end) {
+        // The alert log takes each id once.
+        for finding in
+            findings.iter().filter(is_end).filter(|it| logged.insert(it.event_id.clone()))
+        {
             let mut requests: Vec<_> =
                 finding.requests.iter().map(|it| it.record.audit_id.clone()).collect();
             requests.sort();
@@ -125,7 +135,8 @@ fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
                 requests.clear();
             }
             let id = (finding.incident_id.clone(), finding.rule);
-            told.insert(id, (requests, finding.open_count));
+            let before = told.insert(id, (finding.band, requests, finding.open_count));
+            assert_eq!(before, None, "told twice under different ids");
         }
     };
     for (number, (arrival, input)) in inputs.iter().enumerate() {
@@ -148,6 +159,7 @@ fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
         }
         scene.now = at(*arrival);
         scene.correlator.advance(at(arrival - lateness), at(*arrival), &mut scene.findings);
+        scene.correlator.compact_journal(at(*arrival)).unwrap();
         match input {
             Input::Open(open) => {
                 scene.correlator.open(open.clone(), at(*arrival), &mut scene.findings);
