@@ -169,7 +169,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let result = engine.run(batches, &mut tasks, stop).await;
     // Sources first, so that nothing new arrives while the rest is put away.
     tasks.shutdown().await;
-    engine.put_away();
+    engine.put_away().await;
     tracing::info!("stopped");
     result
 }

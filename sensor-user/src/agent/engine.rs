@@ -40,9 +40,11 @@ use crate::{
     time::Micros,
 };
 
+mod durable;
 mod join;
 mod posted;
 
+use durable::{Saving, saved};
 use join::{Join, find_pod, find_pods};
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
@@ -61,6 +63,10 @@ pub(super) struct Engine {
     checkpoints: Checkpoints,
     /// Whom to tell that their batches are safe, once the alerts so far are durable.
     unacknowledged: Vec<oneshot::Sender<()>>,
+    /// What is on its way to the disk.
+    saving: Option<Saving>,
+    /// How that went last.
+    saved: Result<(), String>,
     alert_log: AlertLog,
     origin: Origin,
     health: Health,
@@ -150,6 +156,8 @@ impl Engine {
             sources_optional: config.audit_log_optional,
             checkpoints,
             unacknowledged: Vec::new(),
+            saving: None,
+            saved: Ok(()),
             alert_log,
             origin: Origin {
                 cluster_name: config.cluster_name.clone(),
@@ -286,6 +294,10 @@ impl Engine {
                 ready = ready(self.senses.sensor.as_ref()) => {
                     ready?;
                     self.drain();
+                }
+                result = saved(&mut self.saving) => {
+                    let now = self.senses.clock.now().steady;
+                    self.end_saving(result, now);
                 }
                 Some(asked) = self.canary.asked() => {
                     self.canary.note(asked, self.senses.clock.now().steady);
@@ -444,25 +456,6 @@ impl Engine {
         self.sources_optional && matches!(source.status.borrow().state, SourceState::Absent(_))
     }
 
-    /// Whether nothing waits in memory that a crash would lose.
-    fn may_checkpoint(&self) -> bool {
-        self.alert_log.is_clear() && self.join.correlator.journal_failure().is_none()
-    }
-
-    /// Makes alerts durable, then answers for them and moves the checkpoint, then lets the journal
-    /// forget. What a crash would lose holds all of it back.
-    fn checkpoint(&mut self, now: Micros) -> Result<(), String> {
-        if !self.may_checkpoint() {
-            return Ok(());
-        }
-        self.alert_log
-            .sync()
-            .map_err(|error| format!("the alert log cannot be synced: {error}"))?;
-        self.acknowledge();
-        self.checkpoints.flush().map_err(|error| error.to_string())?;
-        self.join.correlator.compact_journal(now).map_err(|error| error.to_string())
-    }
-
     /// Opens the canary; opens of others that arrive meanwhile are taken as ever.
     async fn test_sensor(&mut self) {
         let Self { senses, join, .. } = self;
@@ -526,7 +519,7 @@ impl Engine {
     }
 
     /// The last checkpoint, after the sources have stopped.
-    pub(super) fn put_away(&mut self) {
+    pub(super) async fn put_away(&mut self) {
         self.drain();
         self.alert_log.maintain();
         let now = self.senses.clock.now().wall;
@@ -535,7 +528,7 @@ impl Engine {
         if let Err(error) = self.join.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");
         }
-        if let Err(why) = self.checkpoint(now) {
+        if let Err(why) = self.save_all(now).await {
             tracing::warn!(why, "the next start reads a part of the audit log again");
         }
         if !self.alert_log.is_clear() {

@@ -101,6 +101,8 @@ pub struct AlertLog {
     pending_bytes: usize,
     failure: Option<String>,
     unsynced: bool,
+    /// Whether what was written before is on its way to the disk, see [`AlertLog::begin_sync`].
+    syncing: bool,
     metrics: AlertLogMetrics,
 }
 
@@ -140,6 +142,7 @@ impl AlertLog {
             pending_bytes: 0,
             failure: None,
             unsynced: false,
+            syncing: false,
             metrics,
         })
     }
@@ -176,12 +179,34 @@ impl AlertLog {
     /// Makes everything written durable. Nothing may be checkpointed before this returns `Ok`.
     pub fn sync(&mut self) -> io::Result<()> {
         if let Target::File { file, .. } = &self.target
-            && self.unsynced
+            && !self.is_synced()
         {
             file.sync_data()?;
         }
         self.unsynced = false;
         Ok(())
+    }
+
+    /// What has to be synced for everything written so far to be durable, to be done by another
+    /// thread and told with [`AlertLog::end_sync`]; `None` if it is.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn begin_sync(&mut self) -> io::Result<Option<File>> {
+        let Target::File { file, .. } = &self.target else {
+            self.unsynced = false;
+            return Ok(None);
+        };
+        let file = self.unsynced.then(|| file.try_clone()).transpose()?;
+        self.syncing |= file.is_some();
+        self.unsynced = false;
+        Ok(file)
+    }
+
+    /// What [`AlertLog::begin_sync`] gave out is durable, or not.
+    pub fn end_sync(&mut self, durable: bool) {
+        self.unsynced |= self.syncing && !durable;
+        self.syncing = false;
     }
 
     /// Whether every document is in the log.
@@ -191,7 +216,7 @@ impl AlertLog {
 
     /// Whether everything written is durable.
     pub fn is_synced(&self) -> bool {
-        !self.unsynced
+        !self.unsynced && !self.syncing
     }
 
     /// Whether another document may wait.

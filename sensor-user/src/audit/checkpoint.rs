@@ -82,7 +82,25 @@ pub struct Checkpoints {
     changed: bool,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// Positions on their way to the disk.
+#[derive(Debug)]
+pub struct Flush {
+    file: PathBuf,
+    saved: Saved,
+}
+
+impl Flush {
+    /// Writes them.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn write(&self) -> Result<(), CheckpointError> {
+        write(&self.file, &self.saved)
+            .map_err(|source| CheckpointError::Write { file: self.file.clone(), source })
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Saved {
     version: u32,
     /// By the path that was configured; text, since JSON keys are.
@@ -128,12 +146,18 @@ impl Checkpoints {
     /// # Errors
     /// The state directory cannot be written; the positions stay in memory for the next try.
     pub fn flush(&mut self) -> Result<(), CheckpointError> {
-        if self.changed {
-            write(&self.file, &self.saved)
-                .map_err(|source| CheckpointError::Write { file: self.file.clone(), source })?;
-            self.changed = false;
-        }
-        Ok(())
+        self.begin_flush().map_or(Ok(()), |flush| flush.write()).inspect_err(|_| self.redo())
+    }
+
+    /// The positions, to be written by another thread, if they changed. [`Self::redo`] if it cannot.
+    pub fn begin_flush(&mut self) -> Option<Flush> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.then(|| Flush { file: self.file.clone(), saved: self.saved.clone() })
+    }
+
+    /// What was to be written is not.
+    pub fn redo(&mut self) {
+        self.changed = true;
     }
 }
 

@@ -82,7 +82,15 @@ async fn a_batch_is_acknowledged_once_the_alerts_so_far_are_durable() {
     scene.engine.take(second);
     assert_eq!(first_told.try_recv(), Err(TryRecvError::Empty), "written is not synced");
     scene.engine.pass_time(&scene.batches).unwrap();
+    let (third, mut third_told) = batch(1, None);
+    scene.engine.take(third);
+    assert_eq!(third_told.try_recv(), Err(TryRecvError::Empty), "it is on its way to the disk");
+    let result = saved(&mut scene.engine.saving).await;
+    scene.engine.end_saving(result, Micros(0));
     assert_eq!((first_told.try_recv(), second_told.try_recv()), (Ok(()), Ok(())));
+    let (fourth, mut fourth_told) = batch(1, None);
+    scene.engine.take(fourth);
+    assert_eq!((third_told.try_recv(), fourth_told.try_recv()), (Ok(()), Ok(())));
 }
 
 #[tokio::test]

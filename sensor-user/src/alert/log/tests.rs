@@ -27,6 +27,7 @@ impl AlertLog {
             pending_bytes: 0,
             failure: None,
             unsynced: false,
+            syncing: false,
             metrics: AlertLogMetrics::default(),
         }
     }

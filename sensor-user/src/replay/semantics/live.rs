@@ -153,7 +153,7 @@ impl LiveSemantics {
 
 /// What can change what is told where only these pods have opens.
 fn interest<'a>(known: &'a dyn Fn(&str) -> bool, accounts: bool) -> Interest<'a> {
-    Interest { pods: Pods::WithUid(known), accounts, ..Interest::LIVE }
+    Interest { pods: Pods::WithUid(known), accounts, canaries: false, ..Interest::LIVE }
 }
 
 /// The pod that an open can begin an incident of, by uid.
