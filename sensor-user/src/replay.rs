@@ -10,10 +10,7 @@
 //! its end are read ahead, so that the scan knows which pods matter; what matters waits in `merge`
 //! until nothing earlier can come. Called by the command of the same name.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    path::PathBuf,
-};
+use std::{collections::HashSet, path::PathBuf};
 
 use indicatif::ProgressBar;
 
@@ -36,6 +33,7 @@ pub mod opens;
 pub mod output;
 pub mod semantics;
 pub mod source;
+pub mod summary;
 
 use clock::Clock;
 use input::Input;
@@ -47,6 +45,7 @@ use semantics::{
     live::{OnlyNamed, pod_that_matters},
 };
 use source::{CHUNK, Content, Side, Source};
+use summary::{ReplayError, Summary, Tally};
 
 /// What may wait for its turn, bytes.
 const WAITING: usize = 28 << 20;
@@ -109,83 +108,6 @@ pub fn pods_with_opens(files: &Files) -> Option<HashSet<String>> {
         }
     }
     Some(pods)
-}
-
-/// A replay could not begin, or not tell its result.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    /// A file is what the other option takes.
-    #[error("{name} was given with {given} but holds {holds}; give it with {other}")]
-    Mistaken {
-        /// Which.
-        name: String,
-        /// The option that it was given with.
-        given: &'static str,
-        /// What is in it.
-        holds: &'static str,
-        /// The option that takes that.
-        other: &'static str,
-    },
-    /// Standard input is one stream.
-    #[error("standard input can be given once; give the other input as a file")]
-    StdinTwice,
-    /// A file cannot be opened.
-    #[error("cannot read {name}")]
-    Open {
-        /// Which.
-        name: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Alerts do not fit anywhere.
-    #[error("cannot write alerts to a temporary file; make room there or set TMPDIR")]
-    Spill(#[source] std::io::Error),
-}
-
-impl ReplayError {
-    /// Whether the arguments are at fault.
-    pub fn is_usage(&self) -> bool {
-        match self {
-            Self::Mistaken { .. } | Self::StdinTwice => true,
-            Self::Open { .. } | Self::Spill(_) => false,
-        }
-    }
-}
-
-/// What became of the input.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Lines of `--opens`.
-    pub opens: Tally,
-    /// Lines of `--audit`.
-    pub audit: Tally,
-    /// Items that came later than the lateness allows: their order is not certain.
-    pub late: u64,
-    /// Items taken before their turn for want of room.
-    pub early: u64,
-    /// What else was given up, by name.
-    pub losses: Vec<(&'static str, u64)>,
-    /// Files that could not be read to their end, and why.
-    pub unread: Vec<String>,
-}
-
-/// Lines of one kind of file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// All of them.
-    pub lines: u64,
-    /// Their bytes, decompressed.
-    pub bytes: u64,
-    /// Those that could matter.
-    pub kept: u64,
-    /// Those that could not be used, by reason.
-    pub bad: BTreeMap<&'static str, u64>,
-}
-
-impl Tally {
-    fn bad(&mut self, reason: BadLine) {
-        *self.bad.entry(reason.as_str()).or_default() += 1;
-    }
 }
 
 /// Replays the files; the documents go to `sorted`.

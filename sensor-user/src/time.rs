@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, fmt, ops, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, civil::DateTime, tz::Offset};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -36,7 +36,8 @@ impl Micros {
 
     /// Parses RFC 3339; finer digits than microseconds are cut. `None` if it is not a time.
     pub fn parse(text: &str) -> Option<Self> {
-        text.parse::<Timestamp>().ok().map(|time| Self(time.as_microsecond()))
+        let time = as_written(text).or_else(|| text.parse().ok())?;
+        Some(Self(time.as_microsecond()))
     }
 
     /// As [`parse`](Self::parse), a time between the first Kubernetes and far from now. Anything
@@ -49,6 +50,31 @@ impl Micros {
         const LAST: Micros = Micros::from_secs(7_258_118_400);
         Self::parse(text).filter(|time| (FIRST..LAST).contains(time))
     }
+}
+
+/// Reads the one form that kube-apiserver writes, several times as fast as any form.
+fn as_written(text: &str) -> Option<Timestamp> {
+    let bytes: &[u8; 27] = text.as_bytes().try_into().ok()?;
+    let number = |at: usize, digits: usize| {
+        bytes.get(at..at + digits)?.iter().try_fold(0_i32, |number, digit| {
+            digit.is_ascii_digit().then(|| number * 10 + i32::from(digit - b'0'))
+        })
+    };
+    let marks = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'.'), (26, b'Z')];
+    if marks.iter().any(|(at, mark)| bytes.get(*at) != Some(mark)) {
+        return None;
+    }
+    let small = |at| number(at, 2).and_then(|number| i8::try_from(number).ok());
+    let time = DateTime::new(
+        number(0, 4).and_then(|year| i16::try_from(year).ok())?,
+        small(5)?,
+        small(8)?,
+        small(11)?,
+        small(14)?,
+        small(17)?,
+        number(20, 6)? * 1_000,
+    );
+    Offset::UTC.to_timestamp(time.ok()?).ok()
 }
 
 impl ops::Add for Micros {
@@ -110,7 +136,20 @@ impl JsonSchema for Micros {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use proptest::prelude::*;
+
     use super::Micros;
+
+    proptest! {
+        #[test]
+        fn the_usual_form_is_read_as_any_form_is(
+            text in r"[012][0-9]{3}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9]\.[0-9]{6}[Z ]"
+        ) {
+            let expected = text.parse::<Timestamp>().ok().map(|it| Micros(it.as_microsecond()));
+            prop_assert_eq!(Micros::parse(&text), expected, "{}", text);
+        }
+    }
 
     #[test]
     fn times_are_written_with_six_decimals_and_read_back() {

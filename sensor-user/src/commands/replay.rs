@@ -17,10 +17,11 @@ use crate::{
     alert::document::Origin,
     attribution::pods::PodIndex,
     replay::{
-        self, Files, ReplayError, Summary, Tally,
+        self, Files,
         document::Writer,
         output::{Sorted, Target},
         semantics::{Semantics, elastic::ElasticSemantics, live::LiveSemantics},
+        summary::{ReplayError, Summary, Tally},
     },
     rules::rulebook::Rulebook,
     time::Micros,

@@ -18,7 +18,7 @@ use tempfile::NamedTempFile;
 use crate::{alert::ecs::Document, time::Micros};
 
 /// Documents held in memory, bytes.
-const HELD: usize = 8 << 20;
+const HELD: usize = 4 << 20;
 /// More than most documents have, bytes.
 const DOCUMENT: usize = 8 << 10;
 
@@ -29,7 +29,11 @@ type Key = (Micros, String);
 /// there is: then it is the output already.
 pub struct Sorted {
     folder: Option<PathBuf>,
+    /// For the run that is being written.
     held: BTreeMap<Key, Vec<u8>>,
+    /// What that run is beyond already: for the next.
+    next: BTreeMap<Key, Vec<u8>>,
+    /// Of both.
     bytes: usize,
     limit: usize,
     runs: Vec<Run>,
@@ -45,7 +49,8 @@ struct Run {
 impl Sorted {
     /// Runs go to this folder, or to that of temporary files.
     pub fn new(folder: Option<PathBuf>) -> Self {
-        Self { folder, held: BTreeMap::new(), bytes: 0, limit: HELD, runs: Vec::new() }
+        let (held, next) = (BTreeMap::new(), BTreeMap::new());
+        Self { folder, held, next, bytes: 0, limit: HELD, runs: Vec::new() }
     }
 
     /// Takes a document.
@@ -61,17 +66,23 @@ impl Sorted {
     fn push_line(&mut self, key: Key, mut line: Vec<u8>) -> io::Result<()> {
         line.push(b'\n');
         self.bytes += line.len();
-        if let Some(replaced) = self.held.insert(key, line) {
+        let is_passed = self.runs.last().is_some_and(|run| key < run.last);
+        let place = if is_passed { &mut self.next } else { &mut self.held };
+        if let Some(replaced) = place.insert(key, line) {
             self.bytes -= replaced.len();
         }
-        while self.bytes > self.limit
-            && let Some((key, line)) = self.held.pop_first()
-        {
+        while self.bytes > self.limit {
+            let begins = self.held.is_empty() || self.runs.is_empty();
+            if self.held.is_empty() {
+                std::mem::swap(&mut self.held, &mut self.next);
+            }
+            let Some((key, line)) = self.held.pop_first() else { break };
             self.bytes -= line.len();
-            match self.runs.last_mut() {
+            match self.runs.last_mut().filter(|_| !begins) {
+                // It is there already.
                 Some(run) if key == run.last => {}
-                Some(run) if key > run.last => run.add(key, &line)?,
-                Some(_) | None => self.begin_run(key, &line)?,
+                Some(run) => run.add(key, &line)?,
+                None => self.begin_run(key, &line)?,
             }
         }
         Ok(())
@@ -93,7 +104,7 @@ impl Sorted {
     fn take_only_run(&mut self) -> io::Result<Option<(NamedTempFile, u64)>> {
         let first = self.held.first_key_value().map(|(key, _)| key);
         let [run] = self.runs.as_slice() else { return Ok(None) };
-        if first.is_some_and(|first| *first <= run.last) {
+        if !self.next.is_empty() || first.is_some_and(|first| *first <= run.last) {
             return Ok(None);
         }
         let Some(run) = self.runs.pop() else { return Ok(None) };
@@ -113,7 +124,7 @@ impl Sorted {
         }
         let on_disk = self.runs.into_iter().map(|run| Lines::on_disk(run.file));
         let mut lines = on_disk.collect::<io::Result<Vec<_>>>()?;
-        lines.push(Lines::InMemory(self.held.into_iter()));
+        lines.extend([self.held, self.next].map(|held| Lines::InMemory(held.into_iter())));
         let mut next = BinaryHeap::new();
         for (index, lines) in lines.iter_mut().enumerate() {
             next.extend(lines.next()?.map(|(key, line)| Reverse((key, index, line))));
@@ -262,6 +273,9 @@ mod tests {
                 sorted.push_line(place, line(key).into_bytes()).unwrap();
             }
             let mut written = Vec::new();
+            // Few runs, however many lines come behind their turn.
+            let bytes: usize = keys.iter().map(|key| line(key).len() + 1).sum();
+            prop_assert!(sorted.runs.len() <= 1 + bytes / limit.max(50));
             let count = sorted.write_to(&mut written).unwrap();
             let mut expected = keys;
             expected.sort_unstable();

@@ -1,6 +1,6 @@
 //! Whole replays of files under Elasticsearch's semantics: against a model, and what dirt does.
 
-use std::{fs, io::Write as _, path::Path};
+use std::{collections::BTreeMap, fs, io::Write as _, path::Path};
 
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;

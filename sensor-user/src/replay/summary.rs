@@ -1,0 +1,84 @@
+//! What a replay has to say of its input: why it could not begin, and what became of the lines.
+//! Values only; shown by the command.
+
+use std::{collections::BTreeMap, io};
+
+use crate::audit::BadLine;
+
+/// A replay could not begin, or not tell its result.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// A file is what the other option takes.
+    #[error("{name} was given with {given} but holds {holds}; give it with {other}")]
+    Mistaken {
+        /// Which.
+        name: String,
+        /// The option that it was given with.
+        given: &'static str,
+        /// What is in it.
+        holds: &'static str,
+        /// The option that takes that.
+        other: &'static str,
+    },
+    /// Standard input is one stream.
+    #[error("standard input can be given once; give the other input as a file")]
+    StdinTwice,
+    /// A file cannot be opened.
+    #[error("cannot read {name}")]
+    Open {
+        /// Which.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Alerts do not fit anywhere.
+    #[error("cannot write alerts to a temporary file; make room there or set TMPDIR")]
+    Spill(#[source] io::Error),
+}
+
+impl ReplayError {
+    /// Whether the arguments are at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Mistaken { .. } | Self::StdinTwice => true,
+            Self::Open { .. } | Self::Spill(_) => false,
+        }
+    }
+}
+
+/// What became of the input.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Lines of `--opens`.
+    pub opens: Tally,
+    /// Lines of `--audit`.
+    pub audit: Tally,
+    /// Items that came later than the lateness allows: their order is not certain.
+    pub late: u64,
+    /// Items taken before their turn for want of room.
+    pub early: u64,
+    /// What else was given up, by name.
+    pub losses: Vec<(&'static str, u64)>,
+    /// Files that could not be read to their end, and why.
+    pub unread: Vec<String>,
+}
+
+/// Lines of one kind of file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All of them.
+    pub lines: u64,
+    /// Their bytes, decompressed.
+    pub bytes: u64,
+    /// Those that could matter.
+    pub kept: u64,
+    /// Those that could not be used, by reason.
+    pub bad: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    /// Counts a line that could not be used.
+    pub(super) fn bad(&mut self, reason: BadLine) {
+        *self.bad.entry(reason.as_str()).or_default() += 1;
+    }
+}
