@@ -10,3 +10,4 @@ pub mod log;
 mod message;
 pub mod record;
 pub mod text;
+mod who;

@@ -22,11 +22,8 @@ use crate::{
     attribution::{TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
     rules::{
-        address::Address,
-        catalogue::RuleId,
-        exceptions::{ExceptionId, RequestKind},
-        rulebook::Rulebook,
-        token_access,
+        RequestKind, address::Address, catalogue::RuleId, exceptions::ExceptionId,
+        rulebook::Rulebook, token_access,
     },
     time::Micros,
 };
@@ -48,8 +45,8 @@ pub use finding::{Attached, Finding, Kind};
 
 use alone::{decoy_opened, decoy_used, minted_key, outside_key};
 use habits::Habits;
-use hourly::{Hourly, Key};
-use ids::RequestId;
+use hourly::Hourly;
+use ids::{Key, RequestId};
 use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
 use pod::{Known, PodState, Waiting};

@@ -4,7 +4,7 @@
 //! One file a rule. A rule's id is its name, as users write it in queries and exceptions.
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub mod address;
 pub mod catalogue;
@@ -74,6 +74,29 @@ impl Band {
             Self::Medium => 47,
             Self::High => 73,
             Self::Critical => 99,
+        }
+    }
+}
+
+/// Whether a request is one that this workload makes anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestKind {
+    /// The workload made its like before the exposure.
+    Own,
+    /// It did not.
+    New,
+    /// It was not watched for long enough to tell.
+    Unknown,
+}
+
+impl RequestKind {
+    /// As it is written in alerts and exceptions.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::New => "new",
+            Self::Unknown => "unknown",
         }
     }
 }

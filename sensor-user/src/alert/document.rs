@@ -13,6 +13,7 @@ use super::{
     },
     evidence::{self, Evidence},
     message,
+    who::Who,
 };
 use crate::{
     attribution::{
@@ -200,41 +201,6 @@ pub fn document(
             },
         },
         kubernetes: request.map(|request| Kubernetes { audit: shown(request) }),
-    }
-}
-
-/// Whose token it is about.
-pub(super) struct Who<'a> {
-    pub(super) pod_uid: Option<&'a str>,
-    pod: Option<&'a Pod>,
-    pub(super) namespace: Option<&'a str>,
-    pub(super) pod_name: Option<&'a str>,
-}
-
-impl<'a> Who<'a> {
-    /// The token's own words first: they are there without the Kubernetes API, too. What a token is
-    /// minted for comes before who mints.
-    fn of(finding: &'a Finding, pods: &'a PodIndex) -> Self {
-        let open = finding.open.as_deref();
-        let request = finding.request.as_ref().map(|request| &*request.record);
-        let minted_for = request.and_then(AuditRecord::minted_for);
-        let pod_uid = open
-            .and_then(|open| open.open.pod_uid.as_deref())
-            .or_else(|| request.and_then(AuditRecord::pod_uid));
-        let pod = pod_uid
-            .and_then(|uid| pods.pod(uid))
-            .or(open.and_then(|open| open.pod.as_ref()))
-            .map(AsRef::as_ref);
-        let account = minted_for.or_else(|| request.and_then(AuditRecord::service_account));
-        let (namespace, _) = account.unzip();
-        Self {
-            pod_uid,
-            pod,
-            namespace: namespace.or(pod.map(|pod| &*pod.namespace)),
-            pod_name: request
-                .and_then(|request| request.extra(audit::POD_NAME))
-                .or(pod.map(|pod| &*pod.name)),
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     audit::{self, AuditRecord},
     correlation::{Attached, Finding},
     redact::redact,
-    rules::{address::Address, catalogue::RuleId, exceptions::RequestKind},
+    rules::{RequestKind, address::Address, catalogue::RuleId},
     time::Micros,
 };
 

@@ -1,6 +1,6 @@
 //! The one English sentence of an alert, for each rule.
 
-use super::{document::Who, evidence};
+use super::{evidence, who::Who};
 use crate::{
     attribution::{Grade, TokenOpen},
     audit::AuditRecord,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{
     Attached, Correlator, Finding, JOURNALLED, Open, Request,
-    hourly::{Hourly, Key},
-    ids::{self, RequestId},
+    hourly::Hourly,
+    ids::{self, Key, RequestId},
     journal::Journal,
     story::Story,
     window::Exposure,
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     attribution::{Grade, TokenFile, TokenOpen},
     audit::AuditRecord,
-    rules::{catalogue::RuleId, exceptions::RequestKind, rulebook::Rulebook, token_request},
+    rules::{RequestKind, catalogue::RuleId, rulebook::Rulebook, token_request},
 };
 
 impl<J: Journal> Correlator<J> {

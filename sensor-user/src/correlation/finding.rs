@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Open, Request, ids::RequestId};
 use crate::{
     audit::AuditRecord,
-    rules::{Band, address::Address, catalogue::RuleId, exceptions::RequestKind},
+    rules::{Band, RequestKind, address::Address, catalogue::RuleId},
     time::Micros,
 };
 

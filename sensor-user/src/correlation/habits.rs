@@ -5,9 +5,7 @@ use std::{collections::HashMap, num::NonZeroUsize};
 
 use lru::LruCache;
 
-use crate::{
-    attribution::pods::Pod, audit::AuditRecord, rules::exceptions::RequestKind, time::Micros,
-};
+use crate::{attribution::pods::Pod, audit::AuditRecord, rules::RequestKind, time::Micros};
 
 /// How long something that was seen counts.
 const REMEMBERED: Micros = Micros::from_secs(24 * 3_600);

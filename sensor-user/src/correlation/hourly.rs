@@ -1,7 +1,7 @@
 //! Incidents that have no exposure: one for each key and hour of event time from its first event,
 //! joined by whatever has the same key (R2: who mints for whom, R3: who reads, R7: which decoy).
 
-use super::{finding::Finding, story::Story};
+use super::{finding::Finding, ids::Key, story::Story};
 use crate::time::Micros;
 
 /// How long an incident can be joined from its first event on.
@@ -13,15 +13,6 @@ const EARLIER: Micros = Micros::from_secs(5 * 60);
 const PER_OWNER: usize = 16;
 /// Incidents in all.
 const TOTAL: usize = 256;
-
-/// What incidents are told apart by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
-    /// What an attacker cannot choose freely; bounds how many there are.
-    pub owner: String,
-    /// The rest.
-    pub rest: Vec<String>,
-}
 
 /// One incident.
 #[derive(Debug)]

@@ -6,12 +6,20 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::hourly::Key;
 use crate::{
     attribution::ProcessKey,
     audit::{AuditRecord, Stage},
     rules::{Band, catalogue::RuleId},
 };
+
+/// What incidents without an exposure are told apart by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// What an attacker cannot choose freely; bounds how many there are.
+    pub owner: String,
+    /// The rest.
+    pub rest: Vec<String>,
+}
 
 /// SHA-256 over length-prefixed parts, so that no two lists of parts run together.
 struct Parts(Sha256);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     audit::AuditRecord,
-    rules::{Band, address::Address, catalogue::RuleId, exceptions::RequestKind},
+    rules::{Band, RequestKind, address::Address, catalogue::RuleId},
     time::Micros,
 };
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     attribution::{Grade, ProcessKey, RelatedProcess, TokenFile},
-    rules::exceptions::RequestKind,
+    rules::RequestKind,
 };
 
 mod habits;

@@ -12,11 +12,10 @@ use crate::{
     audit::{self, AuditRecord, Stage},
     correlation::{
         Attached, Finding, Open,
-        hourly::Key,
-        ids::{self, RequestId},
+        ids::{self, Key, RequestId},
         story::Story,
     },
-    rules::{Band, address::Address, catalogue::RuleId, exceptions::RequestKind},
+    rules::{Band, RequestKind, address::Address, catalogue::RuleId},
     time::Micros,
 };
 

@@ -4,8 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Band, Rule, Tactic, Technique, address::Address, exceptions::RequestKind, token_access,
-    token_request,
+    Band, RequestKind, Rule, Tactic, Technique, address::Address, token_access, token_request,
 };
 use crate::audit::AuditRecord;
 

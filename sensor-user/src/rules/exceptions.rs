@@ -7,9 +7,8 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
-use super::{catalogue::RuleId, glob::Glob};
+use super::{RequestKind, catalogue::RuleId, glob::Glob};
 use crate::{attribution::Grade, time::Micros};
 
 mod entry;
@@ -32,29 +31,6 @@ impl ExceptionId {
 impl fmt::Display for ExceptionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// Whether a request is one that this workload makes anyway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RequestKind {
-    /// The workload made its like before the exposure.
-    Own,
-    /// It did not.
-    New,
-    /// It was not watched for long enough to tell.
-    Unknown,
-}
-
-impl RequestKind {
-    /// As it is written in exceptions.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Own => "own",
-            Self::New => "new",
-            Self::Unknown => "unknown",
-        }
     }
 }
 

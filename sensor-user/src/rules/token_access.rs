@@ -1,7 +1,7 @@
 //! R1: a token or CA certificate is opened in a way that a workload does not open it, and within
 //! the window the API server answers a request made with that pod's identity.
 
-use super::{Band, Rule, Tactic, Technique, address::Address, exceptions::RequestKind};
+use super::{Band, RequestKind, Rule, Tactic, Technique, address::Address};
 use crate::{
     attribution::{Grade, TokenFile, TokenOpen},
     audit::{AuditRecord, Stage},

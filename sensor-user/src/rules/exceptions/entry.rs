@@ -6,10 +6,11 @@ use ipnet::IpNet;
 use jiff::{civil::Date, tz::TimeZone};
 use serde::Deserialize;
 
-use super::{Condition, Exception, ExceptionId, Exceptions, Field, RequestKind, Until};
+use super::{Condition, Exception, ExceptionId, Exceptions, Field, Until};
 use crate::{
     attribution::Grade,
     rules::{
+        RequestKind,
         catalogue::RuleId,
         glob::{Glob, GlobError},
     },

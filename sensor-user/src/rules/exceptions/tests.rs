@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::{ExceptionId, Exceptions, RequestKind, Subject};
+use super::{ExceptionId, Exceptions, Subject};
 use crate::{
     attribution::Grade,
-    rules::{catalogue::RuleId, rulebook::Rulebook},
+    rules::{RequestKind, catalogue::RuleId, rulebook::Rulebook},
     time::Micros,
 };
 
