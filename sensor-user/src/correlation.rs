@@ -226,6 +226,11 @@ impl<J: Journal> Correlator<J> {
         self.rulebook = rulebook;
     }
 
+    /// From `now` on all requests are seen; else that begins with the first input.
+    pub fn watch(&mut self, now: Micros) {
+        self.habits.begin(now);
+    }
+
     /// Says that requests come with their pods, if those are this node's.
     pub fn set_indexed(&mut self) {
         self.indexed = true;
@@ -245,6 +250,7 @@ impl<J: Journal> Correlator<J> {
 
     /// Takes an open. `now` is the clock of the steady axis. What no rule is about is ignored.
     pub fn open(&mut self, open: Open, now: Micros, findings: &mut Vec<Finding>) {
+        self.habits.begin(now);
         let open = Arc::new(open);
         if self.open_stands_alone(&open) {
             self.journal(&Entry::OpenAlone(Open::clone(&open)));
@@ -298,7 +304,6 @@ impl<J: Journal> Correlator<J> {
     /// Passes time: tells incidents that ended before `watermark`, and reads that nothing followed;
     /// forgets what can no longer matter. `now` is the clock of the steady axis.
     pub fn advance(&mut self, watermark: Micros, now: Micros, findings: &mut Vec<Finding>) {
-        self.habits.begin(now);
         // Where no answer came within the lateness bound, the receipt alone has to do.
         let mut unanswered = Vec::new();
         for pod in self.pods.values_mut() {

@@ -187,6 +187,7 @@ impl Engine {
         }
         engine.join.correlator.widen_skew(skew(config));
         let now = engine.senses.clock.now().steady;
+        engine.join.correlator.watch(now);
         for mut entry in entries {
             engine.place(&mut entry);
             engine.remember(&entry);

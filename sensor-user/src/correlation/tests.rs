@@ -111,6 +111,12 @@ impl<J: Journal> Scene<J> {
         self
     }
 
+    /// Watching begins.
+    fn watch(&mut self, seconds: f64) -> &mut Self {
+        self.correlator.watch(at(seconds));
+        self
+    }
+
     fn until(&mut self, seconds: f64) -> &mut Self {
         self.now = at(seconds);
         self.correlator.advance(self.now, self.now, &mut self.findings);

@@ -24,7 +24,7 @@ mod client;
 pub(super) mod pki;
 mod queue;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 const TOKEN: &str = "a-token-that-is-long-enough";
 
 /// What the webhook asks of clients.

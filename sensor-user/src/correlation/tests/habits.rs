@@ -33,7 +33,7 @@ fn what_the_workload_did_before_the_exposure_is_its_own_and_the_rest_is_new() {
         ("app", "list", "secrets", RequestKind::New),
     ] {
         let mut scene = scene();
-        scene.until(0.0);
+        scene.watch(0.0);
         scene.request(ask(500.0, "1", "app", "list", "pods"));
         scene.request(ask(510.0, "2", "app", "get", "pods"));
         scene.open(open(1_000.0)).request(ask(1_001.0, "3", agent, verb, resource));
@@ -45,13 +45,13 @@ fn what_the_workload_did_before_the_exposure_is_its_own_and_the_rest_is_new() {
 fn what_was_not_watched_for_ten_minutes_is_unknown() {
     for (began, expected) in [(400.0, RequestKind::New), (400.000_001, RequestKind::Unknown)] {
         let mut scene = scene();
-        scene.until(began);
+        scene.watch(began);
         scene.open(open(1_000.0)).request(request(1_001.0, "r"));
         assert_eq!(kinds(&scene.alerts()), [expected], "watching since {began} s");
     }
     // A pod that is young was not watched for long, however long others were.
     let mut scene = scene();
-    scene.until(0.0);
+    scene.watch(0.0);
     let mut young = request(1_001.0, "r");
     young.pod = Some(Arc::new(Pod { created: Some(at(700.0)), ..Pod::default() }));
     scene.open(open(1_000.0)).request(young);
@@ -61,7 +61,7 @@ fn what_was_not_watched_for_ten_minutes_is_unknown() {
 #[test]
 fn a_day_later_it_is_forgotten() {
     let mut scene = scene();
-    scene.until(0.0);
+    scene.watch(0.0);
     scene.request(request(10.0, "own"));
     scene.open(open(86_400.0 + 11.0)).request(request(86_400.0 + 12.0, "r"));
     assert_eq!(kinds(&scene.alerts()), [RequestKind::New]);
@@ -70,7 +70,7 @@ fn a_day_later_it_is_forgotten() {
 #[test]
 fn an_intruders_requests_do_not_become_the_workloads_own() {
     let mut scene = scene();
-    scene.until(0.0);
+    scene.watch(0.0);
     for round in 0..3 {
         let start = 1_000.0 + f64::from(round) * 1_000.0;
         scene.open(open(start)).request(request(start + 1.0, &format!("r{round}")));
@@ -100,7 +100,7 @@ fn a_pods_successor_of_the_same_owner_and_image_is_known_already() {
     };
     for (owner, expected) in [("cart-1", RequestKind::Own), ("cart-2", RequestKind::New)] {
         let mut scene = scene();
-        scene.until(0.0);
+        scene.watch(0.0);
         let mut earlier = request(100.0, "earlier");
         earlier.record.user.extra.insert(audit::POD_UID.into(), vec!["gone".into()]);
         earlier.pod = pod("cart-1");
@@ -114,7 +114,7 @@ fn a_pods_successor_of_the_same_owner_and_image_is_known_already() {
 #[test]
 fn the_first_new_request_after_own_ones_is_an_escalation_and_own_ones_raise_nothing() {
     let mut scene = scene();
-    scene.until(0.0);
+    scene.watch(0.0);
     scene.request(ask(100.0, "own", "app", "list", "secrets"));
     scene.open(open(1_000.0)).request(ask(1_001.0, "a", "app", "list", "secrets"));
     assert_eq!(kinds(&scene.alerts()), [RequestKind::Own]);

@@ -267,7 +267,7 @@ fn an_exception_of_one_rule_is_none_of_another() {
 fn what_was_judged_before_a_restart_is_not_judged_anew() {
     let journal = Memory::default();
     let mut before = scene_with(Settings::new("c"), journal.clone());
-    before.until(0.0);
+    before.watch(0.0);
     let secrets = |seconds: f64, name: &str| {
         let mut request = request(seconds, name);
         request.record.object_ref =

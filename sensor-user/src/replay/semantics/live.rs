@@ -54,6 +54,10 @@ pub struct LiveSemantics {
     told: LruCache<String, Told>,
     /// Whether opens were read that only names tell whose they are.
     needs_names: bool,
+    /// When the audit files begin, by the lines read so far: requests before are not seen.
+    begins: Option<Micros>,
+    /// Whether none of the lines to come can be earlier.
+    begins_known: bool,
     uids: LruCache<PodName, Vec<Seen>>,
     findings: Vec<Finding>,
     writer: Writer,
@@ -98,6 +102,8 @@ impl LiveSemantics {
             next_tick: Micros::MIN,
             told: LruCache::new(REMEMBERED),
             needs_names: false,
+            begins: None,
+            begins_known: false,
             uids: LruCache::new(REMEMBERED),
             findings: Vec::new(),
             writer,
@@ -186,6 +192,13 @@ impl Semantics for LiveSemantics {
     }
 
     fn judge(&mut self, line: &[u8]) -> Judged {
+        if !self.begins_known
+            && let Some(time) = stage_timestamp(line)
+        {
+            let begins = self.begins.map_or(time, |begins| begins.min(time));
+            self.begins_known = time > begins + self.lateness;
+            self.begins = Some(begins);
+        }
         let (pods, accounts) = (self.pods.as_ref(), self.accounts);
         let known = |uid: &str| pods.is_none_or(|pods| pods.contains(uid));
         let interest = interest(&known, accounts);
@@ -227,6 +240,7 @@ impl Semantics for LiveSemantics {
         };
         open.pod_uid = Some(uid.clone());
         self.told.put(uid, Told { name, host });
+        self.correlator.watch(self.begins.unwrap_or(self.now));
         self.correlator.open(Open::new(boot_id, open), self.now, &mut self.findings);
         self.tell(documents);
     }
@@ -239,6 +253,7 @@ impl Semantics for LiveSemantics {
             Scan::Record(record) => record,
         };
         let request = Request::new(record.request_received_timestamp, record);
+        self.correlator.watch(self.begins.unwrap_or(self.now));
         self.correlator.request(request, self.now, &mut self.findings);
         self.tell(documents);
         Ok(())
