@@ -15,7 +15,8 @@ use tokio::{
 };
 
 use super::{
-    AgentError, CanaryFeed, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper, state,
+    AgentError, CanaryFeed, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper,
+    senses::ready, state,
 };
 use crate::{
     admin::{Condition, Health},
@@ -24,7 +25,7 @@ use crate::{
         log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
-    attribution::{Attributor, ProcessKey, TokenOpen},
+    attribution::{ProcessKey, TokenOpen},
     audit::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
@@ -35,7 +36,7 @@ use crate::{
         Correlator, Kind, Open, Request, Settings,
         journal::{Entry, FileJournal},
     },
-    kernel::{Sensor, SensorError, clock::Now},
+    kernel::clock::Now,
     metrics::CorrelationMetrics,
     time::Micros,
 };
@@ -554,14 +555,6 @@ impl Engine {
 /// A log file is written by this machine's clock; who posts has one of their own.
 fn skew(config: &Config) -> Micros {
     if config.audit_webhook.is_some() { OTHER_CLOCK } else { Micros(0) }
-}
-
-/// Waits for records; for ever where there is no sensor.
-async fn ready(sensor: Option<&(Sensor, Attributor)>) -> Result<(), SensorError> {
-    match sensor {
-        Some((sensor, _)) => Ok(sensor.ready().await?),
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

@@ -101,3 +101,11 @@ fn attributed(
     tracing::debug!(grade = ?open.grade, pod = open.pod_uid, comm = open.comm, "token opened");
     Some(open)
 }
+
+/// Waits for records; for ever where there is no sensor.
+pub(super) async fn ready(sensor: Option<&(Sensor, Attributor)>) -> Result<(), SensorError> {
+    match sensor {
+        Some((sensor, _)) => Ok(sensor.ready().await?),
+        None => std::future::pending().await,
+    }
+}

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AgentError, Senses, StateDir, StateError, files};
+use super::{AgentError, Senses, StateDir, StateError, files, senses::ready};
 use crate::{
     admin::{Condition, Health},
     attribution::TokenOpen,
@@ -59,6 +59,8 @@ pub(super) async fn wait(
             Some(change) = senses.pods.changed() => {
                 senses.pods.index.apply(change, senses.clock.now().steady);
             }
+            // An exec probe lives for some milliseconds, and is known while it does.
+            ready = ready(senses.sensor.as_ref()) => ready?,
             () = tokio::time::sleep(RETRY) => {}
         }
     }
