@@ -110,12 +110,7 @@ impl AuditLine {
             .with_context(|| format!("{request:?} was not recorded at stage {stage:?}"))?;
         let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
         let now = micros(Timestamp::now());
-        let line = Self {
-            text: text.to_owned(),
-            audit_id: recorded("/auditID"),
-            received: recorded("/requestReceivedTimestamp"),
-            staged: recorded("/stageTimestamp"),
-        };
+        let line = Self::of(text.to_owned(), &event);
         let extra =
             |key: &str| recorded(&format!("/user/extra/authentication.kubernetes.io~1{key}/0"));
         Ok(line
@@ -139,17 +134,11 @@ impl AuditLine {
     /// If the recording is not what it was.
     pub fn session(pod: &Pod) -> Result<Self> {
         let event: Value = serde_json::from_str(EXEC)?;
-        let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
         let line = EXEC.trim_end();
         let (head, rest) = line.split_once("/exec?").context("the recording has no exec")?;
         let (_, tail) = rest.split_once(r"\u0026container").context("it names no container")?;
         let now = micros(Timestamp::now());
-        let line = Self {
-            text: format!(r"{head}/exec?command=sh\u0026container{tail}"),
-            audit_id: recorded("/auditID"),
-            received: recorded("/requestReceivedTimestamp"),
-            staged: recorded("/stageTimestamp"),
-        };
+        let line = Self::of(format!(r"{head}/exec?command=sh\u0026container{tail}"), &event);
         Ok(line
             .replacing(
                 "/namespaces/default/pods/shop/",
@@ -174,12 +163,7 @@ impl AuditLine {
         let event: Value = serde_json::from_str(text)?;
         let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
         let now = micros(Timestamp::now());
-        let line = Self {
-            text: text.to_owned(),
-            audit_id: recorded("/auditID"),
-            received: recorded("/requestReceivedTimestamp"),
-            staged: recorded("/stageTimestamp"),
-        };
+        let line = Self::of(text.to_owned(), &event);
         Ok(line
             .replacing(&recorded("/user/username"), user)
             .replacing(
@@ -219,6 +203,17 @@ impl AuditLine {
     /// The line, without its end.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// A recorded line; `event` is what it says.
+    fn of(text: String, event: &Value) -> Self {
+        let recorded = |pointer: &str| text_at(event, pointer).to_owned();
+        Self {
+            text,
+            audit_id: recorded("/auditID"),
+            received: recorded("/requestReceivedTimestamp"),
+            staged: recorded("/stageTimestamp"),
+        }
     }
 
     fn stamped(mut self, received: &str, staged: &str) -> Self {
