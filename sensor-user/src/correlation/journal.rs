@@ -238,8 +238,8 @@ impl Journal for FileJournal {
             path: self.path.clone(),
             source,
         })?;
-        // Where everything is alive, wait until it has doubled.
-        self.compact_from = COMPACT_FROM.max(self.length * 2);
+        // Where everything is alive, wait until it has doubled; but not beyond what it may become.
+        self.compact_from = COMPACT_FROM.max(self.length * 2).min(MAX_BYTES);
         Ok(())
     }
 }

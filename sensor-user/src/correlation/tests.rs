@@ -498,6 +498,33 @@ fn a_journal_file_gives_back_what_it_took_and_shrugs_off_a_torn_line() {
 }
 
 #[test]
+fn a_journal_that_is_full_takes_entries_again_once_some_are_dead() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut journal, _, _) = FileJournal::open(directory.path()).unwrap();
+    let mut large = open(0.0);
+    large.open.cgroup = "x".repeat(512 << 10);
+    let mut second = 0_i64;
+    // More than half of it is alive at first: it must not wait until that has doubled.
+    for alive in [40, 0] {
+        while journal.append(&Entry::Open(large.clone())).is_ok() {
+            second += 1;
+            large.open.time = Micros::from_secs(second);
+            assert!(second < 200, "it has no bound");
+        }
+        let last = second;
+        let is_needed = |entry: &Entry| match entry {
+            Entry::Open(open) => open.open.time > Micros::from_secs(last - alive),
+            Entry::Request(_)
+            | Entry::Session(_)
+            | Entry::OpenAlone(_)
+            | Entry::RequestAlone(_) => true,
+        };
+        journal.compact(&is_needed, false).unwrap();
+        journal.append(&Entry::Open(large.clone())).unwrap();
+    }
+}
+
+#[test]
 fn a_journal_that_has_grown_drops_what_is_dead() {
     let directory = tempfile::tempdir().unwrap();
     let (mut journal, _, _) = FileJournal::open(directory.path()).unwrap();
