@@ -20,7 +20,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokentrail::kernel::{
     KernelMetrics, Loss, RouteChoice, Sensor, SensorConfig, SensorError, route_name,
 };
-use tokentrail_ebpf::{MatchedBy, OpenRecord, Route, until_nul};
+use tokentrail_ebpf::{COMMAND_LEN, MatchedBy, OpenRecord, Route, until_nul};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(until_nul(bytes)).into_owned()
@@ -201,6 +201,33 @@ async fn the_processes_where_a_session_enters_a_container_are_found() {
     assert_ne!(record.entry_pidns.tgid, shell.id());
     let times = [record.entry_cgroup, record.entry_pidns].map(|entry| entry.start_boottime_ns);
     assert!(times[0] <= times[1] && times[1] <= record.start_boottime_ns, "{record:?}");
+}
+
+#[tokio::test]
+async fn what_a_session_began_with_is_told_whatever_it_executed_since() {
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    let cgroup = Cgroup::new();
+    let long = "x".repeat(300);
+    for (name, kept) in [("session", true), (long.as_str(), false)] {
+        // A shell enters the cgroup, becomes a session there, and then something else.
+        let then = format!("exec /bin/sh -c '/bin/cat {}; true'", token.display());
+        let script =
+            format!("echo $$ > {}/cgroup.procs; exec /bin/sh -c \"$0\" {name}", cgroup.0.display());
+        let status =
+            Command::new("/bin/sh").args(["-c", &script, &then]).stdout(Stdio::null()).status();
+        assert!(status.unwrap().success());
+
+        let records = bench.records_of(&token);
+        assert_eq!(records.len(), 1);
+        let command = records[0].entry_command;
+        let whole = format!("/bin/sh\0-c\0{then}\0{name}\0");
+        assert_eq!(command.length as usize, whole.len(), "its whole length, also where it is cut");
+        let text = &command.text[..whole.len().min(COMMAND_LEN)];
+        assert_eq!(text, &whole.as_bytes()[..text.len()]);
+        assert_eq!(text.len() == whole.len(), kept);
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of everything in this file. User space refuses records and maps of another one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of maps and globals, as user space looks them up in the object.
 pub mod names {
@@ -37,6 +37,29 @@ pub const CGROUP_NAME_LEN: usize = 96;
 pub const CGROUP_LEVELS: usize = 6;
 /// Bytes kept of the arguments (NUL-separated) and of `d_path`.
 pub const TEXT_LEN: usize = 256;
+/// Bytes kept of the command that a session began with.
+pub const COMMAND_LEN: usize = 252;
+
+/// The command that a session in a container began with, as it was executed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SessionCommand {
+    /// Bytes of its arguments, of which [`COMMAND_LEN`] at most are kept; 0 if it is not known: the
+    /// session began before the agent, or too many others since.
+    pub length: u32,
+    /// Start of its arguments, NUL-separated.
+    pub text: [u8; COMMAND_LEN],
+}
+
+/// A process, among all that ever ran since boot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SessionKey {
+    /// Start of the process on the boot clock, nanoseconds.
+    pub start_boottime_ns: u64,
+    /// Process id in the initial pid namespace, in 64 bits: a key has no padding.
+    pub tgid: u64,
+}
 
 /// A process above the opener, met where the walk towards `init` leaves a container.
 #[repr(C)]
@@ -84,6 +107,8 @@ pub struct OpenRecord {
     pub entry_cgroup: Ancestor,
     /// Topmost ancestor still in the opener's pid namespace.
     pub entry_pidns: Ancestor,
+    /// What `entry_cgroup` was executed as when it entered the cgroup.
+    pub entry_command: SessionCommand,
     /// Process id in the initial pid namespace.
     pub tgid: u32,
     /// Thread id in the initial pid namespace.
@@ -428,7 +453,7 @@ impl Offsets {
 const OFFSETS: usize = size_of::<Offsets>() / size_of::<u32>();
 
 // A layout that differs between the two targets would decode into nonsense.
-const _: () = assert!(size_of::<OpenRecord>() == 1832 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 2088 && align_of::<OpenRecord>() == 8);
 
 #[cfg(test)]
 mod tests {

@@ -27,17 +27,19 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod read;
 #[cfg(target_arch = "bpf")]
+mod session;
+#[cfg(target_arch = "bpf")]
 mod task;
 
 #[cfg(target_arch = "bpf")]
 #[expect(clippy::needless_pass_by_value, reason = "the signature that aya's macros call")]
 mod programs {
     use aya_ebpf::{
-        macros::{fexit, kprobe, tracepoint},
-        programs::{FExitContext, ProbeContext, TracePointContext},
+        macros::{fexit, kprobe, raw_tracepoint, tracepoint},
+        programs::{FExitContext, ProbeContext, RawTracePointContext, TracePointContext},
     };
 
-    use crate::filter;
+    use crate::{filter, session};
 
     /// Return of `int security_file_open(struct file *)`, the one function that every open by
     /// path, handle, `execve` or `io_uring` passes. Trampolines: x86-64 5.5, arm64 6.0 to 6.4.
@@ -59,6 +61,13 @@ mod programs {
     #[tracepoint]
     fn open_exit(ctx: TracePointContext) -> u32 {
         filter::on_exit(&ctx)
+    }
+
+    /// A program was executed: the new memory holds its arguments, nothing of it has run yet.
+    /// <https://github.com/torvalds/linux/blob/v6.12/fs/exec.c#L1788>
+    #[raw_tracepoint(tracepoint = "sched_process_exec")]
+    fn session_exec(_: RawTracePointContext) -> i32 {
+        session::on_exec()
     }
 
     #[fexit(function = "security_file_open")]

@@ -4,12 +4,12 @@ use core::cell::UnsafeCell;
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
-use tokentrail_ebpf::{Counter, Offsets, VOLUME_WORDS, VolumeBit};
+use tokentrail_ebpf::{Counter, Offsets, SessionCommand, SessionKey, VOLUME_WORDS, VolumeBit};
 
 /// Value: one `OpenRecord` an entry. Writer: `emit`. Reader: user space, which alone consumes.
-/// 1 MiB holds 569 records: a burst far above what the filter lets through, while the
+/// 1 MiB holds 500 records: a burst far above what the filter lets through, while the
 /// reader is busy for a moment.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -28,6 +28,14 @@ static VOLUME_DEVICES: Array<u64> = Array::with_max_entries(VOLUME_WORDS, 0);
 /// Reader: [`Unwatched`].
 #[map]
 static VOLUME_CHANGES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Key: the process that a session in a container began with. Value: its command. Writer and
+/// reader: `session`. A node has a few hundred containers and starts some probes a second: 1,024
+/// are those of the last minutes, 300 KiB.
+#[map]
+static SESSIONS: LruHashMap<SessionKey, SessionCommand> = LruHashMap::with_max_entries(1024, 0);
+/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: an entry is made, never replaced.
+const NO_EXIST: u64 = 1;
 
 /// A superblock that was looked up and is not watched, as of a number of changes. Writer and
 /// reader: [`Unwatched`].
@@ -93,6 +101,19 @@ pub(crate) fn count(counter: Counter) {
         // SAFETY: a live slot of this CPU. A preempting program may lose one increment.
         unsafe { *value += 1 };
     }
+}
+
+/// Notes what a session began with. What the same process executes later changes nothing.
+#[inline(always)]
+pub(crate) fn begin_session(key: &SessionKey, command: &SessionCommand) {
+    // Refused if there is one already, or no room even after others were evicted: not known, then.
+    let _: Result<(), i32> = SESSIONS.insert(key, command, NO_EXIST);
+}
+
+/// What a session began with; null if that is not known.
+#[inline(always)]
+pub(crate) fn session_command(key: &SessionKey) -> *const SessionCommand {
+    SESSIONS.get_ptr(key).unwrap_or(core::ptr::null())
 }
 
 /// Whether user space named this device as a service-account volume's.

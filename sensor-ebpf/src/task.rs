@@ -12,6 +12,7 @@ use crate::{
     file,
     maps::{known, off},
     read::{Probed, missing_unless},
+    session,
 };
 
 /// Steps towards `init` before a walk gives up. Deeper process trees do not occur in containers.
@@ -84,20 +85,35 @@ fn executable(record: &mut OpenRecord, task: Probed) -> u32 {
     missing_unless(Missing::EXECUTABLE, !inode.is_null())
 }
 
-/// The start of the arguments, as they lie in the process's own memory: it can change them.
 #[inline(always)]
 fn arguments(record: &mut OpenRecord, task: Probed) -> u32 {
+    let length = copy_arguments(task, &mut record.argv);
+    record.argv_len = if length > TEXT_LEN as u32 { TEXT_LEN as u32 } else { length };
+    missing_unless(Missing::ARGV, length != 0)
+}
+
+/// Copies the start of the arguments of the current task, as they lie in the process's own memory:
+/// it can change them. Returns how many bytes they have, 0 if they cannot be read.
+#[inline(always)]
+pub(crate) fn copy_arguments<const N: usize>(task: Probed, into: &mut [u8; N]) -> u32 {
     let mm = task.next(off!(task_mm));
     let start: u64 = mm.load(off!(mm_arg_start));
     let end: u64 = mm.load(off!(mm_arg_end));
-    let length = end.wrapping_sub(start);
-    let length = if length > TEXT_LEN as u64 { TEXT_LEN as u32 } else { length as u32 };
-    // SAFETY: `argv` is writable for TEXT_LEN bytes; the helper checks the source.
+    let whole = end.wrapping_sub(start);
+    let length = if whole > N as u64 { N as u32 } else { whole as u32 };
+    // SAFETY: `into` is writable for N bytes; the helper checks the source.
     let result =
-        unsafe { bpf_probe_read_user(record.argv.as_mut_ptr().cast(), length, start as *const _) };
-    let read = result == 0 && start != 0;
-    record.argv_len = if read { length } else { 0 };
-    missing_unless(Missing::ARGV, read)
+        unsafe { bpf_probe_read_user(into.as_mut_ptr().cast(), length, start as *const _) };
+    if result == 0 && start != 0 { whole as u32 } else { 0 }
+}
+
+/// Whether a process runs in another container than its parent: it entered, or was the first.
+#[inline(always)]
+pub(crate) fn begins_session(leader: Probed) -> bool {
+    let parent = leader.next(off!(task_real_parent)).next(off!(task_group_leader));
+    let (cgroup, v1) = container_cgroup(leader);
+    let above = if v1 { memory_cgroup(parent) } else { unified_cgroup(parent) };
+    above != cgroup
 }
 
 /// What marks the container that a process is in: the walk looks for where this changes.
@@ -118,12 +134,7 @@ struct Session {
 impl Session {
     #[inline(always)]
     fn of(leader: Probed) -> Self {
-        let unified = unified_cgroup(leader);
-        // Where the default hierarchy has the process in its root, containers live in cgroup v1
-        // and the memory controller's hierarchy stands in.
-        let in_root = unified.next(off!(cgroup_kn)).next(off!(kernfs_parent)).is_null();
-        let v1 = known!(css_set_memory, css_cgroup) && in_root;
-        let cgroup = if v1 { memory_cgroup(leader) } else { unified };
+        let (cgroup, v1) = container_cgroup(leader);
         let pid = leader.next(off!(task_thread_pid));
         let level: u32 = pid.load(off!(pid_level));
         let level = if level > DEEPEST_PID_NAMESPACE { 0 } else { level };
@@ -136,6 +147,17 @@ impl Session {
             nspid: upid.load(off!(upid_nr)),
         }
     }
+}
+
+/// The cgroup that tells containers apart, and whether that is one of v1.
+#[inline(always)]
+fn container_cgroup(leader: Probed) -> (Probed, bool) {
+    let unified = unified_cgroup(leader);
+    // Where the default hierarchy has the process in its root, containers live in cgroup v1 and the
+    // memory controller's hierarchy stands in.
+    let in_root = unified.next(off!(cgroup_kn)).next(off!(kernfs_parent)).is_null();
+    let v1 = known!(css_set_memory, css_cgroup) && in_root;
+    (if v1 { memory_cgroup(leader) } else { unified }, v1)
 }
 
 #[inline(always)]
@@ -194,6 +216,7 @@ fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) -> u32 {
     });
     ancestor(&mut record.entry_cgroup, by_cgroup, session.level);
     ancestor(&mut record.entry_pidns, by_pidns, session.level);
+    session::command(&record.entry_cgroup, &mut record.entry_command);
     let known = known!(task_tgid, task_real_parent, task_start_boottime, task_comm)
         && known!(pid_numbers, upid_nr, upid_ns);
     missing_unless(

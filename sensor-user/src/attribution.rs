@@ -285,12 +285,16 @@ impl Attributor {
     }
 
     /// Whether the session is one of the kubelet's own: an exec probe or a lifecycle hook, by the
-    /// command of its entry process. One that is gone or cut off is none.
+    /// command that its entry process began with. Where the kernel side did not see that, or it is
+    /// long, the process's present one has to do; one that is gone or cut off is none.
     fn is_hook(&self, record: &OpenRecord, reader: &Reader, pods: &PodIndex) -> bool {
         let Some(container) = &reader.container else { return false };
         let entry = record.entry_cgroup;
-        let in_record = if entry.tgid == record.tgid { facts::whole_command(record) } else { None };
-        let command = in_record.or_else(|| self.processes.command(ProcessTime::from(entry)));
+        let in_record =
+            || (entry.tgid == record.tgid).then(|| facts::whole_command(record)).flatten();
+        let command = facts::session_command(&record.entry_command)
+            .or_else(in_record)
+            .or_else(|| self.processes.command(ProcessTime::from(entry)));
         let id = container.container_id.as_deref();
         command.is_some_and(|command| pods.is_hook(&container.pod_uid, id, &command))
     }

@@ -162,6 +162,12 @@ impl Sensor {
             backlog: VecDeque::new(),
             metrics,
         };
+        match attach::sessions(&mut ebpf) {
+            Ok(link) => sensor._links.push(link),
+            Err(refused) => sensor.degraded.push(format!(
+                "commands of sessions are read from /proc, where short ones are missed: {refused}"
+            )),
+        }
         let mut tried = Vec::new();
         for plan in attach::ROUTES.iter().filter(|plan| config.route.allows(plan.route)) {
             let refused = match plan.attach(&mut ebpf, config.btf.as_deref()) {
@@ -169,7 +175,7 @@ impl Sensor {
                 Ok(attached) => match sensor.first_test().await {
                     Err(error) => error.to_string(),
                     Ok(()) => {
-                        sensor._links = attached.links;
+                        sensor._links.extend(attached.links);
                         sensor.route = plan.route;
                         sensor.degraded.extend(attached.blind);
                         drop(ebpf);

@@ -3,7 +3,9 @@
 //! Pure. Everything in a record is untrusted: names may hold any bytes, so text is lossy UTF-8.
 //! Called by [`Attributor`](super::Attributor).
 
-use tokentrail_ebpf::{Ancestor, FdFacts, Missing, OpenRecord, Route, TEXT_LEN, until_nul};
+use tokentrail_ebpf::{
+    Ancestor, FdFacts, Missing, OpenRecord, Route, SessionCommand, TEXT_LEN, until_nul,
+};
 
 use super::{Grade, ProcessKey, RelatedProcess, TokenFile, volumes::kernel_dev};
 use crate::redact::redact_args;
@@ -102,6 +104,13 @@ pub(super) fn whole_command(record: &OpenRecord) -> Option<Vec<Vec<u8>>> {
     let (words, cut) = words(record);
     let usable = !cut && !words.is_empty() && record.missing & Missing::ARGV == 0;
     usable.then(|| words.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// The command that a session began with, for comparing; `None` if it was cut or is not known.
+pub(super) fn session_command(command: &SessionCommand) -> Option<Vec<Vec<u8>>> {
+    let length = usize::try_from(command.length).ok()?;
+    let words = split_words(command.text.get(..length)?);
+    (!words.is_empty()).then(|| words.into_iter().map(<[u8]>::to_vec).collect())
 }
 
 /// Words of the command, and whether it filled its field, so that its end may be missing.

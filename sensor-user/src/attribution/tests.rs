@@ -216,6 +216,18 @@ fn a_session_with_the_command_of_a_probe_is_the_workloads() {
     assert_eq!(grade(&by_child), Ok(Grade::Workload));
     node.process(190, "sh", 50, 7_001, &cgroup_of(POD));
     assert_eq!(grade(&by_child), Ok(Grade::Exec), "another process of that id");
+    // What it began with counts before anything it has become, and when it is gone.
+    let began = |command: &[u8], length: u32| {
+        let mut record = told(b"sh\0-c\0cat token\0");
+        record.entry_command.length = length;
+        record.entry_command.text[..command.len()].copy_from_slice(command);
+        record
+    };
+    assert_eq!(grade(&began(b"sh\0-c\0id\0", 9)), Ok(Grade::Exec), "a disguise");
+    let gone = OpenRecord { tgid: 300, ..began(b"sh\0-c\0cat token\0", 16) };
+    assert_eq!(grade(&gone), Ok(Grade::Workload));
+    let long = began(&[b'x'; tokentrail_ebpf::COMMAND_LEN], 300);
+    assert_eq!(grade(&long), Ok(Grade::Workload), "cut off: its present command has to do");
     // A terminal is never the kubelet's.
     let tty = OpenRecord { tty_dev: PTS, fds: [PTY; 3], ..told(b"sh\0-c\0cat token\0") };
     assert_eq!(grade(&tty), Ok(Grade::Interactive));

@@ -8,8 +8,8 @@ use std::{error::Error, path::Path};
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     programs::{
-        FExit, KProbe, Program, ProgramError, TracePoint, fexit::FExitLink, kprobe::KProbeLink,
-        trace_point::TracePointLink,
+        FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, fexit::FExitLink,
+        kprobe::KProbeLink, raw_trace_point::RawTracePointLink, trace_point::TracePointLink,
     },
 };
 use rustix::mount::{MountFlags, mount};
@@ -89,6 +89,7 @@ pub(super) enum Link {
     Fexit(FExitLink),
     Kprobe(KProbeLink),
     Tracepoint(TracePointLink),
+    RawTracepoint(RawTracePointLink),
 }
 
 /// An attached route.
@@ -107,6 +108,23 @@ pub(super) fn load(object: &[u8], offsets: &Offsets, log_level: u8) -> Result<Eb
         .override_global(aya_log::LEVEL, &log_level, true)
         .load(object)
 }
+
+/// Loads and attaches what notes the commands that sessions in containers begin with, whatever the
+/// route; `Err` says what refused. BPF on raw tracepoints: kernel 4.17, and no tracefs.
+/// <https://github.com/torvalds/linux/commit/c4f6699dfcb8558d138fe838f741b2c10f416cf9>
+pub(super) fn sessions(ebpf: &mut Ebpf) -> Result<Link, String> {
+    let program =
+        ebpf.program_mut(SESSION_EXEC).ok_or_else(|| format!("no program {SESSION_EXEC}"))?;
+    let program: &mut RawTracePoint =
+        program.try_into().map_err(|error| refusal("load", &error))?;
+    program.load().map_err(|error| refusal("load", &error))?;
+    let link = program.attach("sched_process_exec").map_err(|error| refusal("attach", &error))?;
+    let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
+    Ok(Link::RawTracepoint(link))
+}
+
+/// Program in the object.
+const SESSION_EXEC: &str = "session_exec";
 
 impl Plan {
     /// Loads and attaches the route's program; `Err` says what refused.
