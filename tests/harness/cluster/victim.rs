@@ -92,13 +92,13 @@ impl<'cluster> Victim<'cluster> {
             && text("/rule/id") == Some(R1)
             && text("/orchestrator/resource/id") == Some(&self.uid)
     }
+}
 
-    /// Lets it go, with its namespace; does not wait for that.
-    ///
-    /// # Errors
-    /// If the API server refuses.
-    pub fn remove(&self) -> Result<()> {
+/// It goes with its namespace, also when a test fails: one that stayed would go on attacking.
+impl Drop for Victim<'_> {
+    fn drop(&mut self) {
         let args = ["delete", "namespace", &self.namespace, "--wait=false"];
-        self.cluster.kubectl_ok(&args).map(drop)
+        // The cluster goes at the end, whatever is left in it.
+        let _: Result<Finished> = self.cluster.kubectl(&args);
     }
 }
