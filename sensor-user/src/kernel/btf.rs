@@ -66,7 +66,7 @@ pub fn layout(path: &Path) -> Result<Layout, BtfError> {
 }
 
 /// [`layout`] of bytes that were read from `path`.
-fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
+pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
     let btf = Btf::parse(bytes)
         .map_err(|reason| BtfError::Malformed { path: path.to_owned(), reason })?;
     let need = |structure, members: &[&str], member| match btf.offset(structure, members) {
@@ -185,6 +185,9 @@ const DEPTH: u32 = 16;
 /// How many members may be looked at for one path: corrupt structures may contain themselves many
 /// times over. `task_struct` has some 300.
 const STEPS: u32 = 10_000;
+/// How far the end of a name is looked for, bytes: longer than any symbol of a kernel (`KSYM_NAME_LEN`
+/// is 512). Corrupt strings may end nowhere, and are looked at once a type and member.
+const NAME: usize = 1024;
 
 /// A parsed view: where each type starts, and which structures and enumerations have a name.
 struct Btf<'a> {
@@ -387,6 +390,7 @@ impl<'a> Btf<'a> {
 
     fn string(&self, offset: u32) -> Option<&'a [u8]> {
         let rest = self.strings.get(usize::try_from(offset).ok()?..)?;
+        let rest = rest.get(..NAME).unwrap_or(rest);
         rest.get(..memchr::memchr(0, rest)?)
     }
 }

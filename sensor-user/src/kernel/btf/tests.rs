@@ -137,6 +137,22 @@ fn a_structure_that_contains_itself_a_hundred_times_over_is_given_up_soon() {
 }
 
 #[test]
+fn names_that_never_end_are_given_up_soon() {
+    let mut w = Writer::new();
+    let members = vec![("", 0, 0); 9_000];
+    w.aggregate(kind::STRUCT, 0, "odd", &members);
+    // Each member's name: the first byte behind the structure's own.
+    let own = w.strings.len();
+    for member in w.types[12..].chunks_exact_mut(12) {
+        member[..4].copy_from_slice(&u32::try_from(own).unwrap().to_ne_bytes());
+    }
+    w.strings.resize(own + (16 << 20), b'x');
+    let bytes = w.bytes();
+    let btf = Btf::parse(&bytes).unwrap();
+    assert_eq!((btf.offset("odd", &["x"]), btf.size("odd")), (ABSENT, 64));
+}
+
+#[test]
 fn what_is_no_btf_or_lacks_the_filters_members_is_one_clear_error() {
     let cases: [(&[u8], &str); 3] = [
         (b"", "it is too short"),
