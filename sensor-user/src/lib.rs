@@ -32,6 +32,8 @@ pub mod commands;
 pub mod config;
 pub mod correlation;
 pub mod errors;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod kernel;
 pub mod metrics;
 pub mod redact;

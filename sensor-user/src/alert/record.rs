@@ -41,7 +41,13 @@ impl Recorder {
         }
     }
 
-    fn document(&self, boot_id: &str, open: &TokenOpen, pod: Option<&Pod>) -> serde_json::Value {
+    /// The document of an open, one line as text.
+    pub(crate) fn document(
+        &self,
+        boot_id: &str,
+        open: &TokenOpen,
+        pod: Option<&Pod>,
+    ) -> serde_json::Value {
         let args: Vec<_> = open.args.iter().map(|arg| redact(arg)).collect();
         json!({
             "@timestamp": open.wall,

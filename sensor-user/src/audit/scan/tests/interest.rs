@@ -1,7 +1,5 @@
 //! Lines that are looked for by pod name or as TokenRequests, as nasty as JSON allows, against a
-//! full parse. `TOKENTRAIL_FUZZ_CASES` sets how many, for a longer look.
-
-use std::env;
+//! full parse. `cargo xtask fuzz scan` is the longer look.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -223,51 +221,12 @@ fn line() -> impl Strategy<Value = String> {
     ])
 }
 
-/// What a full parse says of the pods that a line names.
-fn named(line: &Value) -> Vec<String> {
-    match &line["user"]["extra"][POD_NAME] {
-        Value::String(name) => vec![name.clone()],
-        Value::Array(names) => {
-            names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => Vec::new(),
-    }
-}
-
-fn cases() -> u32 {
-    env::var("TOKENTRAIL_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1_000)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(cases()))]
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
     fn what_a_full_parse_finds_is_never_skipped(line in line()) {
-        let naive: Value = serde_json::from_str(&line).unwrap();
-        let wanted = named(&naive).iter().any(|name| KNOWN.contains(&name.as_str()))
-            || (naive["objectRef"]["resource"] == "serviceaccounts"
-                && naive["objectRef"]["subresource"] == "token"
-                && naive["user"]["username"].as_str().is_some_and(|name| name != "kubelet"));
-        let glance = interest(|it| glance(line.as_bytes(), it));
-        prop_assert!(glance == Glance::Decode || !wanted, "{:?} for {}", glance, line);
-        let at = naive["stageTimestamp"].as_str().and_then(Micros::parse);
-        if let (Some(found), Some(at)) = (stage_timestamp(line.as_bytes()), at) {
-            prop_assert_eq!(found, at, "{}", line);
-        }
-        // And decoding finds the same, where the event is whole.
         let whole = line.replacen('{', "{\"stage\":\"Panic\",", 1).replace(",}", "}");
-        match interest(|it| decode(whole.as_bytes(), it)) {
-            Ok(record) => {
-                // Decoding takes no name for an empty one.
-                prop_assert!(record.is_some() || !wanted, "{}", line);
-                if let Some(record) = record {
-                    let names = record.user.extra.get(POD_NAME).cloned().unwrap_or_default();
-                    prop_assert_eq!(names, named(&naive));
-                }
-            }
-            Err(reason) => prop_assert!(
-                reason == BadLine::BadTime && at.is_none(), "{} for {}", reason, line
-            ),
-        }
+        crate::fuzzing::scan(whole.as_bytes());
     }
 }
