@@ -34,6 +34,8 @@ pub(crate) const QEMU: Package = Package { name: "qemu-system-x86", program: "qe
 pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
 /// `jq`, which the benchmark of replays compares with.
 pub(crate) const JQ: Package = Package { name: "jq", program: "jq" };
+/// Compiles libFuzzer.
+pub(crate) const GXX: Package = Package { name: "g++", program: "c++" };
 /// `musl-gcc`, which compiles C for this machine's static agent.
 pub(crate) const MUSL_TOOLS: Package = Package { name: "musl-tools", program: "musl-gcc" };
 /// Compiles C for the other architecture's; C++ because that package alone brings C's headers.

@@ -14,6 +14,7 @@ mod cluster;
 mod debian;
 mod demo;
 mod fixtures;
+mod fuzz;
 mod golang;
 mod image;
 mod shell;
@@ -70,6 +71,15 @@ enum Command {
     },
     /// Record tests/fixtures/audit anew: what a real API server logs of each kind of request
     Fixtures,
+    /// Look for input that breaks a property: coverage-guided, against plain oracles
+    Fuzz {
+        /// Only this; all without it
+        #[arg(value_enum)]
+        target: Option<fuzz::Target>,
+        /// How long to look, each
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Every check: format, lints, dependencies, tests, the running kernel and one in a VM
     Test,
     /// The checks of this repository's own rules
@@ -98,6 +108,7 @@ fn main() -> ExitCode {
         Command::Cluster { action } => cluster::run(action),
         Command::Kubectl { arguments } => cluster::kubectl(&arguments),
         Command::Fixtures => fixtures::run(),
+        Command::Fuzz { target, seconds } => fuzz::run(target, seconds),
         Command::Demo { cluster: false } => demo::run(),
         Command::Demo { cluster: true } => demo::cluster::run(),
         // Its last line is the sum of all checks; an error after it would hide that.

@@ -23,11 +23,7 @@ use crate::{
 pub(crate) fn run() -> ExitCode {
     let mut report = Report::default();
     report.check("format", || passes(cargo().args(["fmt", "--all", "--check"])));
-    report.check("lints, host", || {
-        passes(
-            cargo().args(["clippy", "--workspace", "--all-targets", "--all-features"]).args(DENY),
-        )
-    });
+    report.check("lints, host", host_lints);
     report.check("lints, BPF", || match build::bpf_cargo("clippy") {
         Ok(mut clippy) => passes(clippy.args(DENY)),
         Err(error) => Ok(Outcome::NotSetUp(format!("{error:#}"))),
@@ -78,6 +74,14 @@ fn passes(command: &mut Command) -> Result<Outcome> {
 
 fn counted(command: &mut Command) -> Result<Outcome> {
     stream(command).map(Outcome::Counted)
+}
+
+fn host_lints() -> Result<Outcome> {
+    // With all features the fuzz targets are among them, and with these libFuzzer.
+    if let Err(error) = debian::install(&[debian::GXX]) {
+        return Ok(Outcome::NotSetUp(format!("{error:#}")));
+    }
+    passes(cargo().args(["clippy", "--workspace", "--all-targets", "--all-features"]).args(DENY))
 }
 
 /// Advisories are left out: their database is on the network, and they change without a change
