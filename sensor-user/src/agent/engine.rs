@@ -22,6 +22,7 @@ use crate::{
     admin::{Condition, Health},
     alert::{
         document::{self, Origin},
+        fit,
         log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
@@ -377,7 +378,7 @@ impl Engine {
             let origin = self.origin_now();
             let document =
                 document::document(&finding, &origin, &self.senses.pods.index, read_at, now);
-            let line = match serde_json::to_vec(&document) {
+            let line = match fit::line(&document) {
                 Ok(line) => line,
                 Err(error) => {
                     tracing::error!(%error, "an alert has no JSON form");

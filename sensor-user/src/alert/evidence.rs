@@ -327,9 +327,11 @@ const QUARANTINE: &str = concat!(
 );
 
 /// Whether a name may stand in a command: whoever asks for an object that cannot be chooses its name,
-/// and `--all` would be a flag. Kubernetes' names begin with a letter or digit (RFC 1123).
+/// and `--all` would be a flag. Kubernetes' names begin with a letter or digit (RFC 1123) and have 253
+/// of them at most.
 fn is_name(name: &str) -> bool {
-    name.starts_with(|it: char| it.is_ascii_lowercase() || it.is_ascii_digit())
+    name.len() <= 253
+        && name.starts_with(|it: char| it.is_ascii_lowercase() || it.is_ascii_digit())
         && name
             .chars()
             .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || "-.".contains(it))
