@@ -270,6 +270,11 @@ pub fn reasons(finding: &Finding, node_name: &str) -> Vec<String> {
     if let Some(open) = &finding.open {
         reasons.extend(of_open(&open.open).into_iter().map(str::to_owned));
     }
+    if finding.early {
+        let why = "so many tokens were opened that this read was let go early: it is not known whether \
+                   a request followed";
+        reasons.push(why.to_owned());
+    }
     let Some(request) = &finding.request else { return reasons };
     let record = &request.record;
     if finding.rule == RuleId::TokenAccessThenApiRequest {
