@@ -81,24 +81,28 @@ fn reads_of_a_pod_that_gives_way_to_another_are_told() {
 #[test]
 fn what_was_told_early_is_told_under_the_same_id_and_counted_once_after_a_restart() {
     let settings = || Settings { exposures_per_pod: 2, ..Settings::new("c") };
-    let journal = Memory::default();
-    let mut before = scene_with(settings(), journal.clone());
-    for session in 0..5 {
-        before.open(read(100.0, POD, session));
+    // While the exposures last, and when only what was told early does.
+    for restart in [101.0, 500.0] {
+        let journal = Memory::default();
+        let mut before = scene_with(settings(), journal.clone());
+        for session in 0..5 {
+            before.open(read(100.0, POD, session));
+        }
+        before.until(restart);
+        before.correlator.compact_journal(at(restart)).unwrap();
+        let mut after = scene_with(settings(), journal.clone());
+        let entries = journal.0.take();
+        for entry in entries.iter().cloned() {
+            after.correlator.restore(entry, at(restart), &mut after.findings);
+        }
+        assert!(journal.0.borrow().is_empty(), "what is restored is there already");
+        assert_eq!(after.findings[0].event_id, reads(&before, Kind::Alert)[0].event_id);
+        after.until(500.0);
+        for session in 0..3 {
+            after.open(read(600.0, POD, session));
+        }
+        assert_eq!(reads(&after, Kind::Alert).iter().filter(|it| it.early).count(), 1);
+        after.until(10_000.0);
+        assert_eq!(reads(&after, Kind::Incident)[0].open_count, 4, "restart at {restart}");
     }
-    before.until(500.0);
-    before.correlator.compact_journal(at(500.0)).unwrap();
-    let mut after = scene_with(settings(), journal.clone());
-    let entries = journal.0.take();
-    for entry in entries.iter().cloned() {
-        after.correlator.restore(entry, at(500.0), &mut after.findings);
-    }
-    assert!(journal.0.borrow().is_empty(), "what is restored is there already");
-    assert_eq!(after.findings[0].event_id, reads(&before, Kind::Alert)[0].event_id);
-    for session in 0..3 {
-        after.open(read(600.0, POD, session));
-    }
-    assert_eq!(reads(&after, Kind::Alert).iter().filter(|it| it.early).count(), 1);
-    after.until(10_000.0);
-    assert_eq!(reads(&after, Kind::Incident)[0].open_count, 4);
 }
