@@ -40,8 +40,20 @@ pub const ISSUED_CREDENTIAL_ID: &str = "authentication.kubernetes.io/issued-cred
 /// How the user names of service accounts begin; namespace and name follow.
 pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
-/// Stage of a request at which an event was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+/// Stage of a request at which an event was written, in the order of a request's life.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 pub enum Stage {
     /// Received; nothing decided yet.
     RequestReceived,
@@ -225,6 +237,22 @@ impl AuditRecord {
             (Some("allow"), _) | (_, Some(_)) => Some(true),
             (_, None) => None,
         }
+    }
+
+    /// Whether `other` is of a later stage of the same request: by the time, and by the stage where that
+    /// is the same.
+    pub fn is_before(&self, other: &Self) -> bool {
+        (self.stage_timestamp, self.stage) < (other.stage_timestamp, other.stage)
+    }
+
+    /// Takes over what a later stage of the same request tells of its outcome.
+    pub fn take_outcome(&mut self, later: &Self) {
+        self.stage = later.stage;
+        self.stage_timestamp = later.stage_timestamp;
+        if later.response_status.is_some() {
+            self.response_status.clone_from(&later.response_status);
+        }
+        self.annotations.extend(later.annotations.clone());
     }
 
     /// `allow` or `forbid`, as the authorizer annotated it.

@@ -6,7 +6,7 @@
 //! * A qualifying open starts or extends an [exposure](window::Exposure) of its pod.
 //! * A request in an exposure opens the pod's one [incident](incident::Incident) (R1) and alerts at
 //!   once, or joins it, silently unless it makes it worse.
-//! * An exposure that ends without one is told as a mere read (R0).
+//! * An exposure that ends without one, or gives way to others, is told as a mere read (R0).
 //! * What needs no exposure is joined [by the hour](hourly): tokens minted (R2), tokens read from
 //!   outside (R3), decoys (R7).
 //! * When the watermark has passed an incident's end, its summary is told and it is forgotten.
@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod alone;
+mod bounds;
 pub mod finding;
 pub mod habits;
 pub mod hourly;
@@ -41,9 +42,10 @@ pub mod story;
 mod subject;
 pub mod window;
 
+pub use bounds::{Held, Losses, Settings};
 pub use finding::{Attached, Finding, Kind};
 
-use alone::{decoy_opened, decoy_used, minted_key, outside_key};
+use alone::{decoy_opened, decoy_used, minted_key, outside_key, read_key};
 use habits::Habits;
 use hourly::Hourly;
 use ids::{Key, RequestId};
@@ -51,11 +53,13 @@ use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
 use pod::{Known, PodState, Waiting};
 use sessions::Sessions;
+use window::Exposure;
 
 /// Requests of one incident that the journal keeps: a restart counts no more than these again.
 const JOURNALLED: u64 = 512;
-/// Requests that an exception swallowed, remembered so that their later stages are not counted.
-const SWALLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
+/// Opens and requests that exceptions swallowed, remembered so that they are counted once, whatever
+/// stages come later and whatever is read again after a restart.
+pub const SWALLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_023);
 
 /// An open, with the boot in which its kernel times and process ids mean something.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +68,10 @@ pub struct Open {
     pub boot_id: String,
     /// The open itself.
     pub open: TokenOpen,
+    /// How much earlier than it the API server's clock may date a request that follows, microseconds:
+    /// as much as was known when it happened.
+    #[serde(default)]
+    pub skew_us: i64,
     /// The pod whose token it is, where the index knows it.
     #[serde(skip)]
     pub pod: Option<Arc<Pod>>,
@@ -73,9 +81,9 @@ pub struct Open {
 }
 
 impl Open {
-    /// One whose pods are not known.
+    /// One whose pods are not known, on a machine whose clock is the API server's.
     pub fn new(boot_id: impl Into<String>, open: TokenOpen) -> Self {
-        Self { boot_id: boot_id.into(), open, pod: None, reader: None }
+        Self { boot_id: boot_id.into(), open, skew_us: 0, pod: None, reader: None }
     }
 }
 
@@ -109,75 +117,13 @@ impl Request {
     }
 }
 
-/// Bounds and identities; fixed for the life of a correlator.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Name or id of the cluster, part of every id.
-    pub cluster: String,
-    /// How long after an open a request still belongs to it, inclusive.
-    pub window: Micros,
-    /// How much earlier than the open the API server's clock may date a request.
-    pub skew: Micros,
-    /// How long a request without an open is kept for an open that arrives after it.
-    pub patience: Micros,
-    /// How long after an exposure's end requests of the same client can prolong an incident.
-    pub longest_tail: Micros,
-    /// How long after its begin an `exec` session can explain an open.
-    pub session_memory: Micros,
-    /// Exposures of one pod.
-    pub exposures_per_pod: usize,
-    /// Requests of one pod that wait for an open.
-    pub waiting_per_pod: usize,
-    /// Pods with any state; the one that was idle longest gives way.
-    pub pods: usize,
-}
-
-impl Settings {
-    /// The documented figures, for one machine with one clock.
-    pub fn new(cluster: impl Into<String>) -> Self {
-        Self {
-            cluster: cluster.into(),
-            window: Micros::from_secs(60),
-            skew: Micros(0),
-            patience: Micros::from_secs(10),
-            longest_tail: Micros::from_secs(15 * 60),
-            session_memory: Micros::from_secs(12 * 3_600),
-            exposures_per_pod: 16,
-            waiting_per_pod: 64,
-            pods: 1_024,
-        }
-    }
-}
-
-/// What was dropped to stay within the bounds, and what could not be journalled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Losses {
-    /// Exposures beyond a pod's bound: the oldest gave way.
-    pub exposures: u64,
-    /// Waiting requests beyond a pod's bound: the oldest gave way.
-    pub waiting: u64,
-    /// Pods beyond the bound.
-    pub pods: u64,
-    /// Hourly incidents beyond their bound: the oldest was told to have ended.
-    pub hourly: u64,
-    /// Incidents that were told to have begun, and turned out to be part of an earlier one: input
-    /// came in another order than it happened in.
-    pub merged: u64,
-    /// Entries that the journal refused.
-    pub journal: u64,
-}
-
-/// What is held at the moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Pods with any state.
-    pub pods: usize,
-    /// Exposures.
-    pub exposures: usize,
-    /// Incidents that have not ended, of all rules.
-    pub incidents: usize,
-    /// Requests that wait for an open.
-    pub waiting: usize,
+/// Something that an exception kept quiet about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Swallowed {
+    /// The exception.
+    pub exception: ExceptionId,
+    /// Which open or request it was, and of which rule.
+    pub id: String,
 }
 
 /// The state machine. One instance sees all opens and requests of a node.
@@ -192,9 +138,11 @@ pub struct Correlator<J> {
     minted: Hourly,
     outside: Hourly,
     decoys: Hourly,
-    swallowed: LruCache<(RuleId, RequestId), ()>,
-    /// Exceptions that swallowed something since they were last taken.
-    hits: Vec<(ExceptionId, Micros)>,
+    /// Reads whose exposures were given up.
+    reads: Hourly,
+    swallowed: LruCache<String, ()>,
+    /// What exceptions swallowed since that was last taken.
+    hits: Vec<Swallowed>,
     journal: J,
     journal_failure: Option<String>,
     losses: Losses,
@@ -213,6 +161,7 @@ impl<J: Journal> Correlator<J> {
             minted: Hourly::default(),
             outside: Hourly::default(),
             decoys: Hourly::default(),
+            reads: Hourly::default(),
             swallowed: LruCache::new(SWALLOWED),
             hits: Vec::new(),
             journal,
@@ -236,16 +185,21 @@ impl<J: Journal> Correlator<J> {
         self.indexed = true;
     }
 
-    /// From now on, requests may be dated so much earlier than their open, if not more already.
-    pub fn widen_skew(&mut self, skew: Micros) {
-        let Settings { skew: known, patience, .. } = &mut self.settings;
-        *known = skew.max(*known);
-        *patience = (*known + Micros::from_secs(1)).max(*patience);
+    /// From now on, requests wait for an open at least so long.
+    pub fn widen_patience(&mut self, patience: Micros) {
+        self.settings.patience = self.settings.patience.max(patience);
     }
 
-    /// Exceptions that swallowed something since this was last called, with the times of it.
-    pub fn take_hits(&mut self) -> Vec<(ExceptionId, Micros)> {
+    /// What exceptions swallowed since this was last called.
+    pub fn take_hits(&mut self) -> Vec<Swallowed> {
         std::mem::take(&mut self.hits)
+    }
+
+    /// Takes back which opens and requests exceptions swallowed before a restart, oldest first.
+    pub fn remember_swallowed<'a>(&mut self, ids: impl IntoIterator<Item = &'a str>) {
+        for id in ids {
+            self.swallowed.put(id.to_owned(), ());
+        }
     }
 
     /// Takes an open. `now` is the clock of the steady axis. What no rule is about is ignored.
@@ -258,7 +212,9 @@ impl<J: Journal> Correlator<J> {
         }
         if token_access::qualifies(&open.open) {
             self.journal(&Entry::Open(Open::clone(&open)));
-            self.expose(&open, now, findings);
+            for given_up in self.expose(&open, now, findings) {
+                self.give_up(&given_up, findings);
+            }
         }
     }
 
@@ -273,16 +229,23 @@ impl<J: Journal> Correlator<J> {
             self.journal(&Entry::RequestAlone(request.clone()));
         }
         let Some(pod_uid) = request.pod_uid().map(str::to_owned) else { return };
-        self.make_room(&pod_uid, findings);
+        if self.is_swallowed(RuleId::TokenAccessThenApiRequest, id) {
+            return;
+        }
+        for given_up in self.make_room(&pod_uid, findings) {
+            self.give_up(&given_up, findings);
+        }
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
         match pod.update_known(id, &request, findings) {
             Known::No => {}
-            Known::Same => return,
-            Known::Worse => return self.journal(&Entry::Request(request)),
-        }
-        if self.swallowed.get(&(RuleId::TokenAccessThenApiRequest, id)).is_some() {
-            return;
+            known @ (Known::Same | Known::News) => {
+                self.update_outside(id, &request.record);
+                if known == Known::News {
+                    self.journal(&Entry::Request(request));
+                }
+                return;
+            }
         }
         let explained = pod.explains(&request, &self.settings);
         if explained && token_access::answered(&request.record) {
@@ -336,7 +299,8 @@ impl<J: Journal> Correlator<J> {
         for exposure in read {
             ended.extend(self.read(&exposure));
         }
-        for hourly in [&mut self.minted, &mut self.outside, &mut self.decoys] {
+        let Self { minted, outside, decoys, reads, .. } = self;
+        for hourly in [minted, outside, decoys, reads] {
             hourly.end(watermark, &mut ended);
         }
         ended.sort_by(|a, b| (a.first, &a.event_id).cmp(&(b.first, &b.event_id)));
@@ -347,8 +311,14 @@ impl<J: Journal> Correlator<J> {
     /// that has them already refuses them.
     pub fn restore(&mut self, entry: Entry, now: Micros, findings: &mut Vec<Finding>) {
         match entry {
-            Entry::Open(open) => self.expose(&Arc::new(open), now, findings),
+            Entry::Open(open) => {
+                // What gives way now did so before, and has an entry of its own.
+                self.expose(&Arc::new(open), now, findings);
+            }
             Entry::OpenAlone(open) => self.open_alone(&Arc::new(open), findings),
+            Entry::GivenUp(open) => {
+                self.read_given_up(&Arc::new(open), findings);
+            }
             Entry::RequestAlone(request) => {
                 self.alone(RequestId::of(&request.record), &request, findings);
             }
@@ -361,7 +331,7 @@ impl<J: Journal> Correlator<J> {
                     return;
                 };
                 if pod.update_known(id, &request, findings) != Known::No {
-                    return;
+                    return self.update_outside(id, &request.record);
                 }
                 if request.judged.is_some() || token_access::answered(&request.record) {
                     self.attach(id, request, findings);
@@ -399,8 +369,8 @@ impl<J: Journal> Correlator<J> {
         let held = |hourly: &Hourly, key: Option<Key>, time| {
             key.is_some_and(|key| hourly.needs(&key, time))
         };
-        let Self { rulebook, minted, outside, decoys, journal, sessions: known_sessions, .. } =
-            self;
+        let Self { rulebook, minted, outside, decoys, reads, journal, .. } = self;
+        let known_sessions = &self.sessions;
         let is_needed = |entry: &Entry| match entry {
             Entry::Open(open) => within(open.open.pod_uid.as_deref(), open.open.time),
             Entry::Request(request) => within(request.pod_uid(), request.time),
@@ -409,13 +379,14 @@ impl<J: Journal> Correlator<J> {
                 held(outside, outside_key(&open.open), time)
                     || held(decoys, decoy_opened(rulebook, open), time)
             }
+            Entry::GivenUp(open) => held(reads, read_key(&open.open), open.open.time),
             Entry::RequestAlone(request) => {
                 held(minted, minted_key(&request.record), request.time)
                     || held(decoys, decoy_used(rulebook, &request.record), request.time)
             }
             Entry::Session(request) => known_sessions.holds(&request.record),
         };
-        let hourly = [&*minted, &*outside, &*decoys];
+        let hourly = [&*minted, &*outside, &*decoys, &*reads];
         let over = horizons.is_empty() && hourly.iter().all(|it| it.is_empty());
         journal.compact(&is_needed, over)
     }
@@ -427,14 +398,12 @@ impl<J: Journal> Correlator<J> {
 
     /// What was dropped so far.
     pub fn losses(&self) -> Losses {
-        let hourly = [&self.minted, &self.outside, &self.decoys];
-        Losses { hourly: hourly.iter().map(|it| it.evicted()).sum(), ..self.losses }
+        Losses { hourly: self.hourlies().iter().map(|it| it.evicted()).sum(), ..self.losses }
     }
 
     /// What is held now.
     pub fn held(&self) -> Held {
-        let hourly = [&self.minted, &self.outside, &self.decoys];
-        let incidents = hourly.iter().map(|it| it.len()).sum();
+        let incidents = self.hourlies().iter().map(|it| it.len()).sum();
         let held = Held { pods: self.pods.len(), incidents, ..Held::default() };
         self.pods.values().fold(held, |held, pod| Held {
             exposures: held.exposures + pod.exposures.len(),
@@ -444,21 +413,31 @@ impl<J: Journal> Correlator<J> {
         })
     }
 
-    /// Lets an open start or extend an exposure.
-    fn expose(&mut self, open: &Arc<Open>, now: Micros, findings: &mut Vec<Finding>) {
-        let Some(pod_uid) = open.open.pod_uid.clone() else { return };
-        self.make_room(&pod_uid, findings);
+    fn hourlies(&self) -> [&Hourly; 4] {
+        [&self.minted, &self.outside, &self.decoys, &self.reads]
+    }
+
+    /// Lets an open start or extend an exposure. Returns those that give way and that nothing was told of.
+    fn expose(
+        &mut self,
+        open: &Arc<Open>,
+        now: Micros,
+        findings: &mut Vec<Finding>,
+    ) -> Vec<Exposure> {
+        let Some(pod_uid) = open.open.pod_uid.clone() else { return Vec::new() };
+        let mut given_up = self.make_room(&pod_uid, findings);
         let pod = self.pods.entry(pod_uid.clone()).or_default();
         pod.touched = now;
-        pod.expose(open, &self.settings, &mut self.losses);
+        given_up.extend(pod.expose(open, &self.settings, &mut self.losses));
         self.losses.merged += pod.merge_incidents(&self.settings);
         for receipt in pod.explained_receipts(&self.settings) {
             self.journal(&Entry::Request(receipt));
         }
-        let Some(pod) = self.pods.get_mut(&pod_uid) else { return };
+        let Some(pod) = self.pods.get_mut(&pod_uid) else { return given_up };
         for (id, request) in pod.take_explained(&self.settings) {
             self.attach(id, request, findings);
         }
+        given_up
     }
 
     /// Attaches a request that an exposure or the incident explains, and journals it as it was
@@ -532,6 +511,11 @@ impl<J: Journal> Correlator<J> {
         }
     }
 
+    fn is_swallowed(&mut self, rule: RuleId, id: RequestId) -> bool {
+        !self.swallowed.is_empty()
+            && self.swallowed.get(&ids::swallowed_request(rule, id)).is_some()
+    }
+
     /// Who may have brought the opener into the pod, as the token names it, or else the index.
     fn initiators(&self, open: &Open, record: Option<&AuditRecord>) -> Vec<Arc<AuditRecord>> {
         let of_token = record.and_then(|record| {
@@ -539,9 +523,8 @@ impl<J: Journal> Correlator<J> {
             Some((namespace, record.extra(audit::POD_NAME)?))
         });
         let of_index = open.pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name));
-        let candidates = |(namespace, name)| {
-            self.sessions.candidates(&open.open, namespace, name, &self.settings)
-        };
+        let candidates =
+            |(namespace, name)| self.sessions.candidates(open, namespace, name, &self.settings);
         of_token.or(of_index).map(candidates).unwrap_or_default()
     }
 
@@ -562,21 +545,23 @@ impl<J: Journal> Correlator<J> {
     }
 
     /// Keeps the number of pods within its bound: one idle pod gives way to a new one, and what was
-    /// told of it is told to have ended.
-    fn make_room(&mut self, pod_uid: &str, findings: &mut Vec<Finding>) {
+    /// told of it is told to have ended. Returns its exposures that nothing was told of.
+    fn make_room(&mut self, pod_uid: &str, findings: &mut Vec<Finding>) -> Vec<Exposure> {
         if self.pods.len() < self.settings.pods || self.pods.contains_key(pod_uid) {
-            return;
+            return Vec::new();
         }
         let idlest = self
             .pods
             .iter()
             .min_by_key(|(uid, pod)| (pod.weight(), pod.touched, uid.as_str()))
             .map(|(uid, _)| uid.clone());
-        if let Some(uid) = idlest {
-            let pod = self.pods.remove(&uid).unwrap_or_default();
-            findings.extend(pod.incidents.iter().map(|incident| incident.story.summary()));
-            self.losses.pods += 1;
-        }
+        let Some(mut pod) = idlest.and_then(|uid| self.pods.remove(&uid)) else {
+            return Vec::new();
+        };
+        self.losses.pods += 1;
+        findings.extend(pod.end_incidents(Micros::MAX, &self.settings));
+        pod.exposures.retain(|exposure| !exposure.settled);
+        pod.exposures
     }
 }
 

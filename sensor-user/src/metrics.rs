@@ -40,6 +40,7 @@ pub struct CorrelationMetrics {
     incidents: Gauge,
     waiting: Gauge,
     dropped_exposures: Counter,
+    untold_reads: Counter,
     dropped_waiting: Counter,
     dropped_pods: Counter,
     dropped_hourly: Counter,
@@ -64,6 +65,7 @@ impl Default for CorrelationMetrics {
             incidents: Gauge::default(),
             waiting: Gauge::default(),
             dropped_exposures: Counter::default(),
+            untold_reads: Counter::default(),
             dropped_waiting: Counter::default(),
             dropped_pods: Counter::default(),
             dropped_hourly: Counter::default(),
@@ -94,6 +96,11 @@ impl CorrelationMetrics {
             "dropped_exposures",
             format!("Exposures {bound}"),
             self.dropped_exposures.clone(),
+        );
+        registry.register(
+            "untold_reads",
+            "Reads of dropped exposures that were not told, as too many pods had such in one hour",
+            self.untold_reads.clone(),
         );
         registry.register(
             "dropped_waiting_requests",
@@ -143,6 +150,7 @@ impl CorrelationMetrics {
             counter.inc_by(value.saturating_sub(counter.get()));
         };
         counter(&self.dropped_exposures, losses.exposures);
+        counter(&self.untold_reads, losses.reads);
         counter(&self.dropped_waiting, losses.waiting);
         counter(&self.dropped_pods, losses.pods);
         counter(&self.dropped_hourly, losses.hourly);

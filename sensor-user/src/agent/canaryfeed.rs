@@ -11,7 +11,7 @@ use crate::{
     audit::{
         ReadRecord,
         canary::{
-            Asked, Canary, CanaryMetrics, State, Status,
+            Asked, Canary, CanaryMetrics, Measured, State, Status,
             probe::{self, nonce},
         },
     },
@@ -33,6 +33,12 @@ struct Running {
 }
 
 impl CanaryFeed {
+    /// One that stands like this for good.
+    #[cfg(test)]
+    pub(super) fn stub(state: State, measured: Option<Measured>) -> Self {
+        Self { running: None, status: Status { state, detail: String::new(), measured } }
+    }
+
     /// Prepares the requests, where there is somebody to ask and somewhere to look.
     pub(super) fn start(
         config: &Config,
@@ -88,10 +94,10 @@ impl CanaryFeed {
         }
     }
 
-    /// Takes whatever was read; `wall` is the wall clock of now.
-    pub(super) fn see(&mut self, read: &ReadRecord, wall: Micros) {
+    /// Takes whatever was read from the source of this index; `wall` is the wall clock of now.
+    pub(super) fn see(&mut self, read: &ReadRecord, source: usize, wall: Micros) {
         if let Some(running) = &mut self.running {
-            running.canary.see(&read.record, read.read_wall(wall));
+            running.canary.see(&read.record, read.read_wall(wall), source);
         }
     }
 
@@ -114,6 +120,13 @@ impl CanaryFeed {
     /// How it stands as of the last [`Self::judge`].
     pub(super) fn status(&self) -> &Status {
         &self.status
+    }
+
+    /// What is known of the clock of the API server that this source's events come from; `None` as soon
+    /// as it is not heard any more.
+    pub(super) fn measured(&self, source: usize) -> Option<Measured> {
+        let measured = self.status.measured.filter(|measured| measured.source == source);
+        measured.filter(|_| self.status.state == State::Heard)
     }
 
     /// What alerts may lack because of it, as a sentence.

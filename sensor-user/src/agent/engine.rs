@@ -22,6 +22,7 @@ use crate::{
     admin::{Condition, Health},
     alert::{
         document::{self, Origin},
+        fit,
         log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
@@ -50,7 +51,7 @@ use join::{Join, find_pod, find_pods};
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
-/// How much earlier than an open another machine's clock may date a request that followed it.
+/// How much earlier than an open a clock that nobody measured may date a request that followed it.
 const OTHER_CLOCK: Micros = Micros::from_secs(1);
 /// How often time is passed on, checkpoints are written and the state is published.
 const TICK: Duration = Duration::from_secs(1);
@@ -132,7 +133,7 @@ impl Engine {
         };
         let alert_log = AlertLog::open(settings, metrics.alert_log)?;
         let record = |path: &PathBuf| {
-            Recorder::open(path, config.node_name.clone(), skew(config).0)
+            Recorder::open(path, config.node_name.clone())
                 .map_err(|source| AgentError::Record { path: path.clone(), source })
         };
         let recorder = config.record.as_ref().map(record).transpose()?;
@@ -152,6 +153,7 @@ impl Engine {
             join: Join {
                 boot_id: state::boot_id(),
                 recorder,
+                skew: Micros(0),
                 correlator: Correlator::new(Settings::new(cluster), journal),
                 findings: Vec::new(),
             },
@@ -186,9 +188,9 @@ impl Engine {
         if config.kube.is_some() {
             engine.join.correlator.set_indexed();
         }
-        engine.join.correlator.widen_skew(skew(config));
         let now = engine.senses.clock.now().steady;
         engine.join.correlator.watch(now);
+        engine.join.correlator.remember_swallowed(engine.rulebook.swallowed_before());
         for mut entry in entries {
             engine.place(&mut entry);
             engine.remember(&entry);
@@ -198,6 +200,7 @@ impl Engine {
         let (sender, batches) = mpsc::channel(BATCHES);
         engine.follow(config, &metrics.audit, &sender, tasks);
         engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks)?;
+        engine.join.skew = engine.skew();
         Ok((engine, batches))
     }
 
@@ -217,7 +220,8 @@ impl Engine {
 
     fn remember(&mut self, entry: &Entry) {
         if let Entry::Open(Open { boot_id, open, .. })
-        | Entry::OpenAlone(Open { boot_id, open, .. }) = entry
+        | Entry::OpenAlone(Open { boot_id, open, .. })
+        | Entry::GivenUp(Open { boot_id, open, .. }) = entry
             && *boot_id == self.join.boot_id
         {
             self.remembered.push(SeenOpen::of(open));
@@ -260,11 +264,13 @@ impl Engine {
     /// Moves a remembered entry onto this run's steady axis: the wall clock may have been set since.
     fn place(&self, entry: &mut Entry) {
         match entry {
-            Entry::Open(open) | Entry::OpenAlone(open) if open.boot_id == self.join.boot_id => {
+            Entry::Open(open) | Entry::OpenAlone(open) | Entry::GivenUp(open)
+                if open.boot_id == self.join.boot_id =>
+            {
                 open.open.time = self.senses.clock.boot_to_steady(open.open.ktime_ns);
             }
             // Of an earlier boot only the wall clock tells.
-            Entry::Open(open) | Entry::OpenAlone(open) => {
+            Entry::Open(open) | Entry::OpenAlone(open) | Entry::GivenUp(open) => {
                 open.open.time = self.senses.clock.wall_to_steady(open.open.wall);
             }
             Entry::Request(request) | Entry::RequestAlone(request) | Entry::Session(request) => {
@@ -273,7 +279,7 @@ impl Engine {
             }
         }
         match entry {
-            Entry::Open(open) | Entry::OpenAlone(open) => {
+            Entry::Open(open) | Entry::OpenAlone(open) | Entry::GivenUp(open) => {
                 find_pods(open, &self.senses.pods.index);
             }
             Entry::Request(request) | Entry::RequestAlone(request) | Entry::Session(request) => {
@@ -346,7 +352,7 @@ impl Engine {
         let Now { steady: now, wall } = self.senses.clock.now();
         let covers_nothing = batch.records.is_empty();
         for read in batch.records {
-            self.canary.see(&read, wall);
+            self.canary.see(&read, batch.source, wall);
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request::new(time, read.record);
             self.join.request(request, &self.senses.pods.index, now);
@@ -360,7 +366,7 @@ impl Engine {
                 self.checkpoints.advance(path, position);
                 // But at once where a restart would begin at the log's end instead. If that fails,
                 // the next tick tries again and says so.
-                if first && covers_nothing && self.checkpoints.flush().is_err() {
+                if first && covers_nothing && self.save_at_once().is_err() {
                     tracing::debug!("the first checkpoint could not be written yet");
                 }
             }
@@ -377,7 +383,7 @@ impl Engine {
             let origin = self.origin_now();
             let document =
                 document::document(&finding, &origin, &self.senses.pods.index, read_at, now);
-            let line = match serde_json::to_vec(&document) {
+            let line = match fit::line(&document) {
                 Ok(line) => line,
                 Err(error) => {
                     tracing::error!(%error, "an alert has no JSON form");
@@ -429,6 +435,7 @@ impl Engine {
             self.canary.go();
         }
         self.canary.judge(now);
+        self.join.skew = self.skew();
         self.tell(None);
         self.alert_log.maintain();
         let journal = self.join.correlator.flush_journal();
@@ -438,13 +445,21 @@ impl Engine {
         Ok(())
     }
 
-    /// Counts what exceptions swallowed, and takes a rules file that has changed.
+    /// Takes a rules file that has changed.
     fn keep_rules(&mut self, now: Micros) {
-        for (exception, _) in self.join.correlator.take_hits() {
-            self.rulebook.swallowed(&exception, now);
-        }
+        self.count_swallowed();
         self.rulebook.keep_up(now);
         self.join.correlator.set_rulebook(self.rulebook.current());
+    }
+
+    /// How much earlier than an open a request may be dated that follows it. A log file is written by
+    /// this machine's clock; who posts has one of their own, which the canary may have measured.
+    fn skew(&self) -> Micros {
+        let others = self.sources.iter().enumerate().filter(|(_, it)| it.checkpoint.is_none());
+        let skews = others.map(|(source, _)| {
+            self.canary.measured(source).map_or(OTHER_CLOCK, |measured| measured.skew())
+        });
+        skews.max().unwrap_or_default()
     }
 
     /// How far every source is known to be complete, on the steady axis.
@@ -550,11 +565,6 @@ impl Engine {
             );
         }
     }
-}
-
-/// A log file is written by this machine's clock; who posts has one of their own.
-fn skew(config: &Config) -> Micros {
-    if config.audit_webhook.is_some() { OTHER_CLOCK } else { Micros(0) }
 }
 
 #[cfg(test)]

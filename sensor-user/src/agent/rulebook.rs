@@ -10,6 +10,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    correlation::Swallowed,
     rules::{exceptions::ExceptionId, rulebook::Rulebook},
     time::Micros,
 };
@@ -98,16 +99,24 @@ impl RulebookKeeper {
         Arc::clone(self.file.current())
     }
 
-    /// Counts an alert that an exception swallowed. `now` is the wall clock's.
-    pub fn swallowed(&mut self, id: &ExceptionId, now: Micros) {
-        self.hits.note(id, now);
-        if let Some(counter) = self.metrics.exception_hits.get(&id.into()) {
-            counter.inc();
-        }
+    /// What exceptions swallowed in earlier runs, as far as it is remembered: it is counted.
+    pub fn swallowed_before(&self) -> impl Iterator<Item = &str> {
+        self.hits.swallowed()
     }
 
-    /// What happens once a second: looks at the file, writes what was counted. `now` is the wall
-    /// clock's.
+    /// Counts alerts that exceptions swallowed, and writes that. `now` is the wall clock's.
+    pub fn swallowed(&mut self, hits: Vec<Swallowed>, now: Micros) {
+        for Swallowed { exception, id } in hits {
+            self.hits.note(&exception, id, now);
+            if let Some(counter) = self.metrics.exception_hits.get(&(&exception).into()) {
+                counter.inc();
+            }
+        }
+        self.hits.flush();
+    }
+
+    /// What happens once a second: looks at the file, writes what could not be written before. `now` is
+    /// the wall clock's.
     pub fn keep_up(&mut self, now: Micros) {
         let old = self.current();
         match self.file.poll() {
@@ -123,11 +132,6 @@ impl RulebookKeeper {
                 self.metrics.refused.set(1);
             }
         }
-        self.flush();
-    }
-
-    /// Writes what was counted, if anything was.
-    pub fn flush(&mut self) {
         self.hits.flush();
     }
 

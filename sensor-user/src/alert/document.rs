@@ -27,6 +27,11 @@ use crate::{
     time::Micros,
 };
 
+/// Addresses to pivot on.
+const ADDRESSES: usize = 64;
+/// Those that are looked at of one request: the last, behind what a client may have made up.
+const HOPS: usize = 16;
+
 /// What every alert of this process says about the process.
 #[derive(Clone, Debug)]
 pub struct Origin {
@@ -64,12 +69,6 @@ pub fn document(
     let end = received.or(opened).unwrap_or(finding.last);
     let known_container =
         open.and_then(|open| open.reader.as_ref()).and_then(|reader| container_of(reader, pods));
-    let mut ips: Vec<String> = Vec::new();
-    for address in finding.requests.iter().flat_map(|request| &request.record.source_ips) {
-        if !ips.contains(address) {
-            ips.push(address.clone());
-        }
-    }
     let mut degraded = origin.degraded.clone();
     degraded.extend(open.iter().flat_map(|open| open.degraded.iter().cloned()));
     let message = message::of(finding, &who);
@@ -152,7 +151,7 @@ pub fn document(
             .map(|agent| UserAgent { original: redact(agent).into_owned() }),
         related: Related {
             user: users.map(|record| record.user.username.clone()).collect(),
-            ip: ips,
+            ip: addresses(finding),
             hosts: vec![origin.node_name.clone()],
         },
         tokentrail: Tokentrail {
@@ -202,6 +201,21 @@ pub fn document(
         },
         kubernetes: request.map(|request| Kubernetes { audit: shown(request) }),
     }
+}
+
+/// Addresses of its requests, each once. All but a request's last are what its client says.
+fn addresses(finding: &Finding) -> Vec<String> {
+    let mut addresses: Vec<String> = Vec::new();
+    for request in &finding.requests {
+        let given = &request.record.source_ips;
+        let last = given.len().saturating_sub(HOPS);
+        for address in given.iter().skip(last) {
+            if addresses.len() < ADDRESSES && !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+    }
+    addresses
 }
 
 fn categories(finding: &Finding) -> Vec<String> {

@@ -270,6 +270,11 @@ pub fn reasons(finding: &Finding, node_name: &str) -> Vec<String> {
     if let Some(open) = &finding.open {
         reasons.extend(of_open(&open.open).into_iter().map(str::to_owned));
     }
+    if finding.early {
+        let why = "so many tokens were opened that this read was let go early: it is not known whether \
+                   a request followed";
+        reasons.push(why.to_owned());
+    }
     let Some(request) = &finding.request else { return reasons };
     let record = &request.record;
     if finding.rule == RuleId::TokenAccessThenApiRequest {
@@ -327,9 +332,11 @@ const QUARANTINE: &str = concat!(
 );
 
 /// Whether a name may stand in a command: whoever asks for an object that cannot be chooses its name,
-/// and `--all` would be a flag. Kubernetes' names begin with a letter or digit (RFC 1123).
+/// and `--all` would be a flag. Kubernetes' names begin with a letter or digit (RFC 1123) and have 253
+/// of them at most.
 fn is_name(name: &str) -> bool {
-    name.starts_with(|it: char| it.is_ascii_lowercase() || it.is_ascii_digit())
+    name.len() <= 253
+        && name.starts_with(|it: char| it.is_ascii_lowercase() || it.is_ascii_digit())
         && name
             .chars()
             .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || "-.".contains(it))

@@ -21,6 +21,8 @@ use prometheus_client::{
 };
 use serde::Deserialize;
 
+use super::fit;
+
 /// Ids remembered: more than lines fit into what is read back.
 const KNOWN_IDS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 /// How much of the log's end is read back on start, bytes. Ids further back belong to requests
@@ -28,8 +30,8 @@ const KNOWN_IDS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 const READ_BACK: u64 = 8 << 20;
 /// How every document begins.
 const BEGINNING: &[u8] = br#"{"@timestamp":"#;
-/// Longer than any document, bytes.
-const LONGEST_LINE: u64 = 1 << 20;
+/// The longest document, bytes.
+const LONGEST_LINE: u64 = fit::LONGEST as u64;
 /// What may wait for space, bytes; beyond it the audit sources have to wait.
 const PENDING_BYTES: usize = 4 << 20;
 

@@ -10,10 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::{
-    attribution::{TokenOpen, pods::Pod},
-    redact::redact,
-};
+use crate::{correlation::Open, redact::redact};
 
 /// The file.
 #[derive(Debug)]
@@ -21,33 +18,28 @@ pub struct Recorder {
     path: PathBuf,
     file: File,
     node_name: String,
-    skew_us: i64,
 }
 
 impl Recorder {
     /// Opens or makes it; what it holds stays.
-    pub fn open(path: &Path, node_name: String, skew_us: i64) -> io::Result<Self> {
+    pub fn open(path: &Path, node_name: String) -> io::Result<Self> {
         let file = File::options().append(true).create(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), file, node_name, skew_us })
+        Ok(Self { path: path.to_owned(), file, node_name })
     }
 
     /// Adds an open, with its pod where that is known. A failure is told, and the open goes on
     /// without.
-    pub fn add(&mut self, boot_id: &str, open: &TokenOpen, pod: Option<&Pod>) {
-        let mut line = self.document(boot_id, open, pod).to_string().into_bytes();
+    pub fn add(&mut self, open: &Open) {
+        let mut line = self.document(open).to_string().into_bytes();
         line.push(b'\n');
         if let Err(error) = self.file.write_all(&line) {
             tracing::error!(path = %self.path.display(), %error, "an open was not recorded");
         }
     }
 
-    /// The document of an open, one line as text.
-    pub(crate) fn document(
-        &self,
-        boot_id: &str,
-        open: &TokenOpen,
-        pod: Option<&Pod>,
-    ) -> serde_json::Value {
+    /// The document of an open.
+    pub(crate) fn document(&self, Open { boot_id, open, skew_us, pod, .. }: &Open) -> serde_json::Value {
+        let pod = pod.as_deref();
         let args: Vec<_> = open.args.iter().map(|arg| redact(arg)).collect();
         json!({
             "@timestamp": open.wall,
@@ -71,7 +63,32 @@ impl Recorder {
                 "namespace": pod.map(|pod| &pod.namespace),
                 "resource": {"type": "pod", "id": open.pod_uid, "name": pod.map(|pod| &pod.name)},
             },
-            "tokentrail": {"grade": open.grade, "skew_us": self.skew_us, "open": open},
+            "tokentrail": {"grade": open.grade, "skew_us": skew_us, "open": open},
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{attribution::TokenOpen, replay::opens, time::Micros};
+
+    #[test]
+    fn each_open_is_recorded_with_what_was_known_of_the_clocks_by_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("opens.ndjson");
+        let mut recorder = Recorder::open(&path, "node".to_owned()).unwrap();
+        let time = Micros::from_secs(1_800_000_000);
+        let mut open = Open::new("boot", TokenOpen::example(time));
+        for skew in [1_000_000, 2_500] {
+            open.skew_us = skew;
+            recorder.add(&open);
+        }
+        let lines = std::fs::read(&path).unwrap();
+        let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let read: Vec<_> = lines.map(|line| opens::parse(line).unwrap().unwrap()).collect();
+        let skews: Vec<_> = read.iter().map(|it| it.skew).collect();
+        assert_eq!(skews, [Some(Micros(1_000_000)), Some(Micros(2_500))]);
+        assert_eq!(read[0].open(), open.open);
     }
 }

@@ -168,3 +168,43 @@ impl TokenOpen {
         self.grade == Grade::Interactive
     }
 }
+
+#[cfg(test)]
+impl TokenOpen {
+    /// Somebody's `cat` in a session of `kubectl exec`, on all axes at this time.
+    pub(crate) fn example(time: Micros) -> Self {
+        let key = ProcessKey { tgid: 100, start_boottime_ns: 1 };
+        let related = RelatedProcess { key, comm: "sh".into() };
+        Self {
+            ktime_ns: u64::try_from(time.0).unwrap() * 1_000,
+            time,
+            wall: time,
+            grade: Grade::Interactive,
+            native: Some(false),
+            pod_uid: Some("pod".into()),
+            volume: None,
+            reader: None,
+            file: TokenFile::Token,
+            path: "/var/run/secrets/kubernetes.io/serviceaccount/token".into(),
+            raw_path: "/run/secrets/kubernetes.io/serviceaccount/..1/token".into(),
+            inode: 7,
+            process: key,
+            pid: 100,
+            ppid: 1,
+            comm: "cat".into(),
+            leader_comm: "cat".into(),
+            executable: "/bin/cat".into(),
+            executable_id: (1, 2),
+            args: vec!["cat".into()],
+            args_cut: false,
+            uid: 0,
+            euid: 0,
+            tty: Some((136, 0)),
+            entry: related.clone(),
+            pidns_entry: related,
+            cgroup: "/kubepods".into(),
+            route: "exit".into(),
+            degraded: Vec::new(),
+        }
+    }
+}

@@ -51,6 +51,23 @@ pub struct Measured {
     /// From the event's `stageTimestamp` to when its line was read, microseconds. Between two
     /// machines it includes the clock offset.
     pub delay_us: i64,
+    /// Index of the audit source that it was heard through.
+    #[serde(skip)]
+    pub source: usize,
+}
+
+impl Measured {
+    /// What the clocks may drift apart until the next measurement.
+    const DRIFT_US: i64 = 100_000;
+    /// A clock that is behind by more is not one to go by, microseconds.
+    const MOST_US: i64 = 3_600_000_000;
+
+    /// How much earlier than an event of this machine the API server may date what follows it: by what its
+    /// clock is behind, as far as that is known.
+    pub fn skew(&self) -> Micros {
+        let error = self.clock_offset_error_us.saturating_add(Self::DRIFT_US);
+        Micros(error.saturating_sub(self.clock_offset_us).clamp(0, Self::MOST_US))
+    }
 }
 
 /// How it stands.
@@ -98,7 +115,7 @@ impl Status {
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { clock_offset_us, clock_offset_error_us, delay_us } = self;
+        let Self { clock_offset_us, clock_offset_error_us, delay_us, .. } = self;
         write!(
             f,
             "read {delay_us} µs after it was written; the API server's clock less this machine's: \
@@ -114,6 +131,7 @@ struct Sighting {
     received: Micros,
     stage: Micros,
     read: Micros,
+    source: usize,
 }
 
 /// What was asked, what came back, and what that means.
@@ -170,9 +188,9 @@ impl Canary {
         }
     }
 
-    /// Takes an event that was read when this machine's wall clock showed `read`; whatever is no
-    /// canary is ignored.
-    pub fn see(&mut self, record: &AuditRecord, read: Micros) {
+    /// Takes an event that was read from the source of this index when this machine's wall clock
+    /// showed `read`; whatever is no canary is ignored.
+    pub fn see(&mut self, record: &AuditRecord, read: Micros, source: usize) {
         let Some(run) = record.user_agent.as_deref().and_then(|it| it.strip_prefix(MARK)) else {
             return;
         };
@@ -188,6 +206,7 @@ impl Canary {
                     received: record.request_received_timestamp,
                     stage: record.stage_timestamp,
                     read,
+                    source,
                 });
                 self.measure();
             }
@@ -218,12 +237,13 @@ impl Canary {
             clock_offset_us: (sighting.received - sent - Micros(half)).0,
             clock_offset_error_us: half,
             delay_us: (sighting.read - sighting.stage).0,
+            source: sighting.source,
         };
         self.metrics.measured(&measured);
         self.measured = Some(measured);
     }
 
-    /// The API server's clock and the stream's delay, once known: what `skew` may be set by.
+    /// The API server's clock and the stream's delay, once known.
     pub fn measured(&self) -> Option<Measured> {
         self.measured
     }

@@ -7,7 +7,7 @@ use super::{
     Attached, Correlator, Finding, JOURNALLED, Open, Request,
     hourly::Hourly,
     ids::{self, Key, RequestId},
-    journal::Journal,
+    journal::{Entry, Journal},
     story::Story,
     window::Exposure,
 };
@@ -33,35 +33,46 @@ impl<J: Journal> Correlator<J> {
         }
     }
 
-    fn opened(&mut self, rule: RuleId, key: Key, open: &Arc<Open>, findings: &mut Vec<Finding>) {
+    /// Whether a restart needs it.
+    fn opened(
+        &mut self,
+        rule: RuleId,
+        key: Key,
+        open: &Arc<Open>,
+        findings: &mut Vec<Finding>,
+    ) -> bool {
         if self.excepted(rule, Some(open), None) {
-            return;
+            return false;
         }
         let time = open.open.time;
         let hourly = self.hourly(rule);
         let key = hourly.key(key, time);
         if let Some(standing) = hourly.find(&key, time) {
             standing.story.add_open(open);
-            return;
+            return standing.story.open_count() <= JOURNALLED;
         }
-        let id = if rule == RuleId::DecoyUsed {
-            self.exposure_id(open)
-        } else {
+        let id = if rule == RuleId::TokenReadFromOutside {
             ids::outside_id(&self.settings.cluster, &open.boot_id, &key, open.open.ktime_ns)
+        } else {
+            self.exposure_id(open)
         };
         let mut story = Story::begin(rule, id, Some(Arc::clone(open)), None);
+        story.set_initiators(self.initiators(open, None));
         story.add_open(open);
+        if rule == RuleId::TokenRead {
+            story.set_early();
+        }
         findings.push(story.alert());
         self.hourly(rule).begin(key, time, story, findings);
+        true
     }
 
     pub(super) fn hourly(&mut self, rule: RuleId) -> &mut Hourly {
         match rule {
             RuleId::TokenRequestByUser => &mut self.minted,
             RuleId::TokenReadFromOutside => &mut self.outside,
-            RuleId::DecoyUsed | RuleId::TokenAccessThenApiRequest | RuleId::TokenRead => {
-                &mut self.decoys
-            }
+            RuleId::TokenRead => &mut self.reads,
+            RuleId::DecoyUsed | RuleId::TokenAccessThenApiRequest => &mut self.decoys,
         }
     }
 
@@ -106,13 +117,14 @@ impl<J: Journal> Correlator<J> {
         findings: &mut Vec<Finding>,
     ) -> bool {
         let known = self.hourly(rule).stories().find_map(|story| {
-            let attached = story.update(id, &request.record)?;
-            Some(story.escalation(&attached))
+            let (attached, is_news) = story.update(id, &request.record)?;
+            let escalation = story.escalation(&attached);
+            let needed = is_news && story.request_count() <= JOURNALLED;
+            Some((needed || escalation.is_some(), escalation))
         });
-        if let Some(escalation) = known {
-            let is_worse = escalation.is_some();
+        if let Some((needed, escalation)) = known {
             findings.extend(escalation);
-            return is_worse;
+            return needed;
         }
         let attached = Attached::new(id, request, RequestKind::Unknown);
         if self.excepted(rule, None, Some(&attached)) {
@@ -131,6 +143,13 @@ impl<J: Journal> Correlator<J> {
         findings.push(story.alert());
         self.hourly(rule).begin(key, request.time, story, findings);
         true
+    }
+
+    /// Notes a later stage of a request that R3's incidents list.
+    pub(super) fn update_outside(&mut self, id: RequestId, record: &AuditRecord) {
+        for story in self.outside.stories() {
+            story.update(id, record);
+        }
     }
 
     /// Lists a request in R3's incident about the open that it follows from; gives that one's id.
@@ -156,6 +175,25 @@ impl<J: Journal> Correlator<J> {
         }
         story.set_initiators(self.initiators(open, None));
         Some(story.alert())
+    }
+
+    /// R0 of an exposure that gave way to others before its end.
+    pub(super) fn give_up(&mut self, exposure: &Exposure, findings: &mut Vec<Finding>) {
+        let Some(open) = &exposure.read else { return };
+        if self.read_given_up(open, findings) {
+            self.journal(&Entry::GivenUp(Open::clone(open)));
+        }
+    }
+
+    /// One incident for a pod and hour, and for so many pods: who floods exposures shall not flood the
+    /// alert log. Whether a restart needs it.
+    pub(super) fn read_given_up(&mut self, open: &Arc<Open>, findings: &mut Vec<Finding>) -> bool {
+        let Some(key) = read_key(&open.open) else { return false };
+        if self.reads.is_full() && self.reads.find(&key, open.open.time).is_none() {
+            self.losses.reads += 1;
+            return false;
+        }
+        self.opened(RuleId::TokenRead, key, open, findings)
     }
 
     fn exposure_id(&self, first: &Open) -> String {
@@ -186,6 +224,12 @@ pub(super) fn outside_key(open: &TokenOpen) -> Option<Key> {
         reader.container_id.clone().unwrap_or_else(|| reader.pod_uid.clone())
     });
     Some(Key { owner: container, rest: vec![open.executable.clone()] })
+}
+
+/// The key of R0's reads that are told early: the pod. What is read from outside is R3's to tell.
+pub(super) fn read_key(open: &TokenOpen) -> Option<Key> {
+    let pod_uid = open.pod_uid.as_ref().filter(|_| open.grade != Grade::Outside)?;
+    Some(Key { owner: pod_uid.clone(), rest: Vec::new() })
 }
 
 /// The decoy whose token was opened, as R7's key.

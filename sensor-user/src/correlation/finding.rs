@@ -98,6 +98,8 @@ pub struct Finding {
     pub request_count: u64,
     /// Opens in this incident.
     pub open_count: u64,
+    /// Whether it is told before the exposure has ended, as that had to give way to others.
+    pub early: bool,
     /// Pods whose token was opened, and how often; only where there may be several.
     pub victims: BTreeMap<String, u64>,
     /// First open or request, wall clock.

@@ -1,5 +1,6 @@
 //! Incidents that have no exposure: one for each key and hour of event time from its first event,
-//! joined by whatever has the same key (R2: who mints for whom, R3: who reads, R7: which decoy).
+//! joined by whatever has the same key (R2: who mints for whom, R3: who reads, R7: which decoy, R0
+//! told early: which pod).
 
 use super::{finding::Finding, ids::Key, story::Story};
 use crate::time::Micros;
@@ -59,7 +60,7 @@ impl Hourly {
     /// most is told to have ended.
     pub fn begin(&mut self, key: Key, first: Micros, story: Story, findings: &mut Vec<Finding>) {
         let count = |owner: &str| self.live.iter().filter(|it| it.key.owner == owner).count();
-        if self.live.len() >= TOTAL {
+        if self.is_full() {
             let owners = self.live.iter().map(|it| it.key.owner.as_str());
             let crowded = owners.max_by_key(|owner| (count(owner), *owner));
             let owner = crowded.unwrap_or_default().to_owned();
@@ -89,6 +90,11 @@ impl Hourly {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.live.len()
+    }
+
+    /// Whether another one would end one that stands.
+    pub fn is_full(&self) -> bool {
+        self.live.len() >= TOTAL
     }
 
     /// Whether there is none.

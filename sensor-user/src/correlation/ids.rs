@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    attribution::ProcessKey,
+    attribution::{ProcessKey, TokenOpen},
     audit::{AuditRecord, Stage},
     rules::{Band, catalogue::RuleId},
 };
@@ -84,6 +84,23 @@ impl RequestId {
         let received = record.request_received_timestamp.0.to_le_bytes();
         Self(parts.part(record.request_uri.as_bytes()).part(&received).finish())
     }
+}
+
+/// Of a request that an exception of this rule swallowed.
+pub fn swallowed_request(rule: RuleId, request: RequestId) -> String {
+    Parts::new("swallowed-request").part(rule.as_str().as_bytes()).part(&request.0).finish_hex()
+}
+
+/// Of an open that an exception of this rule swallowed.
+pub fn swallowed_open(rule: RuleId, boot_id: &str, open: &TokenOpen) -> String {
+    Parts::new("swallowed-open")
+        .part(rule.as_str().as_bytes())
+        .part(boot_id.as_bytes())
+        .part(&open.process.tgid.to_le_bytes())
+        .part(&open.process.start_boottime_ns.to_le_bytes())
+        .part(&open.inode.to_le_bytes())
+        .part(&open.ktime_ns.to_le_bytes())
+        .finish_hex()
 }
 
 /// `incident.id` of an R1 incident.

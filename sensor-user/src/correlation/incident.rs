@@ -102,11 +102,15 @@ impl Incident {
         self.story.escalation(&attached)
     }
 
-    /// Notes a later stage of a request that is already in; `None` if it is not. What is told of
-    /// it, if it makes the incident worse.
-    pub fn update(&mut self, id: RequestId, record: &AuditRecord) -> Option<Option<Finding>> {
-        let attached = self.story.update(id, record)?;
-        Some(self.story.escalation(&attached))
+    /// Notes a later stage of a request that is already in; `None` if it is not. Whether that is news, and
+    /// what is told of it, if it makes the incident worse.
+    pub fn update(
+        &mut self,
+        id: RequestId,
+        record: &AuditRecord,
+    ) -> Option<(bool, Option<Finding>)> {
+        let (attached, is_news) = self.story.update(id, record)?;
+        Some((is_news, self.story.escalation(&attached)))
     }
 
     /// Lets exposures that touch the incident prolong it, and counts their opens.
@@ -135,7 +139,7 @@ impl Incident {
 
     /// Whether an exposure begins before the incident ends, and ends after it began.
     pub fn touches(&self, exposure: &Exposure, settings: &Settings) -> bool {
-        exposure.start(settings) <= self.end(settings) && self.first <= exposure.end(settings)
+        exposure.start() <= self.end(settings) && self.first <= exposure.end(settings)
     }
 
     /// Whether two are one: input that came late has filled what was between them.
@@ -190,10 +194,10 @@ fn earliest<'a>(
     settings: &Settings,
 ) -> &'a Exposure {
     let mut root = exposure;
-    let place = |it: &Exposure| (it.start(settings), it.first.open.ktime_ns, it.entry);
+    let place = |it: &Exposure| (it.start(), it.first.open.ktime_ns, it.entry);
     while let Some(earlier) = exposures
         .iter()
-        .filter(|it| place(it) < place(root) && it.end(settings) >= root.start(settings))
+        .filter(|it| place(it) < place(root) && it.end(settings) >= root.start())
         .min_by_key(|it| place(it))
     {
         root = earlier;

@@ -29,6 +29,8 @@ pub enum Entry {
     /// An open that is told by itself. It may have to be kept for longer than the exposure that it is
     /// of as well, and must not begin that anew.
     OpenAlone(Open),
+    /// An open whose exposure gave way to others.
+    GivenUp(Open),
     /// A request that is told by itself.
     RequestAlone(Request),
     /// A session that may explain an open to come.
@@ -38,7 +40,11 @@ pub enum Entry {
 impl Entry {
     fn is_of_incident(&self) -> bool {
         match self {
-            Self::Open(_) | Self::Request(_) | Self::OpenAlone(_) | Self::RequestAlone(_) => true,
+            Self::Open(_)
+            | Self::Request(_)
+            | Self::OpenAlone(_)
+            | Self::GivenUp(_)
+            | Self::RequestAlone(_) => true,
             Self::Session(_) => false,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Losses, Open, Request, Settings,
+    JOURNALLED, Losses, Open, Request, Settings,
     finding::Finding,
     ids::RequestId,
     incident::Incident,
@@ -27,10 +27,10 @@ pub(super) struct Waiting {
 pub(super) enum Known {
     /// It is new.
     No,
-    /// It is, and changes nothing that was told.
+    /// It is, and a restart can do without it.
     Same,
-    /// It is, and makes an incident worse.
-    Worse,
+    /// It is, and changes what a restart would find.
+    News,
 }
 
 /// One pod.
@@ -52,11 +52,15 @@ impl PodState {
         request: &Request,
         findings: &mut Vec<Finding>,
     ) -> Known {
-        let known = self.incidents.iter_mut().find_map(|it| it.update(id, &request.record));
-        if let Some(escalation) = known {
-            let known = if escalation.is_some() { Known::Worse } else { Known::Same };
+        let known = self.incidents.iter_mut().find_map(|it| {
+            let (is_news, escalation) = it.update(id, &request.record)?;
+            // Of those that the journal does not have it needs no later stages either.
+            let needed = is_news && it.story.request_count() <= JOURNALLED;
+            Some((needed || escalation.is_some(), escalation))
+        });
+        if let Some((needed, escalation)) = known {
             findings.extend(escalation);
-            return known;
+            return if needed { Known::News } else { Known::Same };
         }
         let Some(index) = self.waiting.iter().position(|waiting| waiting.id == id) else {
             return Known::No;
@@ -69,8 +73,8 @@ impl PodState {
             self.waiting.remove(index);
             return Known::No;
         }
-        if request.record.response_status.is_some() {
-            waiting.request.record.response_status.clone_from(&request.record.response_status);
+        if waiting.request.record.is_before(&request.record) {
+            waiting.request.record.take_outcome(&request.record);
         }
         Known::Same
     }
@@ -81,10 +85,21 @@ impl PodState {
             || self.incidents.iter().any(|incident| incident.continues(request, settings))
     }
 
-    pub(super) fn expose(&mut self, open: &Arc<Open>, settings: &Settings, losses: &mut Losses) {
+    /// Lets an open start or extend an exposure. Where there are too many, the oldest gives way; it is
+    /// returned, if nothing was told of it.
+    pub(super) fn expose(
+        &mut self,
+        open: &Arc<Open>,
+        settings: &Settings,
+        losses: &mut Losses,
+    ) -> Option<Exposure> {
+        let mut given_up = None;
         if !self.exposures.iter_mut().any(|exposure| exposure.extend(open, settings)) {
             if self.exposures.len() >= settings.exposures_per_pod {
-                self.exposures.remove(0);
+                let oldest = self.exposures.remove(0);
+                let is_told = |it: &Incident| it.touches(&oldest, settings);
+                let is_told = oldest.settled || self.incidents.iter().any(is_told);
+                given_up = (!is_told).then_some(oldest);
                 losses.exposures += 1;
             }
             self.exposures.push(Exposure::new(Arc::clone(open)));
@@ -92,6 +107,7 @@ impl PodState {
         for incident in &mut self.incidents {
             incident.cover(&self.exposures, settings);
         }
+        given_up
     }
 
     pub(super) fn wait(&mut self, waiting: Waiting, settings: &Settings, losses: &mut Losses) {
@@ -178,8 +194,8 @@ impl PodState {
         while let Some(earlier) = self
             .exposures
             .iter()
-            .filter(|it| it.end(settings) >= from && it.start(settings) < from)
-            .map(|it| it.start(settings))
+            .filter(|it| it.end(settings) >= from && it.start() < from)
+            .map(Exposure::start)
             .min()
         {
             from = earlier;

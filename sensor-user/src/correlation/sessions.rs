@@ -5,9 +5,9 @@ use std::{collections::VecDeque, num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
-use super::{Settings, ids::RequestId};
+use super::{Open, Settings, ids::RequestId};
 use crate::{
-    attribution::{Grade, TokenOpen},
+    attribution::Grade,
     audit::{AuditRecord, Stage},
     time::Micros,
 };
@@ -102,7 +102,7 @@ impl Sessions {
     /// open, with a terminal if the open has one, the latest first.
     pub fn candidates(
         &self,
-        open: &TokenOpen,
+        Open { open, skew_us, .. }: &Open,
         namespace: &str,
         pod_name: &str,
         settings: &Settings,
@@ -124,7 +124,7 @@ impl Sessions {
                         .as_ref()
                         .is_some_and(|status| status.code.is_some_and(|code| code >= 400));
                 let age = open.time - session.time;
-                !refused && -settings.skew.0 <= age.0 && age <= settings.session_memory
+                !refused && -skew_us <= age.0 && age <= settings.session_memory
             })
             .collect();
         fitting.sort_by_key(|session| {

@@ -45,6 +45,7 @@ pub struct Story {
     request_count: u64,
     known: LruCache<RequestId, (Micros, RequestKind, Address)>,
     open_count: u64,
+    early: bool,
     victims: BTreeMap<String, u64>,
     related: BTreeSet<String>,
     first: Micros,
@@ -76,6 +77,7 @@ impl Story {
             request_count: 0,
             known: LruCache::unbounded(),
             open_count: 0,
+            early: false,
             victims: BTreeMap::new(),
             related: BTreeSet::new(),
         };
@@ -96,6 +98,11 @@ impl Story {
     /// Requests so far.
     pub fn request_count(&self) -> u64 {
         self.request_count
+    }
+
+    /// Opens so far.
+    pub fn open_count(&self) -> u64 {
+        self.open_count
     }
 
     /// Names who may have opened the session, best first.
@@ -140,6 +147,11 @@ impl Story {
     /// Says how many opens there are, where they are counted elsewhere.
     pub fn set_open_count(&mut self, count: u64) {
         self.open_count = self.open_count.max(count);
+    }
+
+    /// Says that its opens are told before their exposures have ended.
+    pub fn set_early(&mut self) {
+        self.early = true;
     }
 
     /// Lets it last from or until this time, wall clock.
@@ -189,29 +201,26 @@ impl Story {
         }
     }
 
-    /// Notes a later stage of a request that is in; gives it back as it is now. `None` if it is not.
-    pub fn update(&mut self, id: RequestId, record: &AuditRecord) -> Option<Attached> {
+    /// Notes a later stage of a request that is in; gives it back as it is now, with whether that is news.
+    /// `None` if it is not in.
+    pub fn update(&mut self, id: RequestId, record: &AuditRecord) -> Option<(Attached, bool)> {
         let (time, request, address) = *self.known.peek(&id)?;
         let band = self.rule.band_of(record, request, address);
         let Some(kept) = self.requests.get_mut(&(time, id)) else {
             // Counted only; but it may turn out to be worse than what is kept.
             let record = Arc::new(record.clone());
-            return Some(Attached { id, time, record, request, address, by_address: false, band });
+            let counted = Attached { id, time, record, request, address, by_address: false, band };
+            return Some((counted, false));
         };
-        if kept.record.stage_timestamp < record.stage_timestamp {
-            let known = Arc::make_mut(&mut kept.record);
-            known.stage = record.stage;
-            known.stage_timestamp = record.stage_timestamp;
-            if record.response_status.is_some() {
-                known.response_status.clone_from(&record.response_status);
-            }
-            known.annotations.extend(record.annotations.clone());
+        let is_news = kept.record.is_before(record);
+        if is_news {
+            Arc::make_mut(&mut kept.record).take_outcome(record);
             kept.band = self.rule.band_of(&kept.record, request, address);
             if let Some(first) = self.request.as_mut().filter(|first| first.id == id) {
                 first.record = Arc::clone(&kept.record);
             }
         }
-        Some(kept.clone())
+        Some((kept.clone(), is_news))
     }
 
     /// What is told when it begins.
@@ -249,6 +258,7 @@ impl Story {
             requests: self.requests.values().cloned().collect(),
             request_count: self.request_count,
             open_count: self.open_count,
+            early: self.early,
             victims: self.victims.clone(),
             first: self.first,
             last: self.last,

@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{Correlator, Open, finding::Attached, journal::Journal};
+use super::{Correlator, Open, Swallowed, finding::Attached, ids, journal::Journal};
 use crate::{
     attribution::pods::{Container, Pod},
     audit::{self, AuditRecord},
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl<J: Journal> Correlator<J> {
-    /// Whether an exception keeps a rule quiet about this; it is then counted, a request once.
+    /// Whether an exception keeps a rule quiet about this; it is then counted, the same thing once.
     pub(super) fn excepted(
         &mut self,
         rule: RuleId,
@@ -32,8 +32,13 @@ impl<J: Journal> Correlator<J> {
         let Some(exception) = self.rulebook.exceptions.swallowing(rule, &subject, time) else {
             return false;
         };
-        if request.is_none_or(|request| self.swallowed.put((rule, request.id), ()).is_none()) {
-            self.hits.push((exception, time));
+        let id = match (request, open) {
+            (Some(request), _) => ids::swallowed_request(rule, request.id),
+            (None, Some(open)) => ids::swallowed_open(rule, &open.boot_id, &open.open),
+            (None, None) => return true,
+        };
+        if self.swallowed.put(id.clone(), ()).is_none() {
+            self.hits.push(Swallowed { exception, id });
         }
         true
     }

@@ -11,13 +11,16 @@ use super::{
     *,
 };
 use crate::{
-    attribution::{Grade, ProcessKey, RelatedProcess, TokenFile},
+    attribution::{Grade, TokenFile},
     rules::RequestKind,
 };
 
+mod given_up;
 mod habits;
 mod order;
 mod rules;
+mod stages;
+mod swallowed;
 
 const POD: &str = "5c711d3a-7a35-44c5-9f1a-3f3b3b1f2a10";
 
@@ -27,42 +30,7 @@ fn at(seconds: f64) -> Micros {
 }
 
 fn open(seconds: f64) -> Open {
-    let key = ProcessKey { tgid: 100, start_boottime_ns: 1 };
-    let related = RelatedProcess { key, comm: "sh".into() };
-    Open::new(
-        "boot",
-        TokenOpen {
-            ktime_ns: u64::try_from(at(seconds).0).unwrap() * 1_000,
-            time: at(seconds),
-            wall: at(seconds),
-            grade: Grade::Interactive,
-            native: Some(false),
-            pod_uid: Some(POD.into()),
-            volume: None,
-            reader: None,
-            file: TokenFile::Token,
-            path: "/var/run/secrets/kubernetes.io/serviceaccount/token".into(),
-            raw_path: "/run/secrets/kubernetes.io/serviceaccount/..1/token".into(),
-            inode: 7,
-            process: key,
-            pid: 100,
-            ppid: 1,
-            comm: "cat".into(),
-            leader_comm: "cat".into(),
-            executable: "/bin/cat".into(),
-            executable_id: (1, 2),
-            args: vec!["cat".into()],
-            args_cut: false,
-            uid: 0,
-            euid: 0,
-            tty: Some((136, 0)),
-            entry: related.clone(),
-            pidns_entry: related,
-            cgroup: "/kubepods".into(),
-            route: "exit".into(),
-            degraded: Vec::new(),
-        },
-    )
+    Open::new("boot", TokenOpen { pod_uid: Some(POD.into()), ..TokenOpen::example(at(seconds)) })
 }
 
 fn request(seconds: f64, name: &str) -> Request {
@@ -153,9 +121,10 @@ fn the_window_is_sixty_seconds_inclusive() {
 #[test]
 fn a_request_from_before_the_open_is_no_consequence_of_it_unless_clocks_may_differ() {
     for (skew, alerts) in [(0.0, 0), (1.0, 1)] {
-        let settings = Settings { skew: at(skew), ..Settings::new("c") };
-        let mut scene = scene_with(settings, NoJournal);
-        scene.open(open(100.0)).request(request(99.5, "r"));
+        let mut scene = scene();
+        let mut open = open(100.0);
+        open.skew_us = at(skew).0;
+        scene.open(open).request(request(99.5, "r"));
         assert_eq!(scene.alerts().len(), alerts, "skew {skew} s");
     }
 }
@@ -517,6 +486,7 @@ fn a_journal_that_is_full_takes_entries_again_once_some_are_dead() {
             Entry::Request(_)
             | Entry::Session(_)
             | Entry::OpenAlone(_)
+            | Entry::GivenUp(_)
             | Entry::RequestAlone(_) => true,
         };
         journal.compact(&is_needed, false).unwrap();
@@ -533,9 +503,11 @@ fn a_journal_that_has_grown_drops_what_is_dead() {
     }
     let is_needed = |entry: &Entry| match entry {
         Entry::Open(open) => open.open.time >= at(1_990.0),
-        Entry::Request(_) | Entry::Session(_) | Entry::OpenAlone(_) | Entry::RequestAlone(_) => {
-            true
-        }
+        Entry::Request(_)
+        | Entry::Session(_)
+        | Entry::OpenAlone(_)
+        | Entry::GivenUp(_)
+        | Entry::RequestAlone(_) => true,
     };
     journal.compact(&is_needed, false).unwrap();
     journal.append(&Entry::Open(open(2_000.0))).unwrap();

@@ -82,8 +82,8 @@ impl Exposure {
     }
 
     /// The earliest received time that belongs to it.
-    pub fn start(&self, settings: &Settings) -> Micros {
-        self.first_open() - settings.skew
+    pub fn start(&self) -> Micros {
+        self.first_open() - Micros(self.first.skew_us)
     }
 
     /// The latest received time that belongs to it.
@@ -106,7 +106,7 @@ pub fn anchor<'a>(
 ) -> Option<(&'a Exposure, Arc<Open>)> {
     let holding = exposures
         .iter()
-        .filter(|exposure| exposure.start(settings) <= time && time <= exposure.end(settings));
+        .filter(|exposure| exposure.start() <= time && time <= exposure.end(settings));
     let opens = holding.flat_map(|exposure| exposure.opens().map(move |open| (exposure, open)));
     let best = opens.min_by_key(|(_, open)| {
         let open = &open.open;

@@ -12,6 +12,7 @@ use crate::{
         AttributionConfig, AttributionMetrics, Attributor, Grade, OpenTimes, TokenOpen,
         pods::PodIndex,
     },
+    correlation::Open,
     redact::redact_args,
     replay::opens,
     time::Micros,
@@ -105,7 +106,7 @@ impl Node {
         Some(Self {
             attributor: Attributor::new(config, None, AttributionMetrics::default()).ok()?,
             pods: PodIndex::default(),
-            recorder: Recorder::open(Path::new("/dev/null"), "node".to_owned(), 0).ok()?,
+            recorder: Recorder::open(Path::new("/dev/null"), "node".to_owned()).ok()?,
             _directory: directory,
         })
     }
@@ -127,7 +128,7 @@ impl Node {
     }
 
     fn is_read_as_recorded(&self, open: &TokenOpen) {
-        let line = self.recorder.document("boot", open, None).to_string();
+        let line = self.recorder.document(&Open::new("boot", open.clone())).to_string();
         let read = opens::parse(line.as_bytes());
         assert!(matches!(read, Ok(Some(_))), "{read:?} for {line}");
         let Ok(Some(read)) = read else { return };

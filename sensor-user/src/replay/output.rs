@@ -15,12 +15,13 @@ use std::{
 use serde::Deserialize;
 use tempfile::NamedTempFile;
 
-use crate::{alert::ecs::Document, time::Micros};
+use crate::{
+    alert::{ecs::Document, fit},
+    time::Micros,
+};
 
 /// Documents held in memory, bytes.
 const HELD: usize = 4 << 20;
-/// More than most documents have, bytes.
-const DOCUMENT: usize = 8 << 10;
 
 /// Where the order comes from.
 type Key = (Micros, String);
@@ -58,9 +59,7 @@ impl Sorted {
     /// # Errors
     /// The disk is full.
     pub fn push(&mut self, document: &Document) -> io::Result<()> {
-        let mut line = Vec::with_capacity(DOCUMENT);
-        serde_json::to_writer(&mut line, document)?;
-        self.push_line((document.timestamp, document.event.id.clone()), line)
+        self.push_line((document.timestamp, document.event.id.clone()), fit::line(document)?)
     }
 
     fn push_line(&mut self, key: Key, mut line: Vec<u8>) -> io::Result<()> {

@@ -35,8 +35,30 @@ impl Engine {
         self.alert_log.is_clear() && self.join.correlator.journal_failure().is_none()
     }
 
+    /// Counts what exceptions swallowed. Before a position, an answer or the journal lets go of what that
+    /// was: read again, it is known to be counted; not read again, it has been.
+    pub(super) fn count_swallowed(&mut self) {
+        let hits = self.join.correlator.take_hits();
+        if !hits.is_empty() {
+            let now = self.senses.clock.now().wall;
+            self.rulebook.swallowed(hits, now);
+        }
+    }
+
+    /// Saves all that was told so far and waits for it, unless that cannot be now. The position of one
+    /// source is written with those of all others, and their alerts must be durable as well.
+    pub(super) fn save_at_once(&mut self) -> Result<(), String> {
+        if self.saving.is_some() || !self.may_checkpoint() {
+            return Err("what was told before is not safe yet".to_owned());
+        }
+        self.count_swallowed();
+        self.alert_log.sync().map_err(|error| cannot_sync(&error))?;
+        self.checkpoints.flush().map_err(|error| error.to_string())
+    }
+
     /// Begins to save all that was told so far, unless that is going on. Tells how it went last.
     pub(super) fn checkpoint(&mut self, now: Micros) -> Result<(), String> {
+        self.count_swallowed();
         if self.saving.is_some() || !self.may_checkpoint() {
             return self.saved.clone();
         }
@@ -68,6 +90,7 @@ impl Engine {
 
     /// Lets the journal forget, if all that was told is durable.
     fn forget(&mut self, now: Micros) -> Result<(), String> {
+        self.count_swallowed();
         if !self.may_checkpoint() || !self.alert_log.is_synced() {
             return Ok(());
         }

@@ -14,6 +14,8 @@ pub(super) struct Join {
     pub(super) boot_id: String,
     /// Where opens are recorded, if anywhere.
     pub(super) recorder: Option<Recorder>,
+    /// How much earlier than an open the audit sources may by now date a request that follows it.
+    pub(super) skew: Micros,
     /// The state machine.
     pub(super) correlator: Correlator<FileJournal>,
     /// What is to be told.
@@ -23,18 +25,24 @@ pub(super) struct Join {
 impl Join {
     /// Records an open and hands it on.
     pub(super) fn open(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
+        let open = self.of(open, pods);
         if let Some(recorder) = &mut self.recorder {
-            let pod = open.pod_uid.as_deref().and_then(|uid| pods.pod(uid));
-            recorder.add(&self.boot_id, &open, pod.map(AsRef::as_ref));
+            recorder.add(&open);
         }
-        self.join(open, pods, now);
+        self.correlator.open(open, now, &mut self.findings);
     }
 
     /// Hands an open on that was recorded before.
     pub(super) fn join(&mut self, open: TokenOpen, pods: &PodIndex, now: Micros) {
-        let mut open = Open::new(self.boot_id.clone(), open);
-        find_pods(&mut open, pods);
+        let open = self.of(open, pods);
         self.correlator.open(open, now, &mut self.findings);
+    }
+
+    fn of(&self, open: TokenOpen, pods: &PodIndex) -> Open {
+        let mut open = Open::new(self.boot_id.clone(), open);
+        open.skew_us = self.skew.0;
+        find_pods(&mut open, pods);
+        open
     }
 
     /// Hands a request on, with the pod that it is of.

@@ -60,6 +60,7 @@ impl Engine {
 
     /// Tells those who wait that all batches so far are safe.
     pub(super) fn acknowledge(&mut self) {
+        self.count_swallowed();
         for waiting in self.unacknowledged.drain(..) {
             // Whoever gave up waiting will send again.
             let _ = waiting.send(());

@@ -7,6 +7,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 
 use super::{RulebookKeeper, RulebookMetrics, RulesFile, RulesFileError, read_hits};
 use crate::{
+    correlation::Swallowed,
     rules::{
         catalogue::RuleId,
         exceptions::{ExceptionId, Subject},
@@ -39,6 +40,12 @@ impl Agent {
     fn swallows(&self, namespace: &str) -> Option<ExceptionId> {
         let subject = Subject { namespace: Some(namespace), ..Subject::default() };
         self.keeper.current().exceptions.swallowing(RuleId::TokenRead, &subject, NOW)
+    }
+
+    /// An exception swallowed what has this id.
+    fn swallowed(&mut self, exception: &ExceptionId, id: &str, now: Micros) {
+        let hit = Swallowed { exception: exception.clone(), id: id.to_owned() };
+        self.keeper.swallowed(vec![hit], now);
     }
 
     fn metrics(&self) -> String {
@@ -122,8 +129,8 @@ fn what_was_swallowed_outlives_a_restart_and_goes_with_its_exception() {
     let mut agent = start(directory.path());
     let shop = agent.swallows("shop").unwrap();
     let bank = agent.swallows("bank").unwrap();
-    agent.keeper.swallowed(&shop, NOW);
-    agent.keeper.swallowed(&shop, NOW + Micros(7));
+    agent.swallowed(&shop, "a", NOW);
+    agent.swallowed(&shop, "b", NOW + Micros(7));
     let metrics = agent.metrics();
     for line in [
         "tokentrail_rules_exception_hits_total{exception=\"shop\"} 2",
@@ -131,17 +138,16 @@ fn what_was_swallowed_outlives_a_restart_and_goes_with_its_exception() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
-    agent.keeper.keep_up(NOW);
     drop(agent);
 
     let mut agent = start(directory.path());
-    agent.keeper.swallowed(&shop, NOW + Micros(3));
-    agent.keeper.flush();
+    assert_eq!(agent.keeper.swallowed_before().collect::<Vec<_>>(), ["a", "b"]);
+    agent.swallowed(&shop, "c", NOW + Micros(3));
     let hit = read_hits(directory.path()).unwrap().of(&shop).unwrap();
     assert_eq!((hit.count, hit.last, hit.since), (3, Some(NOW + Micros(7)), NOW));
     write(directory.path(), &["bank"]);
     agent.turn();
-    agent.keeper.swallowed(&shop, NOW);
+    agent.swallowed(&shop, "d", NOW);
     agent.turn();
     let hits = read_hits(directory.path()).unwrap();
     assert!(hits.of(&shop).is_none() && hits.of(&bank).is_some());
@@ -160,8 +166,7 @@ fn counts_that_cannot_be_understood_are_a_new_beginning() {
         assert!(error.contains("exception-hits.json"), "{error}");
         let mut agent = start(directory.path());
         let shop = agent.swallows("shop").unwrap();
-        agent.keeper.swallowed(&shop, NOW);
-        agent.turn();
+        agent.swallowed(&shop, "a", NOW);
         assert_eq!(read_hits(directory.path()).unwrap().of(&shop).unwrap().count, 1, "{content}");
     }
 }

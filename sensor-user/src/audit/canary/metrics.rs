@@ -91,7 +91,7 @@ impl CanaryMetrics {
     }
 
     pub(super) fn measured(&self, measured: &Measured) {
-        let Measured { clock_offset_us, clock_offset_error_us, delay_us } = measured;
+        let Measured { clock_offset_us, clock_offset_error_us, delay_us, .. } = measured;
         for (gauge, micros) in [
             (&self.clock_offset, clock_offset_us),
             (&self.clock_offset_error, clock_offset_error_us),

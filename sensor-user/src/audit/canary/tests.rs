@@ -44,16 +44,20 @@ fn a_request_that_comes_back_gives_clock_and_delay_whichever_is_known_first() {
     let asked = asked(1, 0, 4_000);
     let event = own(1, 2_002_000, 2_003_000);
     let read = NOON + Micros(2_003_500);
-    let expected =
-        Measured { clock_offset_us: 2_000_000, clock_offset_error_us: 2_000, delay_us: 500 };
+    let expected = Measured {
+        clock_offset_us: 2_000_000,
+        clock_offset_error_us: 2_000,
+        delay_us: 500,
+        source: 0,
+    };
     for event_first in [true, false] {
         let mut canary = canary();
         if event_first {
-            canary.see(&event, read);
+            canary.see(&event, read, 0);
             canary.note(asked.clone(), secs(0));
         } else {
             canary.note(asked.clone(), secs(0));
-            canary.see(&event, read);
+            canary.see(&event, read, 0);
         }
         assert_eq!(canary.measured(), Some(expected));
         let status = canary.status(secs(100_000));
@@ -67,7 +71,7 @@ fn the_true_offset_is_always_within_the_error() {
     for (offset, out, back) in [(0, 1, 9_000), (-3_000_000, 9_000, 1), (7_000, 500, 500)] {
         let mut canary = canary();
         canary.note(asked(1, 0, out + back), secs(0));
-        canary.see(&own(1, out + offset, out + offset), NOON);
+        canary.see(&own(1, out + offset, out + offset), NOON, 0);
         let Measured { clock_offset_us, clock_offset_error_us, .. } = canary.measured().unwrap();
         assert!((clock_offset_us - offset).abs() <= clock_offset_error_us, "{offset}");
     }
@@ -77,13 +81,13 @@ fn the_true_offset_is_always_within_the_error() {
 fn the_first_stage_of_a_request_counts_and_the_newest_request() {
     let mut canary = canary();
     canary.note(asked(1, 0, 1_000), secs(0));
-    canary.see(&own(1, 500, 500), NOON + Micros(700));
-    canary.see(&own(1, 500, 900), NOON + Micros(5_000));
+    canary.see(&own(1, 500, 500), NOON + Micros(700), 0);
+    canary.see(&own(1, 500, 900), NOON + Micros(5_000), 0);
     assert_eq!(canary.measured().unwrap().delay_us, 200);
     canary.note(asked(2, 10_000, 11_000), secs(1));
-    canary.see(&own(2, 10_500, 10_600), NOON + Micros(10_900));
+    canary.see(&own(2, 10_500, 10_600), NOON + Micros(10_900), 0);
     assert_eq!(canary.measured().unwrap().delay_us, 300);
-    canary.see(&own(1, 500, 900), NOON + Micros(20_000));
+    canary.see(&own(1, 500, 900), NOON + Micros(20_000), 0);
     assert_eq!(canary.measured().unwrap().delay_us, 300, "an old one that comes late says nothing");
 }
 
@@ -91,7 +95,7 @@ fn the_first_stage_of_a_request_counts_and_the_newest_request() {
 fn a_clock_that_was_set_back_between_sending_and_answer_measures_nothing() {
     let mut canary = canary();
     canary.note(asked(1, 5_000, 1_000), secs(0));
-    canary.see(&own(1, 500, 500), NOON);
+    canary.see(&own(1, 500, 500), NOON, 0);
     assert_eq!((canary.measured(), canary.status(secs(0)).state), (None, State::Heard));
 }
 
@@ -108,7 +112,7 @@ fn what_is_answered_and_never_heard_is_silence_once_patience_is_over() {
     // Later requests do not put it off.
     canary.note(asked(2, 0, 1_000), secs(80));
     assert_eq!(canary.status(secs(86)).state, State::Silent);
-    canary.see(&own(2, 500, 500), NOON);
+    canary.see(&own(2, 500, 500), NOON, 0);
     assert_eq!(canary.status(secs(1_000)).state, State::Heard);
 }
 
@@ -116,7 +120,7 @@ fn what_is_answered_and_never_heard_is_silence_once_patience_is_over() {
 fn silence_after_sound_needs_two_rounds_more() {
     let mut canary = canary();
     canary.note(asked(1, 0, 1_000), secs(0));
-    canary.see(&own(1, 500, 500), NOON);
+    canary.see(&own(1, 500, 500), NOON, 0);
     canary.note(asked(2, 0, 1_000), secs(300));
     let end = secs(300) + PATIENCE + EVERY + EVERY;
     assert_eq!(canary.status(end).state, State::Heard);
@@ -129,7 +133,7 @@ fn another_agents_canary_proves_the_stream_unless_it_is_of_long_ago() {
         let mut canary = canary();
         canary.note(asked(1, 0, 1_000), secs(0));
         canary.user = Some(own(7, 0, 0).user.username);
-        canary.see(&event("tokentrail-canary/others", 7, 0, 0), NOON + age);
+        canary.see(&event("tokentrail-canary/others", 7, 0, 0), NOON + age, 0);
         let status = canary.status(secs(76));
         assert_eq!((status.state, status.measured), (state, None));
         // Anybody may call themselves one.
@@ -137,7 +141,7 @@ fn another_agents_canary_proves_the_stream_unless_it_is_of_long_ago() {
         forged.user.username = "mallory".to_owned();
         let mut deceived = self::canary();
         deceived.note(asked(1, 0, 1_000), secs(0));
-        deceived.see(&forged, NOON);
+        deceived.see(&forged, NOON, 0);
         assert_eq!(deceived.status(secs(76)).state, State::Silent);
     }
 }
@@ -166,7 +170,7 @@ fn what_is_no_canary_is_no_sign_of_life() {
     ] {
         let mut record = own(1, 0, 0);
         (record.user_agent, record.request_uri) = (agent.map(str::to_owned), uri.to_owned());
-        canary.see(&record, NOON);
+        canary.see(&record, NOON, 0);
     }
     assert_eq!(canary.status(secs(76)).state, State::Silent);
 }
@@ -193,7 +197,7 @@ fn metrics_say_what_was_asked_heard_and_measured() {
     canary.status(secs(76));
     let silent = shown();
     assert!(silent.contains("tokentrail_audit_canary_silent 1"), "{silent}");
-    canary.see(&own(1, 1_502_000, 1_503_000), NOON + Micros(1_503_250));
+    canary.see(&own(1, 1_502_000, 1_503_000), NOON + Micros(1_503_250), 0);
     canary.status(secs(76));
     let after = shown();
     for line in [

@@ -109,7 +109,7 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
 
 fn see(canary: &mut Canary, batch: &AuditBatch) {
     for read in &batch.records {
-        canary.see(&read.record, read.read_wall(wall_clock()));
+        canary.see(&read.record, read.read_wall(wall_clock()), batch.source);
     }
 }
 

@@ -85,9 +85,14 @@ fn inputs(events: &[Event], late: bool) -> Vec<(f64, Input)> {
                     request.record.stage = *stage;
                     let more = f64::from(place) / 100.0;
                     request.record.stage_timestamp = at(time + more);
-                    if *stage == Stage::RequestReceived {
-                        request.record.response_status = None;
-                    }
+                    request.record.response_status = match (stage, place) {
+                        (Stage::RequestReceived, _) => None,
+                        // What had begun well has ended otherwise.
+                        (_, 2) => {
+                            Some(audit::ResponseStatus { code: Some(504), ..Default::default() })
+                        }
+                        _ => request.record.response_status,
+                    };
                     request.record.user_agent = Some(format!("client-{client}"));
                     if client == 0 {
                         let resource = Some("secrets".to_owned());
@@ -109,7 +114,7 @@ fn inputs(events: &[Event], late: bool) -> Vec<(f64, Input)> {
     inputs
 }
 
-/// What is compared: of each incident its id and rule, its band, requests and opens; reads without
+/// What is compared: of each incident its id and rule, its band, requests with their outcome, and opens; reads without
 /// any request as well.
 type Told = BTreeMap<(String, RuleId), (Band, Vec<String>, u64)>;
 
@@ -125,8 +130,11 @@ fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
         for finding in
             findings.iter().filter(is_end).filter(|it| logged.insert(it.event_id.clone()))
         {
-            let mut requests: Vec<_> =
-                finding.requests.iter().map(|it| it.record.audit_id.clone()).collect();
+            let outcome = |it: &Attached| {
+                let status = it.record.response_status.as_ref();
+                format!("{} {:?}", it.record.audit_id, status.and_then(|status| status.code))
+            };
+            let mut requests: Vec<_> = finding.requests.iter().map(outcome).collect();
             requests.sort();
             assert_eq!(requests.len() as u64, finding.request_count);
             if finding.rule == RuleId::TokenReadFromOutside {
@@ -177,7 +185,8 @@ fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    // More with PROPTEST_CASES.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(512)))]
 
     #[test]
     fn lateness_within_the_bounds_changes_no_summary(events in events()) {

@@ -30,7 +30,7 @@ use crate::{
 const TICK: Micros = Micros::from_secs(1);
 /// Pods at once: of a cluster, not of a node.
 const PODS: usize = 16_384;
-/// How long a request waits for an open: in the order of time none comes after it, but for the skew.
+/// How long a request waits for an open beyond the skew: in the order of time none comes after it.
 const PATIENCE: Micros = Micros::from_secs(1);
 /// Pods of whom is remembered what their opens' documents call them, and what uids their names had.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
@@ -184,7 +184,7 @@ fn name_of(open: &OpenDocument) -> Option<PodName> {
 impl Semantics for LiveSemantics {
     fn expect(&mut self, open: &OpenDocument) -> bool {
         if let Some(skew) = open.skew {
-            self.correlator.widen_skew(skew);
+            self.correlator.widen_patience(skew + PATIENCE);
         }
         let by_name = open.pod_uid.is_none() && name_of(open).is_some();
         self.needs_names |= by_name;
@@ -229,7 +229,7 @@ impl Semantics for LiveSemantics {
     fn open(&mut self, document: OpenDocument, documents: &mut Vec<Document>) {
         let name = name_of(&document);
         let mut open = document.open();
-        let OpenDocument { pod_uid, boot_id, host, time, .. } = document;
+        let OpenDocument { pod_uid, boot_id, host, time, skew, .. } = document;
         let uid = match (pod_uid, &name) {
             (Some(uid), _) => uid,
             (None, Some(name)) => {
@@ -241,7 +241,9 @@ impl Semantics for LiveSemantics {
         open.pod_uid = Some(uid.clone());
         self.told.put(uid, Told { name, host });
         self.correlator.watch(self.begins.unwrap_or(self.now));
-        self.correlator.open(Open::new(boot_id, open), self.now, &mut self.findings);
+        let mut open = Open::new(boot_id, open);
+        open.skew_us = skew.unwrap_or_default().0;
+        self.correlator.open(open, self.now, &mut self.findings);
         self.tell(documents);
     }
 
@@ -269,6 +271,8 @@ impl Semantics for LiveSemantics {
         }
         self.next_tick = watermark + TICK;
         self.correlator.advance(watermark, self.now, &mut self.findings);
+        // Nobody counts them here.
+        drop(self.correlator.take_hits());
         self.tell(documents);
     }
 
@@ -276,6 +280,7 @@ impl Semantics for LiveSemantics {
         let losses = self.correlator.losses();
         vec![
             ("exposures", losses.exposures),
+            ("reads of pods", losses.reads),
             ("waiting requests", losses.waiting),
             ("pods", losses.pods),
             ("hourly incidents", losses.hourly),
