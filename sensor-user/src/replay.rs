@@ -40,10 +40,7 @@ use input::Input;
 use merge::{Kind, Merge, Place};
 use opens::OpenDocument;
 use output::Sorted;
-use semantics::{
-    Judged, Semantics,
-    live::{OnlyNamed, pod_that_matters},
-};
+use semantics::{Judged, Semantics, live::can_begin_incident};
 use source::{CHUNK, Content, Side, Source};
 use summary::{ReplayError, Summary, Tally};
 
@@ -76,30 +73,48 @@ impl Files {
     }
 }
 
-/// Uids of all pods of which the opens can begin an incident, found by reading them once. `None`
-/// where they cannot be read twice, are too many, or one has only a name. What is wrong with a file
-/// is told when it is replayed.
-pub fn pods_with_opens(files: &Files) -> Option<HashSet<String>> {
-    let mut pods = HashSet::new();
+/// Whose opens there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodsWithOpens {
+    /// Those of these uids: each open says whose it is.
+    Uids(HashSet<String>),
+    /// Those of these names: some opens have nothing else.
+    Names(HashSet<String>),
+    /// That is not known before.
+    Unknown,
+}
+
+/// Finds all pods of which the opens can begin an incident, by reading them once. Unknown where they
+/// cannot be read twice or are too many. What is wrong with a file is told when it is replayed.
+pub fn pods_with_opens(files: &Files) -> PodsWithOpens {
+    find_pods(files).unwrap_or(PodsWithOpens::Unknown)
+}
+
+fn find_pods(files: &Files) -> Option<PodsWithOpens> {
+    let (mut uids, mut names) = (HashSet::new(), HashSet::new());
+    let (mut have_uids, mut have_names) = (true, true);
     let mut buffer = vec![0; CHUNK];
     for path in &files.opens {
         let input = Input::of(path.clone());
         let content = Content::Opens;
         let found = Source::find(input.clone(), content, files.lateness, &ProgressBar::hidden());
         let mut source = input.is_repeatable().then_some(found.ok()?.ok()?)?;
-        let mut are_known = true;
         loop {
             let filled = source.fill(&mut buffer).ok()?;
             let chunk = buffer.get(..filled).unwrap_or_default();
             for_each_line(&mut source, chunk, &mut Tally::default(), |line, _, _, _| {
-                if let Ok(Some(open)) = opens::parse(line.bytes) {
-                    match pod_that_matters(&open) {
-                        Ok(uid) => pods.extend(uid.map(str::to_owned)),
-                        Err(OnlyNamed) => are_known = false,
-                    }
+                if let Ok(Some(open)) = opens::parse(line.bytes)
+                    && can_begin_incident(&open)
+                {
+                    let name = open.names.first();
+                    // One with neither is joined with nothing.
+                    have_uids &= open.pod_uid.is_some() || name.is_none();
+                    have_names &= name.is_some() || open.pod_uid.is_none();
+                    uids.extend(open.pod_uid.clone());
+                    names.extend(name.cloned());
                 }
             });
-            if !are_known || pods.len() > PODS {
+            if !(have_uids || have_names) || uids.len() > PODS || names.len() > PODS {
                 return None;
             }
             if chunk.is_empty() {
@@ -107,7 +122,7 @@ pub fn pods_with_opens(files: &Files) -> Option<HashSet<String>> {
             }
         }
     }
-    Some(pods)
+    Some(if have_uids { PodsWithOpens::Uids(uids) } else { PodsWithOpens::Names(names) })
 }
 
 /// Replays the files; the documents go to `sorted`.

@@ -65,9 +65,9 @@ pub fn document(
     let known_container =
         open.and_then(|open| open.reader.as_ref()).and_then(|reader| container_of(reader, pods));
     let mut ips: Vec<String> = Vec::new();
-    for address in finding.requests.iter().flat_map(|request| &request.record.source_ips) {
-        if !ips.contains(address) {
-            ips.push(address.clone());
+    for address in finding.requests.iter().flat_map(|request| &request.asked.source_ips) {
+        if !ips.iter().any(|known| **known == **address) {
+            ips.push(address.to_string());
         }
     }
     let mut degraded = origin.degraded.clone();

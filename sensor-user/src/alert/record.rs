@@ -65,7 +65,12 @@ impl Recorder {
                 "namespace": pod.map(|pod| &pod.namespace),
                 "resource": {"type": "pod", "id": open.pod_uid, "name": pod.map(|pod| &pod.name)},
             },
-            "tokentrail": {"grade": open.grade, "skew_us": self.skew_us, "open": open},
+            "tokentrail": {
+                "grade": open.grade,
+                "skew_us": self.skew_us,
+                "open": open,
+                "pod": pod,
+            },
         })
     }
 }

@@ -111,7 +111,7 @@ fn inputs(events: &[Event], late: bool) -> Vec<(f64, Input)> {
 
 /// What is compared: of each incident its id and rule, its band, requests and opens; reads without
 /// any request as well.
-type Told = BTreeMap<(String, RuleId), (Band, Vec<String>, u64)>;
+type Told = BTreeMap<(String, RuleId), (Band, Vec<RequestId>, u64)>;
 
 /// Puts inputs through; at each of these places the agent is killed and started again.
 fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
@@ -125,8 +125,7 @@ fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
         for finding in
             findings.iter().filter(is_end).filter(|it| logged.insert(it.event_id.clone()))
         {
-            let mut requests: Vec<_> =
-                finding.requests.iter().map(|it| it.record.audit_id.clone()).collect();
+            let mut requests: Vec<_> = finding.requests.iter().map(|it| it.id).collect();
             requests.sort();
             assert_eq!(requests.len() as u64, finding.request_count);
             if finding.rule == RuleId::TokenReadFromOutside {
