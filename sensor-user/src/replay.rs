@@ -45,7 +45,10 @@ use source::{CHUNK, Content, Side, Source};
 use summary::{ReplayError, Summary, Tally};
 
 /// What may wait for its turn, bytes.
-const WAITING: usize = 28 << 20;
+const WAITING: usize = 24 << 20;
+/// For how long after the last event what ends is told second by second: in memory one second's
+/// documents at a time.
+const END: i64 = 16 * 60;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
 /// What an open takes while it waits, roughly, bytes.
@@ -163,6 +166,7 @@ fn run_in_chunks(
             merge: Merge::new(WAITING),
             semantics,
         },
+        last: Micros(0),
         documents: Vec::new(),
         sorted,
     };
@@ -215,6 +219,8 @@ struct Replay<'a> {
     tally: Tally,
     unread: Vec<String>,
     ahead: Ahead<'a>,
+    /// Time of the last that had its turn.
+    last: Micros,
     documents: Vec<Document>,
     sorted: &'a mut Sorted,
 }
@@ -239,7 +245,16 @@ impl Replay<'_> {
         while self.ahead.read(&mut self.unread) {
             self.hand_out(self.ahead.opens.watermark())?;
         }
-        self.hand_out(Micros::MAX)
+        while let Some((place, item)) = self.ahead.merge.pop(Micros::MAX) {
+            self.give(place, item)?;
+        }
+        for second in 1..=END {
+            let watermark = self.last + Micros::from_secs(second);
+            self.ahead.semantics.advance(watermark, &mut self.documents);
+            self.keep()?;
+        }
+        self.ahead.semantics.advance(Micros::MAX, &mut self.documents);
+        self.keep()
     }
 
     /// A chunk of an audit file, and before it the opens that its lines can follow.
@@ -284,19 +299,24 @@ impl Replay<'_> {
     /// Gives everything its turn that belongs before the watermark.
     fn hand_out(&mut self, watermark: Micros) -> Result<(), ReplayError> {
         while let Some((place, item)) = self.ahead.merge.pop(watermark) {
-            let (semantics, documents) = (&mut self.ahead.semantics, &mut self.documents);
-            semantics.advance(place.time, documents);
-            match item {
-                Item::Open(open) => semantics.open(*open, documents),
-                Item::Request(line) => {
-                    if let Err(reason) = semantics.request(&line, documents) {
-                        self.tally.bad(reason);
-                    }
-                }
-            }
-            self.keep()?;
+            self.give(place, item)?;
         }
         self.ahead.semantics.advance(watermark, &mut self.documents);
+        self.keep()
+    }
+
+    fn give(&mut self, place: Place, item: Item) -> Result<(), ReplayError> {
+        let (semantics, documents) = (&mut self.ahead.semantics, &mut self.documents);
+        self.last = self.last.max(place.time);
+        semantics.advance(place.time, documents);
+        match item {
+            Item::Open(open) => semantics.open(*open, documents),
+            Item::Request(line) => {
+                if let Err(reason) = semantics.request(&line, documents) {
+                    self.tally.bad(reason);
+                }
+            }
+        }
         self.keep()
     }
 

@@ -23,7 +23,7 @@ use crate::{
 const LISTED: (usize, usize) = (200, 32_768);
 /// Requests that are remembered, so that their later stages and duplicates are not counted again. Of
 /// one incident, and of all that go on, some 50 bytes each.
-const KNOWN: (usize, usize) = (4_096, 131_072);
+const KNOWN: (usize, usize) = (4_096, 65_536);
 /// What each incident may hold of either, however many there are.
 const LEAST: usize = 16;
 /// Requests before it in whose list one that is alike is looked for.
