@@ -19,7 +19,10 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attribution::{TokenOpen, pods::Pod},
+    attribution::{
+        TokenOpen,
+        pods::{Pod, PodIndex},
+    },
     audit::{self, AuditRecord},
     rules::{
         RequestKind, address::Address, catalogue::RuleId, exceptions::ExceptionId,
@@ -43,7 +46,7 @@ mod subject;
 pub mod window;
 
 pub use bounds::{Held, Losses, Settings};
-pub use finding::{Attached, Finding, Kind};
+pub use finding::{Asked, Attached, Finding, Kind, Listed};
 
 use alone::{decoy_opened, decoy_used, minted_key, outside_key, read_key};
 use habits::Habits;
@@ -53,6 +56,7 @@ use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
 use pod::{Known, PodState, Waiting};
 use sessions::Sessions;
+use story::Share;
 use window::Exposure;
 
 /// Requests of one incident that the journal keeps: a restart counts no more than these again.
@@ -85,6 +89,13 @@ impl Open {
     pub fn new(boot_id: impl Into<String>, open: TokenOpen) -> Self {
         Self { boot_id: boot_id.into(), open, skew_us: 0, pod: None, reader: None }
     }
+
+    /// Adds the pods that it is about, as the index knows them by now.
+    pub fn find_pods(&mut self, pods: &PodIndex) {
+        self.pod = self.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
+        let reader = self.open.reader.as_ref();
+        self.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
+    }
 }
 
 /// One stage of a request.
@@ -109,6 +120,19 @@ impl Request {
     /// One whose pod is not known but by its token.
     pub fn new(time: Micros, record: AuditRecord) -> Self {
         Self { time, record, by_address: None, judged: None, pod: None }
+    }
+
+    /// Adds the pod that it is of, as the index knows it by now: by its token, else by its service
+    /// account and address.
+    pub fn find_pod(&mut self, pods: &PodIndex) {
+        if self.record.pod_uid().is_none()
+            && let Some((namespace, account)) = self.record.service_account()
+            && let Some(address) = self.record.source_ip()
+        {
+            let pod = pods.by_address(namespace, account, address);
+            self.by_address = pod.map(|pod| pod.uid.to_string());
+        }
+        self.pod = self.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
     }
 
     /// Uid of the pod with whose identity it was made.
@@ -143,6 +167,8 @@ pub struct Correlator<J> {
     swallowed: LruCache<String, ()>,
     /// What exceptions swallowed since that was last taken.
     hits: Vec<Swallowed>,
+    /// Incidents of exposures that go on, by the last look at all; those that began since.
+    incidents: usize,
     journal: J,
     journal_failure: Option<String>,
     losses: Losses,
@@ -164,6 +190,7 @@ impl<J: Journal> Correlator<J> {
             reads: Hourly::default(),
             swallowed: LruCache::new(SWALLOWED),
             hits: Vec::new(),
+            incidents: 0,
             journal,
             journal_failure: None,
             losses: Losses::default(),
@@ -296,6 +323,7 @@ impl<J: Journal> Correlator<J> {
             read.extend(pod.forget_exposures(watermark, &self.settings));
             !pod.incidents.is_empty() || !pod.exposures.is_empty() || !pod.waiting.is_empty()
         });
+        self.incidents = self.pods.values().map(|pod| pod.incidents.len()).sum();
         for exposure in read {
             ended.extend(self.read(&exposure));
         }
@@ -303,8 +331,19 @@ impl<J: Journal> Correlator<J> {
         for hourly in [minted, outside, decoys, reads] {
             hourly.end(watermark, &mut ended);
         }
+        for summary in ended.iter().filter(|it| it.kind == Kind::Incident) {
+            let listed = summary.request_count.min(Share::MOST_LISTED);
+            self.losses.unlisted += listed.saturating_sub(summary.requests.len() as u64);
+            self.losses.forgotten += summary.forgotten;
+        }
         ended.sort_by(|a, b| (a.first, &a.event_id).cmp(&(b.first, &b.event_id)));
         findings.extend(ended);
+    }
+
+    /// What an incident may hold of its requests.
+    fn share(&self) -> Share {
+        let hourly = [&self.minted, &self.outside, &self.decoys];
+        Share::among(self.incidents + hourly.iter().map(|it| it.len()).sum::<usize>())
     }
 
     /// Takes back what a journal remembers. Alerts come out again, under the same ids: the log
@@ -472,9 +511,10 @@ impl<J: Journal> Correlator<J> {
         }
         let outside = open.as_deref().and_then(|open| self.list_outside(open, &attached));
         let initiators = open.as_deref().map(|open| self.initiators(open, Some(&request.record)));
+        let share = self.share();
         let Some(pod) = self.pods.get_mut(&pod_uid) else { return };
         let told_in = if let Some(incident) = joined.and_then(|at| pod.incidents.get_mut(at)) {
-            findings.extend(incident.join(attached, &pod.exposures, &self.settings));
+            findings.extend(incident.join(attached, share, &pod.exposures, &self.settings));
             if let Some(outside) = &outside {
                 incident.story.relate(outside);
             }
@@ -494,6 +534,7 @@ impl<J: Journal> Correlator<J> {
             }
             let id = incident.story.id().to_owned();
             pod.incidents.push(incident);
+            self.incidents += 1;
             Some(id)
         } else {
             None

@@ -44,6 +44,8 @@ pub struct CorrelationMetrics {
     dropped_waiting: Counter,
     dropped_pods: Counter,
     dropped_hourly: Counter,
+    unlisted: Counter,
+    forgotten: Counter,
     merged: Counter,
     journal_failures: Counter,
     /// Alerts told.
@@ -69,6 +71,8 @@ impl Default for CorrelationMetrics {
             dropped_waiting: Counter::default(),
             dropped_pods: Counter::default(),
             dropped_hourly: Counter::default(),
+            unlisted: Counter::default(),
+            forgotten: Counter::default(),
             merged: Counter::default(),
             journal_failures: Counter::default(),
             alerts: Counter::default(),
@@ -118,6 +122,16 @@ impl CorrelationMetrics {
             self.dropped_hourly.clone(),
         );
         registry.register(
+            "unlisted_requests",
+            "Requests that summaries do not list as there were too many incidents at once",
+            self.unlisted.clone(),
+        );
+        registry.register(
+            "forgotten_requests",
+            "Requests of incidents whose later stages would be counted as further requests",
+            self.forgotten.clone(),
+        );
+        registry.register(
             "merged_incidents",
             "Incidents that turned out to be part of an earlier one, as input came out of order",
             self.merged.clone(),
@@ -154,6 +168,8 @@ impl CorrelationMetrics {
         counter(&self.dropped_waiting, losses.waiting);
         counter(&self.dropped_pods, losses.pods);
         counter(&self.dropped_hourly, losses.hourly);
+        counter(&self.unlisted, losses.unlisted);
+        counter(&self.forgotten, losses.forgotten);
         counter(&self.merged, losses.merged);
         counter(&self.journal_failures, losses.journal);
     }

@@ -40,15 +40,15 @@ use input::Input;
 use merge::{Kind, Merge, Place};
 use opens::OpenDocument;
 use output::Sorted;
-use semantics::{
-    Judged, Semantics,
-    live::{OnlyNamed, pod_that_matters},
-};
+use semantics::{Judged, Semantics, live::can_begin_incident};
 use source::{CHUNK, Content, Side, Source};
 use summary::{ReplayError, Summary, Tally};
 
 /// What may wait for its turn, bytes.
-const WAITING: usize = 28 << 20;
+const WAITING: usize = 24 << 20;
+/// For how long after the last event what ends is told second by second: in memory one second's
+/// documents at a time.
+const END: i64 = 16 * 60;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
 /// What an open takes while it waits, roughly, bytes.
@@ -76,30 +76,48 @@ impl Files {
     }
 }
 
-/// Uids of all pods of which the opens can begin an incident, found by reading them once. `None`
-/// where they cannot be read twice, are too many, or one has only a name. What is wrong with a file
-/// is told when it is replayed.
-pub fn pods_with_opens(files: &Files) -> Option<HashSet<String>> {
-    let mut pods = HashSet::new();
+/// Whose opens there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodsWithOpens {
+    /// Those of these uids: each open says whose it is.
+    Uids(HashSet<String>),
+    /// Those of these names: some opens have nothing else.
+    Names(HashSet<String>),
+    /// That is not known before.
+    Unknown,
+}
+
+/// Finds all pods of which the opens can begin an incident, by reading them once. Unknown where they
+/// cannot be read twice or are too many. What is wrong with a file is told when it is replayed.
+pub fn pods_with_opens(files: &Files) -> PodsWithOpens {
+    find_pods(files).unwrap_or(PodsWithOpens::Unknown)
+}
+
+fn find_pods(files: &Files) -> Option<PodsWithOpens> {
+    let (mut uids, mut names) = (HashSet::new(), HashSet::new());
+    let (mut have_uids, mut have_names) = (true, true);
     let mut buffer = vec![0; CHUNK];
     for path in &files.opens {
         let input = Input::of(path.clone());
         let content = Content::Opens;
         let found = Source::find(input.clone(), content, files.lateness, &ProgressBar::hidden());
         let mut source = input.is_repeatable().then_some(found.ok()?.ok()?)?;
-        let mut are_known = true;
         loop {
             let filled = source.fill(&mut buffer).ok()?;
             let chunk = buffer.get(..filled).unwrap_or_default();
             for_each_line(&mut source, chunk, &mut Tally::default(), |line, _, _, _| {
-                if let Ok(Some(open)) = opens::parse(line.bytes) {
-                    match pod_that_matters(&open) {
-                        Ok(uid) => pods.extend(uid.map(str::to_owned)),
-                        Err(OnlyNamed) => are_known = false,
-                    }
+                if let Ok(Some(open)) = opens::parse(line.bytes)
+                    && can_begin_incident(&open)
+                {
+                    let name = open.names.first();
+                    // One with neither is joined with nothing.
+                    have_uids &= open.pod_uid.is_some() || name.is_none();
+                    have_names &= name.is_some() || open.pod_uid.is_none();
+                    uids.extend(open.pod_uid.clone());
+                    names.extend(name.cloned());
                 }
             });
-            if !are_known || pods.len() > PODS {
+            if !(have_uids || have_names) || uids.len() > PODS || names.len() > PODS {
                 return None;
             }
             if chunk.is_empty() {
@@ -107,7 +125,7 @@ pub fn pods_with_opens(files: &Files) -> Option<HashSet<String>> {
             }
         }
     }
-    Some(pods)
+    Some(if have_uids { PodsWithOpens::Uids(uids) } else { PodsWithOpens::Names(names) })
 }
 
 /// Replays the files; the documents go to `sorted`.
@@ -148,6 +166,7 @@ fn run_in_chunks(
             merge: Merge::new(WAITING),
             semantics,
         },
+        last: Micros(0),
         documents: Vec::new(),
         sorted,
     };
@@ -200,6 +219,8 @@ struct Replay<'a> {
     tally: Tally,
     unread: Vec<String>,
     ahead: Ahead<'a>,
+    /// Time of the last that had its turn.
+    last: Micros,
     documents: Vec<Document>,
     sorted: &'a mut Sorted,
 }
@@ -224,7 +245,16 @@ impl Replay<'_> {
         while self.ahead.read(&mut self.unread) {
             self.hand_out(self.ahead.opens.watermark())?;
         }
-        self.hand_out(Micros::MAX)
+        while let Some((place, item)) = self.ahead.merge.pop(Micros::MAX) {
+            self.give(place, item)?;
+        }
+        for second in 1..=END {
+            let watermark = self.last + Micros::from_secs(second);
+            self.ahead.semantics.advance(watermark, &mut self.documents);
+            self.keep()?;
+        }
+        self.ahead.semantics.advance(Micros::MAX, &mut self.documents);
+        self.keep()
     }
 
     /// A chunk of an audit file, and before it the opens that its lines can follow.
@@ -269,19 +299,24 @@ impl Replay<'_> {
     /// Gives everything its turn that belongs before the watermark.
     fn hand_out(&mut self, watermark: Micros) -> Result<(), ReplayError> {
         while let Some((place, item)) = self.ahead.merge.pop(watermark) {
-            let (semantics, documents) = (&mut self.ahead.semantics, &mut self.documents);
-            semantics.advance(place.time, documents);
-            match item {
-                Item::Open(open) => semantics.open(*open, documents),
-                Item::Request(line) => {
-                    if let Err(reason) = semantics.request(&line, documents) {
-                        self.tally.bad(reason);
-                    }
-                }
-            }
-            self.keep()?;
+            self.give(place, item)?;
         }
         self.ahead.semantics.advance(watermark, &mut self.documents);
+        self.keep()
+    }
+
+    fn give(&mut self, place: Place, item: Item) -> Result<(), ReplayError> {
+        let (semantics, documents) = (&mut self.ahead.semantics, &mut self.documents);
+        self.last = self.last.max(place.time);
+        semantics.advance(place.time, documents);
+        match item {
+            Item::Open(open) => semantics.open(*open, documents),
+            Item::Request(line) => {
+                if let Err(reason) = semantics.request(&line, documents) {
+                    self.tally.bad(reason);
+                }
+            }
+        }
         self.keep()
     }
 

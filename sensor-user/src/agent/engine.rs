@@ -47,7 +47,7 @@ mod join;
 mod posted;
 
 use durable::{Saving, saved};
-use join::{Join, find_pod, find_pods};
+use join::Join;
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
@@ -280,10 +280,10 @@ impl Engine {
         }
         match entry {
             Entry::Open(open) | Entry::OpenAlone(open) | Entry::GivenUp(open) => {
-                find_pods(open, &self.senses.pods.index);
+                open.find_pods(&self.senses.pods.index);
             }
             Entry::Request(request) | Entry::RequestAlone(request) | Entry::Session(request) => {
-                find_pod(request, &self.senses.pods.index);
+                request.find_pod(&self.senses.pods.index);
             }
         }
     }

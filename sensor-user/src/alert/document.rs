@@ -207,11 +207,12 @@ pub fn document(
 fn addresses(finding: &Finding) -> Vec<String> {
     let mut addresses: Vec<String> = Vec::new();
     for request in &finding.requests {
-        let given = &request.record.source_ips;
+        let given = &request.asked.source_ips;
         let last = given.len().saturating_sub(HOPS);
         for address in given.iter().skip(last) {
-            if addresses.len() < ADDRESSES && !addresses.contains(address) {
-                addresses.push(address.clone());
+            let is_known = addresses.iter().any(|known| **known == **address);
+            if addresses.len() < ADDRESSES && !is_known {
+                addresses.push(address.to_string());
             }
         }
     }

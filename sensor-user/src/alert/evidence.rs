@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     attribution::{Grade, TokenFile, TokenOpen},
     audit::{self, AuditRecord},
-    correlation::{Attached, Finding},
+    correlation::{Finding, Listed},
     redact::redact,
     rules::{RequestKind, address::Address, catalogue::RuleId},
     time::Micros,
@@ -208,19 +208,18 @@ impl Initiator {
 }
 
 impl RequestLine {
-    fn of(attached: &Attached) -> Self {
-        let record = &attached.record;
-        let object = record.object_ref.as_ref();
+    fn of(listed: &Listed) -> Self {
+        let asked = &*listed.asked;
         Self {
-            time: record.request_received_timestamp,
-            verb: record.verb.clone(),
-            resource: redact(&record.resource()).into_owned(),
-            namespace: object.and_then(|object| object.namespace.clone()),
-            name: object.and_then(|object| object.name.clone()),
-            code: record.response_status.as_ref().and_then(|status| status.code),
-            decision: record.decision().map(str::to_owned),
-            user_agent: record.user_agent.as_deref().map(|agent| redact(agent).into_owned()),
-            request: attached.request.as_str().to_owned(),
+            time: listed.received,
+            verb: asked.verb.to_string(),
+            resource: redact(&asked.resource).into_owned(),
+            namespace: asked.namespace.as_deref().map(str::to_owned),
+            name: asked.name.as_deref().map(str::to_owned),
+            code: listed.code,
+            decision: asked.decision.as_deref().map(str::to_owned),
+            user_agent: asked.user_agent.as_deref().map(|agent| redact(agent).into_owned()),
+            request: listed.request.as_str().to_owned(),
         }
     }
 }

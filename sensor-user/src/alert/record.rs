@@ -38,7 +38,10 @@ impl Recorder {
     }
 
     /// The document of an open.
-    pub(crate) fn document(&self, Open { boot_id, open, skew_us, pod, .. }: &Open) -> serde_json::Value {
+    pub(crate) fn document(
+        &self,
+        Open { boot_id, open, skew_us, pod, .. }: &Open,
+    ) -> serde_json::Value {
         let pod = pod.as_deref();
         let args: Vec<_> = open.args.iter().map(|arg| redact(arg)).collect();
         json!({
@@ -63,7 +66,7 @@ impl Recorder {
                 "namespace": pod.map(|pod| &pod.namespace),
                 "resource": {"type": "pod", "id": open.pod_uid, "name": pod.map(|pod| &pod.name)},
             },
-            "tokentrail": {"grade": open.grade, "skew_us": skew_us, "open": open},
+            "tokentrail": {"grade": open.grade, "skew_us": skew_us, "open": open, "pod": pod},
         })
     }
 }

@@ -10,6 +10,8 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::time::Micros;
 
 mod hook;
@@ -29,8 +31,9 @@ const MAX_PODS: usize = 4_096;
 /// makes it as large as `object` lets them.
 const MAX_BYTES: usize = 16 << 20;
 
-/// What alerts and grades need to know about a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What alerts and grades need to know about a pod. As JSON it is part of recorded opens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pod {
     /// `metadata.uid`.
     pub uid: Box<str>,
@@ -60,7 +63,7 @@ pub struct Pod {
 }
 
 /// The controller that made a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Such as `ReplicaSet`.
     pub kind: Box<str>,
@@ -69,7 +72,8 @@ pub struct Owner {
 }
 
 /// What a container is to its pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ContainerKind {
     /// One of the pod's ordinary containers.
     Main,
@@ -94,7 +98,7 @@ impl ContainerKind {
 }
 
 /// A container of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     /// Its name in the pod's spec.
     pub name: Box<str>,
@@ -108,7 +112,8 @@ pub struct Container {
     pub ids: Vec<Box<str>>,
     /// Whether the kubelet says that it cannot start (no image, say): it is not what just did.
     pub blocked: bool,
-    /// Commands that the kubelet runs in it: exec probes and lifecycle hooks.
+    /// Commands that the kubelet runs in it: exec probes and lifecycle hooks. Not recorded: grades are.
+    #[serde(skip)]
     pub hooks: Vec<Hook>,
 }
 

@@ -130,9 +130,10 @@ impl<J: Journal> Correlator<J> {
         if self.excepted(rule, None, Some(&attached)) {
             return false;
         }
+        let share = self.share();
         let key = self.hourly(rule).key(key, request.time);
         if let Some(standing) = self.hourly(rule).find(&key, request.time) {
-            let attached = standing.story.attach(attached);
+            let attached = standing.story.attach(attached, share);
             let escalation = standing.story.escalation(&attached);
             let needed = escalation.is_some() || standing.story.request_count() <= JOURNALLED;
             findings.extend(escalation);
@@ -155,8 +156,9 @@ impl<J: Journal> Correlator<J> {
     /// Lists a request in R3's incident about the open that it follows from; gives that one's id.
     pub(super) fn list_outside(&mut self, open: &Open, attached: &Attached) -> Option<String> {
         let key = outside_key(&open.open)?;
+        let share = self.share();
         let standing = self.outside.find(&key, open.open.time)?;
-        standing.story.attach(attached.clone());
+        standing.story.attach(attached.clone(), share);
         Some(standing.story.id().to_owned())
     }
 

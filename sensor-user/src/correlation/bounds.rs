@@ -53,6 +53,10 @@ pub struct Losses {
     pub pods: u64,
     /// Hourly incidents beyond their bound: the oldest was told to have ended.
     pub hourly: u64,
+    /// Requests that a summary would have listed, had there been fewer incidents at once.
+    pub unlisted: u64,
+    /// Requests whose identity was forgotten: a later stage of one counts as a request again.
+    pub forgotten: u64,
     /// Incidents that were told to have begun, and turned out to be part of an earlier one: input
     /// came in another order than it happened in.
     pub merged: u64,

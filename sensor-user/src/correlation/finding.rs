@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Open, Request, ids::RequestId};
 use crate::{
-    audit::AuditRecord,
+    audit::{AuditRecord, Stage},
     rules::{Band, RequestKind, address::Address, catalogue::RuleId},
     time::Micros,
 };
@@ -71,6 +71,68 @@ impl Attached {
     }
 }
 
+/// A request as an incident lists it: all that is kept of most.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its identity.
+    pub id: RequestId,
+    /// Received time on the API server's clock.
+    pub received: Micros,
+    /// The stage that this is of, and when it was reached.
+    pub stage: (Micros, Stage),
+    /// Whether the workload makes such requests anyway.
+    pub request: RequestKind,
+    /// How bad it is.
+    pub band: Band,
+    /// HTTP code.
+    pub code: Option<u16>,
+    /// What it has in common with others: one for those that are alike.
+    pub asked: Arc<Asked>,
+}
+
+impl Listed {
+    /// Whether `record` is of a later stage.
+    pub fn is_before(&self, record: &AuditRecord) -> bool {
+        self.stage < (record.stage_timestamp, record.stage)
+    }
+}
+
+/// Who asked for what, and whether that was granted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// Verb.
+    pub verb: Box<str>,
+    /// Resource with subresource, or the URI's path.
+    pub resource: Box<str>,
+    /// Namespace.
+    pub namespace: Option<Box<str>>,
+    /// Name.
+    pub name: Option<Box<str>>,
+    /// What the client calls itself.
+    pub user_agent: Option<Box<str>>,
+    /// Where it came from.
+    pub source_ips: Vec<Box<str>>,
+    /// `allow` or `forbid`.
+    pub decision: Option<Box<str>>,
+}
+
+impl Asked {
+    /// Of a request.
+    pub fn of(record: &AuditRecord) -> Self {
+        let object = record.object_ref.as_ref();
+        let text = |text: &String| text.as_str().into();
+        Self {
+            verb: text(&record.verb),
+            resource: record.resource().into(),
+            namespace: object.and_then(|object| object.namespace.as_ref()).map(text),
+            name: object.and_then(|object| object.name.as_ref()).map(text),
+            user_agent: record.user_agent.as_ref().map(text),
+            source_ips: record.source_ips.iter().map(text).collect(),
+            decision: record.decision().map(Into::into),
+        }
+    }
+}
+
 /// An incident as it stands when it is told.
 #[derive(Clone, Debug)]
 pub struct Finding {
@@ -93,9 +155,12 @@ pub struct Finding {
     /// Sessions that may have brought the opener into the pod, best first.
     pub initiators: Vec<Arc<AuditRecord>>,
     /// Requests in the order of time, as far as they were kept.
-    pub requests: Vec<Attached>,
+    pub requests: Vec<Listed>,
     /// All requests, kept or not.
     pub request_count: u64,
+    /// Requests that would be counted again if anything more came of them, as their identity was
+    /// forgotten for want of room.
+    pub forgotten: u64,
     /// Opens in this incident.
     pub open_count: u64,
     /// Whether it is told before the exposure has ended, as that had to give way to others.

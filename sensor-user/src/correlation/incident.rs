@@ -7,7 +7,7 @@ use super::{
     Open, Request, Settings,
     finding::{Attached, Finding},
     ids::{self, RequestId},
-    story::Story,
+    story::{Share, Story},
     window::Exposure,
 };
 use crate::{audit::AuditRecord, rules::catalogue::RuleId, time::Micros};
@@ -91,13 +91,14 @@ impl Incident {
     pub fn join(
         &mut self,
         attached: Attached,
+        share: Share,
         exposures: &[Exposure],
         settings: &Settings,
     ) -> Option<Finding> {
         self.first = self.first.min(attached.time);
         self.last_attached = self.last_attached.max(attached.time);
         self.note_client(Client::of(&attached.record), attached.time);
-        let attached = self.story.attach(attached);
+        let attached = self.story.attach(attached, share);
         self.cover(exposures, settings);
         self.story.escalation(&attached)
     }

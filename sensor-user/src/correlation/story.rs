@@ -7,11 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use lru::LruCache;
-
 use super::{
     Open,
-    finding::{Attached, Finding, Kind},
+    finding::{Asked, Attached, Finding, Kind, Listed},
     ids::{self, RequestId},
 };
 use crate::{
@@ -20,14 +18,51 @@ use crate::{
     time::Micros,
 };
 
-/// Requests whose records are kept for the summary, those of the highest risk; the rest is counted.
-const KEPT_REQUESTS: usize = 200;
-/// Request identities remembered, so that later stages and duplicates are not counted again.
-const KNOWN_IDS: usize = 4_096;
+/// Requests that a summary lists, those of the highest risk; the rest is counted. Of one incident,
+/// and of all that go on, some 100 bytes each.
+const LISTED: (usize, usize) = (200, 32_768);
+/// Requests that are remembered, so that their later stages and duplicates are not counted again. Of
+/// one incident, and of all that go on, some 50 bytes each.
+const KNOWN: (usize, usize) = (4_096, 65_536);
+/// What each incident may hold of either, however many there are.
+const LEAST: usize = 16;
+/// Requests before it in whose list one that is alike is looked for.
+const ALIKE: usize = 16;
 /// Pods named of those whose token was opened.
 const VICTIMS: usize = 200;
 /// Ids of other incidents.
 const RELATED: usize = 16;
+
+/// What one incident may hold, so that all together stay within bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    listed: usize,
+    known: usize,
+}
+
+impl Share {
+    /// Requests that a summary lists where there is room.
+    pub const MOST_LISTED: u64 = LISTED.0 as u64;
+
+    /// Where so many go on.
+    pub fn among(incidents: usize) -> Self {
+        let share = |(most, all): (usize, usize)| (all / incidents.max(1)).clamp(LEAST, most);
+        Self { listed: share(LISTED), known: share(KNOWN) }
+    }
+}
+
+/// What is remembered of a request.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// On the steady axis.
+    time: Micros,
+    request: RequestKind,
+    address: Address,
+    by_address: bool,
+}
+
+/// Where a request is found: by when it was received, and its identity.
+type Place = (Micros, RequestId);
 
 /// The record of one incident.
 #[derive(Debug)]
@@ -41,9 +76,10 @@ pub struct Story {
     open: Option<Arc<Open>>,
     request: Option<Attached>,
     initiators: Vec<Arc<AuditRecord>>,
-    requests: BTreeMap<(Micros, RequestId), Attached>,
+    requests: BTreeMap<Place, Listed>,
     request_count: u64,
-    known: LruCache<RequestId, (Micros, RequestKind, Address)>,
+    known: BTreeMap<Place, Known>,
+    forgotten: u64,
     open_count: u64,
     early: bool,
     victims: BTreeMap<String, u64>,
@@ -75,14 +111,15 @@ impl Story {
             initiators: Vec::new(),
             requests: BTreeMap::new(),
             request_count: 0,
-            known: LruCache::unbounded(),
+            known: BTreeMap::new(),
+            forgotten: 0,
             open_count: 0,
             early: false,
             victims: BTreeMap::new(),
             related: BTreeSet::new(),
         };
         if let Some(request) = request {
-            story.request = Some(story.attach(request));
+            story.request = Some(story.attach(request, Share::among(1)));
         }
         if let Some(request) = &story.request {
             story.told = request.band;
@@ -118,20 +155,45 @@ impl Story {
     }
 
     /// Takes a request in, and gives it back with its band.
-    pub fn attach(&mut self, mut attached: Attached) -> Attached {
+    pub fn attach(&mut self, mut attached: Attached, share: Share) -> Attached {
         attached.band = self.rule.band_of(&attached.record, attached.request, attached.address);
         self.request_count += 1;
-        self.cover(attached.record.request_received_timestamp);
-        let Attached { id, time, request, address, .. } = attached;
-        self.known.put(id, (time, request, address));
-        if self.known.len() > KNOWN_IDS {
-            self.known.pop_lru();
-        }
-        self.requests.insert((time, id), attached.clone());
-        if self.requests.len() > KEPT_REQUESTS {
-            self.drop_least();
-        }
+        let received = attached.record.request_received_timestamp;
+        self.cover(received);
+        let Attached { id, time, request, address, by_address, .. } = attached;
+        let place = (received, id);
+        self.known.insert(place, Known { time, request, address, by_address });
+        self.requests.insert(place, self.listed(&attached));
+        self.keep_within(share);
         attached
+    }
+
+    fn listed(&self, attached: &Attached) -> Listed {
+        let Attached { id, ref record, request, band, .. } = *attached;
+        let asked = Asked::of(record);
+        let mut before = self.requests.values().rev().take(ALIKE);
+        let alike = before.find(|it| *it.asked == asked).map(|it| Arc::clone(&it.asked));
+        Listed {
+            id,
+            received: record.request_received_timestamp,
+            stage: (record.stage_timestamp, record.stage),
+            request,
+            band,
+            code: record.response_status.as_ref().and_then(|status| status.code),
+            asked: alike.unwrap_or_else(|| Arc::new(asked)),
+        }
+    }
+
+    fn keep_within(&mut self, share: Share) {
+        while self.requests.len() > share.listed {
+            let least = self.requests.iter().min_by_key(|(place, it)| (it.band, Reverse(**place)));
+            let Some(place) = least.map(|(place, _)| *place) else { break };
+            self.requests.remove(&place);
+        }
+        while self.known.len() > share.known {
+            self.known.pop_first();
+            self.forgotten += 1;
+        }
     }
 
     /// Takes an open of this pod's token in.
@@ -176,51 +238,39 @@ impl Story {
         self.cover(other.first);
         self.cover(other.last);
         let before = self.known.len();
-        for (id, known) in &other.known {
-            self.known.put(*id, *known);
-        }
-        let both = (before + other.known.len()).saturating_sub(self.known.len());
+        let others = other.known.len();
+        self.known.extend(other.known);
+        let both = (before + others).saturating_sub(self.known.len());
         self.request_count += other.request_count.saturating_sub(both as u64);
-        while self.known.len() > KNOWN_IDS {
-            self.known.pop_lru();
-        }
+        self.forgotten += other.forgotten;
         self.requests.extend(other.requests);
-        while self.requests.len() > KEPT_REQUESTS {
-            self.drop_least();
-        }
+        self.keep_within(Share::among(1));
         for id in other.related.iter().chain([&other.id]) {
             self.relate(id);
         }
     }
 
-    /// Drops the request that is missed least.
-    fn drop_least(&mut self) {
-        let least = self.requests.iter().min_by_key(|(key, it)| (it.band, Reverse(**key)));
-        if let Some(key) = least.map(|(key, _)| *key) {
-            self.requests.remove(&key);
-        }
-    }
-
-    /// Notes a later stage of a request that is in; gives it back as it is now, with whether that is news.
-    /// `None` if it is not in.
+    /// Notes a later stage of a request that is in; gives it back as it is now, with whether that is
+    /// news. `None` if it is not in.
     pub fn update(&mut self, id: RequestId, record: &AuditRecord) -> Option<(Attached, bool)> {
-        let (time, request, address) = *self.known.peek(&id)?;
+        let place = (record.request_received_timestamp, id);
+        let Known { time, request, address, by_address } = *self.known.get(&place)?;
         let band = self.rule.band_of(record, request, address);
-        let Some(kept) = self.requests.get_mut(&(time, id)) else {
-            // Counted only; but it may turn out to be worse than what is kept.
-            let record = Arc::new(record.clone());
-            let counted = Attached { id, time, record, request, address, by_address: false, band };
-            return Some((counted, false));
-        };
-        let is_news = kept.record.is_before(record);
-        if is_news {
-            Arc::make_mut(&mut kept.record).take_outcome(record);
-            kept.band = self.rule.band_of(&kept.record, request, address);
-            if let Some(first) = self.request.as_mut().filter(|first| first.id == id) {
-                first.record = Arc::clone(&kept.record);
-            }
+        let record = Arc::new(record.clone());
+        let attached = Attached { id, time, record, request, address, by_address, band };
+        let earlier = self.requests.get(&place).filter(|it| it.is_before(&attached.record));
+        let is_news = earlier.is_some();
+        if let Some(earlier) = earlier.cloned() {
+            let mut later = self.listed(&attached);
+            later.code = later.code.or(earlier.code);
+            self.requests.insert(place, later);
         }
-        Some((kept.clone(), is_news))
+        if let Some(first) = self.request.as_mut().filter(|first| first.id == id)
+            && first.record.is_before(&attached.record)
+        {
+            Arc::make_mut(&mut first.record).take_outcome(&attached.record);
+        }
+        Some((attached, is_news))
     }
 
     /// What is told when it begins.
@@ -257,6 +307,7 @@ impl Story {
             initiators: self.initiators.clone(),
             requests: self.requests.values().cloned().collect(),
             request_count: self.request_count,
+            forgotten: self.forgotten,
             open_count: self.open_count,
             early: self.early,
             victims: self.victims.clone(),

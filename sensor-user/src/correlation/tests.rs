@@ -532,9 +532,16 @@ proptest! {
         let mut inputs: Vec<(u32, Option<String>)> = opens.iter().map(|time| (*time, None)).collect();
         inputs.extend(requests.iter().enumerate().map(|(n, time)| (*time, Some(format!("r{n}")))));
         let exposed = |time: u32| opens.iter().any(|open| (*open..=open + 60).contains(&time));
-        let mut expected: Vec<String> = inputs
+        // A client of its own each, so that none goes on after the window.
+        let asked = |time: u32, name: &str| {
+            let mut request = request(f64::from(time), name);
+            request.record.user_agent = Some(name.to_owned());
+            request
+        };
+        let mut expected: Vec<RequestId> = inputs
             .iter()
-            .filter_map(|(time, name)| name.clone().filter(|_| exposed(*time)))
+            .filter(|(time, _)| exposed(*time))
+            .filter_map(|(time, name)| Some(RequestId::of(&asked(*time, name.as_deref()?).record)))
             .collect();
         expected.sort();
         let mut shuffled: Vec<_> = inputs.into_iter().zip(order).collect();
@@ -544,20 +551,13 @@ proptest! {
         for ((time, name), _) in shuffled {
             match name {
                 None => scene.open(open(f64::from(time))),
-                Some(name) => {
-                    // A client of its own each, so that none goes on after the window.
-                    let mut request = request(f64::from(time), &name);
-                    request.record.user_agent = Some(name);
-                    scene.request(request)
-                }
+                Some(name) => scene.request(asked(time, &name)),
             };
         }
         scene.until(100_000.0);
-        let mut joined: Vec<String> = scene
-            .summaries()
-            .iter()
-            .flat_map(|summary| summary.requests.iter().map(|r| r.record.audit_id.clone()))
-            .collect();
+        let summaries = scene.summaries();
+        let mut joined: Vec<RequestId> =
+            summaries.iter().flat_map(|it| it.requests.iter().map(|listed| listed.id)).collect();
         joined.sort();
         prop_assert_eq!(joined, expected);
     }

@@ -8,7 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    attribution::{ContainerRef, Grade, ProcessKey, RelatedProcess, TokenFile, TokenOpen},
+    attribution::{
+        ContainerRef, Grade, ProcessKey, RelatedProcess, TokenFile, TokenOpen, pods::Pod,
+    },
     audit::BadLine,
     redact::redact_args,
     time::Micros,
@@ -40,6 +42,8 @@ pub struct OpenDocument {
     pub skew: Option<Micros>,
     /// `orchestrator.resource.id`, or what our own record says.
     pub pod_uid: Option<String>,
+    /// `tokentrail.pod`: the pod whose token it is, as the agent's index knew it.
+    pub pod: Option<Box<Pod>>,
     told: Told,
 }
 
@@ -89,6 +93,8 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
     let text = |field: &str| fields.text(field).map(str::to_owned);
     let own = own.map(|own| TokenOpen::deserialize(own).map_err(|_| BadLine::WrongShape));
     let own = own.transpose()?.map(|own| TokenOpen { time, wall: time, ..own });
+    let pod = fields.all("tokentrail.pod").find(|value| value.is_object());
+    let pod = pod.map(|pod| Box::deserialize(pod).map_err(|_| BadLine::WrongShape)).transpose()?;
     Ok(Some(OpenDocument {
         time,
         names: fields.texts("orchestrator.resource.name").map(str::to_owned).collect(),
@@ -101,6 +107,7 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
             Some(own) => own.pod_uid.clone(),
             None => text("orchestrator.resource.id"),
         },
+        pod,
         told: own.map_or_else(|| Told::Ecs(fields), |own| Told::Own(Box::new(own))),
     }))
 }

@@ -41,32 +41,13 @@ impl Join {
     fn of(&self, open: TokenOpen, pods: &PodIndex) -> Open {
         let mut open = Open::new(self.boot_id.clone(), open);
         open.skew_us = self.skew.0;
-        find_pods(&mut open, pods);
+        open.find_pods(pods);
         open
     }
 
     /// Hands a request on, with the pod that it is of.
     pub(super) fn request(&mut self, mut request: Request, pods: &PodIndex, now: Micros) {
-        find_pod(&mut request, pods);
+        request.find_pod(pods);
         self.correlator.request(request, now, &mut self.findings);
     }
-}
-
-/// Adds what the index knows by now.
-pub(super) fn find_pods(open: &mut Open, pods: &PodIndex) {
-    open.pod = open.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
-    let reader = open.open.reader.as_ref();
-    open.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
-}
-
-/// Adds the pod that a request is of: by its token, else by its service account and address.
-pub(super) fn find_pod(request: &mut Request, pods: &PodIndex) {
-    if request.record.pod_uid().is_none()
-        && let Some((namespace, account)) = request.record.service_account()
-        && let Some(address) = request.record.source_ip()
-    {
-        let pod = pods.by_address(namespace, account, address);
-        request.by_address = pod.map(|pod| pod.uid.to_string());
-    }
-    request.pod = request.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
 }

@@ -12,7 +12,11 @@ use crate::{
     },
     attribution::{TokenOpen, pods::PodIndex},
     audit::{AuditRecord, ObjectRef, ResponseStatus, Stage, User},
-    correlation::{Attached, Finding, Open, Request, ids::RequestId, story::Story},
+    correlation::{
+        Attached, Finding, Open, Request,
+        ids::RequestId,
+        story::{Share, Story},
+    },
     rules::{RequestKind, catalogue::RuleId},
     time::Micros,
 };
@@ -96,7 +100,7 @@ impl Size {
         let mut story = Story::begin(rule, "a".repeat(32), first, Some(attached(0)));
         story.set_initiators((0..16).map(|number| Arc::new(self.record(number))).collect());
         for number in 1..self.requests {
-            story.attach(attached(number));
+            story.attach(attached(number), Share::among(1));
             story.add_open(&open(number));
         }
         story.summary()

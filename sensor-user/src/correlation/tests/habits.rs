@@ -164,7 +164,7 @@ fn the_summary_keeps_the_requests_of_highest_risk() {
     assert_eq!((summary.request_count, summary.requests.len()), (250, 200));
     let secrets = summary.requests.iter().filter(|it| it.band == Band::High).count();
     assert_eq!(secrets, 50);
-    assert!(summary.requests.is_sorted_by_key(|it| it.time));
+    assert!(summary.requests.is_sorted_by_key(|it| it.received));
 }
 
 #[test]

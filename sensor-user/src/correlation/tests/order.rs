@@ -116,7 +116,7 @@ fn inputs(events: &[Event], late: bool) -> Vec<(f64, Input)> {
 
 /// What is compared: of each incident its id and rule, its band, requests with their outcome, and opens; reads without
 /// any request as well.
-type Told = BTreeMap<(String, RuleId), (Band, Vec<String>, u64)>;
+type Told = BTreeMap<(String, RuleId), (Band, Vec<(RequestId, Option<u16>)>, u64)>;
 
 /// Puts inputs through; at each of these places the agent is killed and started again.
 fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
@@ -130,10 +130,7 @@ fn summaries(inputs: &[(f64, Input)], lateness: f64, kills: &[usize]) -> Told {
         for finding in
             findings.iter().filter(is_end).filter(|it| logged.insert(it.event_id.clone()))
         {
-            let outcome = |it: &Attached| {
-                let status = it.record.response_status.as_ref();
-                format!("{} {:?}", it.record.audit_id, status.and_then(|status| status.code))
-            };
+            let outcome = |it: &Listed| (it.id, it.code);
             let mut requests: Vec<_> = finding.requests.iter().map(outcome).collect();
             requests.sort();
             assert_eq!(requests.len() as u64, finding.request_count);

@@ -17,8 +17,7 @@ fn stage(name: &str, stage_at: f64, code: Option<u16>) -> Request {
 /// Stage, code and decision of the one request that a finding lists.
 fn outcome(told: &Finding) -> (audit::Stage, Option<u16>, Option<&str>) {
     let [listed] = &told.requests[..] else { panic!("{told:#?}") };
-    let code = listed.record.response_status.as_ref().and_then(|status| status.code);
-    (listed.record.stage, code, listed.record.decision())
+    (listed.stage.1, listed.code, listed.asked.decision.as_deref())
 }
 
 const REFUSED: (audit::Stage, Option<u16>, Option<&str>) =

@@ -10,7 +10,7 @@ use serde::{
 use serde_json::Value;
 
 /// What is asked for, in order.
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "@timestamp",
     "container.id",
     "container.runtime",
@@ -40,10 +40,12 @@ const NAMES: [&str; 30] = [
     "process.start",
     "process.user.id",
     OWN,
+    POD,
     "tokentrail.skew_us",
 ];
-/// The one that is kept as the object that it is.
+/// Kept as the objects that they are.
 const OWN: &str = "tokentrail.open";
+const POD: &str = "tokentrail.pod";
 
 /// The values of a document, each with the place of its field in [`NAMES`].
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -130,8 +132,9 @@ impl<'de> Visitor<'de> for Gather<'_> {
                 path.push('.');
             }
             path.push_str(&key);
-            if path == OWN {
-                fields.add(OWN, map.next_value()?);
+            if path == OWN || path == POD {
+                let value = map.next_value()?;
+                fields.add(path, value);
             } else if leads_on(path) {
                 map.next_value_seed(Gather { fields, path })?;
             } else {

@@ -3,16 +3,20 @@
 //! Of pods without an open nothing can be told but TokenRequests, sessions and decoys, and nobody
 //! learns from them: where all opens can be looked through before, their requests are skipped.
 //!
+//! A recorded open may tell what the agent's index knew of its pod: its account, for decoys, and its
+//! addresses. That counts from that open on.
+//!
 //! Opens without a pod uid are given the one that requests of a pod of that name carried, which
 //! were read already: audit events are, by the lateness, ahead of what has its turn.
 
-use std::{collections::HashSet, num::NonZeroUsize, sync::Arc};
+use std::{num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
 use super::{Judged, Outcome, Semantics};
 use crate::{
     alert::ecs::Document,
+    attribution::pods::PodChange,
     audit::{
         AuditRecord, POD_NAME,
         scan::{
@@ -21,7 +25,7 @@ use crate::{
         },
     },
     correlation::{Correlator, Finding, Open, Request, Settings, journal::NoJournal},
-    replay::{document::Writer, opens::OpenDocument},
+    replay::{PodsWithOpens, document::Writer, opens::OpenDocument},
     rules::{rulebook::Rulebook, token_access},
     time::Micros,
 };
@@ -42,14 +46,15 @@ const BY_NAME: &str = "no pod uid was recorded: joined by namespace and pod name
 /// The rules as `run` evaluates them.
 pub struct LiveSemantics {
     correlator: Correlator<NoJournal>,
-    /// Uids of the pods that matter; `None`: all may.
-    pods: Option<HashSet<String>>,
+    /// The pods that matter.
+    pods: PodsWithOpens,
     /// Whether accounts matter without a pod.
     accounts: bool,
     lateness: Micros,
     /// Event time.
     now: Micros,
-    next_tick: Micros,
+    /// The last one that was, in event time.
+    tick: Micros,
     /// What documents say of a pod, by the uid that it has here.
     told: LruCache<String, Told>,
     /// Whether opens were read that only names tell whose they are.
@@ -80,16 +85,16 @@ struct Seen {
 
 impl LiveSemantics {
     /// Findings come from this writer; rules are as users decided. `pods` are those of which opens
-    /// are to come, if that is known already.
+    /// are to come.
     pub fn new(
         lateness: Micros,
-        pods: Option<HashSet<String>>,
+        pods: PodsWithOpens,
         rulebook: Arc<Rulebook>,
         writer: Writer,
     ) -> Self {
         let settings =
             Settings { patience: PATIENCE, pods: PODS, ..Settings::new(writer.cluster.clone()) };
-        // No index of pods tells whose address an account's request came from.
+        // Else, and while no open tells addresses, only tokens tell whose a request is.
         let accounts = !rulebook.decoys.is_empty();
         let mut correlator = Correlator::new(settings, NoJournal);
         correlator.set_rulebook(rulebook);
@@ -99,7 +104,7 @@ impl LiveSemantics {
             accounts,
             lateness,
             now: Micros::MIN,
-            next_tick: Micros::MIN,
+            tick: Micros::MIN,
             told: LruCache::new(REMEMBERED),
             needs_names: false,
             begins: None,
@@ -158,24 +163,14 @@ impl LiveSemantics {
 }
 
 /// What can change what is told where only these pods have opens.
-fn interest<'a>(known: &'a dyn Fn(&str) -> bool, accounts: bool) -> Interest<'a> {
-    Interest { pods: Pods::WithUid(known), accounts, canaries: false, ..Interest::LIVE }
+fn interest(pods: Pods<'_>, accounts: bool) -> Interest<'_> {
+    Interest { pods, accounts, canaries: false, ..Interest::LIVE }
 }
 
-/// The pod that an open can begin an incident of, by uid.
-///
-/// # Errors
-/// Only its name is known, so that any uid may be its.
-pub fn pod_that_matters(open: &OpenDocument) -> Result<Option<&str>, OnlyNamed> {
-    if !token_access::qualifies(&open.open()) {
-        return Ok(None);
-    }
-    open.pod_uid.as_deref().map(Some).ok_or(OnlyNamed)
+/// Whether an open can begin an incident of its pod.
+pub fn can_begin_incident(open: &OpenDocument) -> bool {
+    token_access::qualifies(&open.open())
 }
-
-/// An open does not say whose token it was but by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OnlyNamed;
 
 fn name_of(open: &OpenDocument) -> Option<PodName> {
     Some((open.namespace.clone()?, open.names.first()?.clone()))
@@ -186,6 +181,8 @@ impl Semantics for LiveSemantics {
         if let Some(skew) = open.skew {
             self.correlator.widen_patience(skew + PATIENCE);
         }
+        // Its account may then ask without saying for which pod.
+        self.accounts |= open.pod.is_some();
         let by_name = open.pod_uid.is_none() && name_of(open).is_some();
         self.needs_names |= by_name;
         by_name || open.pod_uid.is_some()
@@ -199,9 +196,19 @@ impl Semantics for LiveSemantics {
             self.begins_known = time > begins + self.lateness;
             self.begins = Some(begins);
         }
-        let (pods, accounts) = (self.pods.as_ref(), self.accounts);
-        let known = |uid: &str| pods.is_none_or(|pods| pods.contains(uid));
-        let interest = interest(&known, accounts);
+        let (uids, names);
+        let pods = match &self.pods {
+            PodsWithOpens::Uids(known) => {
+                uids = |uid: &str| known.contains(uid);
+                Pods::WithUid(&uids)
+            }
+            PodsWithOpens::Names(known) => {
+                names = |name: &str| known.contains(name);
+                Pods::Named(&names)
+            }
+            PodsWithOpens::Unknown => Pods::All,
+        };
+        let interest = interest(pods, self.accounts);
         match glance(line, &interest) {
             Glance::Skip => return Judged::Skip,
             Glance::Bad(reason) => return Judged::Bad(reason),
@@ -229,7 +236,10 @@ impl Semantics for LiveSemantics {
     fn open(&mut self, document: OpenDocument, documents: &mut Vec<Document>) {
         let name = name_of(&document);
         let mut open = document.open();
-        let OpenDocument { pod_uid, boot_id, host, time, skew, .. } = document;
+        let OpenDocument { pod_uid, boot_id, host, time, skew, pod, .. } = document;
+        if let Some(pod) = pod {
+            self.writer.pods.apply(PodChange::Present(pod), self.now);
+        }
         let uid = match (pod_uid, &name) {
             (Some(uid), _) => uid,
             (None, Some(name)) => {
@@ -243,18 +253,20 @@ impl Semantics for LiveSemantics {
         self.correlator.watch(self.begins.unwrap_or(self.now));
         let mut open = Open::new(boot_id, open);
         open.skew_us = skew.unwrap_or_default().0;
+        open.find_pods(&self.writer.pods);
         self.correlator.open(open, self.now, &mut self.findings);
         self.tell(documents);
     }
 
     fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome {
         // It was judged before.
-        let record = match classify(line, &interest(&|_| true, self.accounts)) {
+        let record = match classify(line, &interest(Pods::All, self.accounts)) {
             Scan::Skip => return Ok(()),
             Scan::Bad(reason) => return Err(reason),
             Scan::Record(record) => record,
         };
-        let request = Request::new(record.request_received_timestamp, record);
+        let mut request = Request::new(record.request_received_timestamp, record);
+        request.find_pod(&self.writer.pods);
         self.correlator.watch(self.begins.unwrap_or(self.now));
         self.correlator.request(request, self.now, &mut self.findings);
         self.tell(documents);
@@ -262,15 +274,19 @@ impl Semantics for LiveSemantics {
     }
 
     fn advance(&mut self, watermark: Micros, documents: &mut Vec<Document>) {
-        if watermark < self.next_tick {
-            self.now = self.now.max(watermark);
+        // At fixed moments: where chunks end must not show.
+        let tick = match watermark {
+            Micros::MAX => watermark,
+            time => {
+                self.now = self.now.max(time);
+                Micros(time.0.saturating_sub(time.0.rem_euclid(TICK.0)))
+            }
+        };
+        if tick <= self.tick {
             return;
         }
-        if watermark != Micros::MAX {
-            self.now = self.now.max(watermark);
-        }
-        self.next_tick = watermark + TICK;
-        self.correlator.advance(watermark, self.now, &mut self.findings);
+        self.tick = tick;
+        self.correlator.advance(tick, self.now, &mut self.findings);
         // Nobody counts them here.
         drop(self.correlator.take_hits());
         self.tell(documents);
@@ -284,6 +300,8 @@ impl Semantics for LiveSemantics {
             ("waiting requests", losses.waiting),
             ("pods", losses.pods),
             ("hourly incidents", losses.hourly),
+            ("requests of summaries", losses.unlisted),
+            ("requests' identities", losses.forgotten),
         ]
     }
 }
