@@ -76,49 +76,49 @@ pub fn document(
     let minted_for = request.and_then(AuditRecord::minted_for);
     Document {
         timestamp: end,
-        ecs: Ecs { version: "8.17.0".into() },
+        ecs: Ecs { version: "8.17.0" },
         data_stream: DataStream {
-            kind: "logs".into(),
-            dataset: "tokentrail.alerts".into(),
-            namespace: "default".into(),
+            kind: "logs",
+            dataset: "tokentrail.alerts",
+            namespace: "default",
         },
-        tags: vec!["tokentrail".into(), "kubernetes".into(), rule.id.into()],
+        tags: vec!["tokentrail", "kubernetes", rule.id],
         event: Event {
             kind: match finding.kind {
-                Kind::Alert | Kind::Escalation => "alert".into(),
-                Kind::Incident => "event".into(),
+                Kind::Alert | Kind::Escalation => "alert",
+                Kind::Incident => "event",
             },
-            module: "tokentrail".into(),
-            dataset: "tokentrail.alerts".into(),
+            module: "tokentrail",
+            dataset: "tokentrail.alerts",
             category: categories(finding),
-            types: vec!["access".into()],
-            action: rule.id.into(),
+            types: vec!["access"],
+            action: rule.id,
             id: finding.event_id.clone(),
             created: now,
             start: opened.unwrap_or(end),
             end,
             severity: finding.band.score(),
             risk_score: finding.band.score(),
-            outcome: request.map_or("success", evidence::outcome).into(),
+            outcome: request.map_or("success", evidence::outcome),
             reason: message.clone(),
         },
         message,
         rule: rule_fields(rule),
         threat: threats(rule),
         agent: Agent {
-            kind: "tokentrail".into(),
+            kind: "tokentrail",
             name: origin.node_name.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: env!("CARGO_PKG_VERSION"),
             id: origin.agent_id.clone(),
         },
         host: Host {
             name: origin.node_name.clone(),
             id: origin.host_id.clone(),
             ip: who.pod.map(|pod| texts(&pod.host_ips)).unwrap_or_default(),
-            os: Os { kind: "linux".into() },
+            os: Os { kind: "linux" },
         },
         orchestrator: Orchestrator {
-            kind: "kubernetes".into(),
+            kind: "kubernetes",
             cluster: origin.cluster_name.clone().map(|name| Cluster { name }),
             namespace: who.namespace.map(str::to_owned),
             resource: who.pod_uid.map(|uid| resource(uid.to_owned(), who.pod_name, who.pod)),
@@ -158,26 +158,26 @@ pub fn document(
             kind: finding.kind,
             grade: open.map(|open| open.grade),
             native: open.and_then(|open| open.native),
-            confidence: evidence::confidence(finding).into(),
+            confidence: evidence::confidence(finding),
             reasons: evidence::reasons(finding, &origin.node_name),
             request: finding
                 .request
                 .as_ref()
                 .filter(|_| finding.rule == RuleId::TokenAccessThenApiRequest)
-                .map(|request| request.request.as_str().to_owned()),
+                .map(|request| request.request.as_str()),
             file: open.map(|open| RawFile { raw_path: redact(&open.raw_path).into_owned() }),
             volume: open.and_then(|open| open.volume.as_ref()).map(|volume| volume.name.clone()),
             pod: who.pod.map(|pod| PodFields {
                 service_account: pod.service_account.to_string(),
                 owner: pod.owner.as_ref().map(|owner| owner.name.to_string()),
                 host_network: pod.host_network,
-                container: known_container.map(|container| container.kind.as_str().to_owned()),
+                container: known_container.map(|container| container.kind.as_str()),
             }),
             incident: IncidentFields {
                 id: finding.incident_id.clone(),
                 state: match finding.kind {
-                    Kind::Alert | Kind::Escalation => "open".into(),
-                    Kind::Incident => "ended".into(),
+                    Kind::Alert | Kind::Escalation => "open",
+                    Kind::Incident => "ended",
                 },
                 related: finding.related.clone(),
                 victims: victims(finding, pods),
@@ -194,7 +194,7 @@ pub fn document(
             latency_us: read_at
                 .map(|read_at| u64::try_from(read_at.elapsed().as_micros()).unwrap_or(u64::MAX)),
             sensor: Sensor {
-                version: env!("CARGO_PKG_VERSION").into(),
+                version: env!("CARGO_PKG_VERSION"),
                 route: open.map_or_else(|| origin.route.clone(), |open| open.route.clone()),
                 degraded,
             },
@@ -219,10 +219,10 @@ fn addresses(finding: &Finding) -> Vec<String> {
     addresses
 }
 
-fn categories(finding: &Finding) -> Vec<String> {
-    let of_open: &[&str] = if finding.open.is_some() { &["file", "process"] } else { &[] };
-    let of_request: &[&str] = if finding.request.is_some() { &["api"] } else { &[] };
-    of_open.iter().chain(of_request).map(|it| (*it).to_owned()).collect()
+fn categories(finding: &Finding) -> Vec<&'static str> {
+    let of_open: &[_] = if finding.open.is_some() { &["file", "process"] } else { &[] };
+    let of_request: &[_] = if finding.request.is_some() { &["api"] } else { &[] };
+    of_open.iter().chain(of_request).copied().collect()
 }
 
 fn victims(finding: &Finding, pods: &PodIndex) -> Vec<Victim> {
@@ -241,7 +241,7 @@ fn victims(finding: &Finding, pods: &PodIndex) -> Vec<Victim> {
 fn resource(uid: String, name: Option<&str>, pod: Option<&Pod>) -> Resource {
     let owner = pod.and_then(|pod| pod.owner.as_ref());
     Resource {
-        kind: "pod".into(),
+        kind: "pod",
         id: uid,
         name: name.map(str::to_owned),
         ip: pod.map(|pod| texts(&pod.ips)).unwrap_or_default(),
@@ -274,29 +274,28 @@ fn texts(list: &[Box<str>]) -> Vec<String> {
 
 fn rule_fields(rule: &Rule) -> RuleFields {
     RuleFields {
-        id: rule.id.into(),
-        name: rule.id.into(),
-        description: rule.description.into(),
-        reference: rule.reference.into(),
-        version: rule.version.into(),
+        id: rule.id,
+        name: rule.id,
+        description: rule.description,
+        reference: rule.reference,
+        version: rule.version,
     }
 }
 
 fn threats(rule: &Rule) -> Vec<Threat> {
-    let pair = |id: &str, name: &str| IdName { id: id.into(), name: name.into() };
     let threats = rule.threat.iter().map(|tactic| Threat {
-        framework: "MITRE ATT&CK".into(),
-        tactic: pair(tactic.id, tactic.name),
+        framework: "MITRE ATT&CK",
+        tactic: IdName { id: tactic.id, name: tactic.name },
         technique: tactic
             .techniques
             .iter()
             .map(|technique| ThreatTechnique {
-                id: technique.id.into(),
-                name: technique.name.into(),
+                id: technique.id,
+                name: technique.name,
                 subtechnique: technique
                     .subtechnique
                     .iter()
-                    .map(|(id, name)| pair(id, name))
+                    .map(|&(id, name)| IdName { id, name })
                     .collect(),
             })
             .collect(),
@@ -328,9 +327,9 @@ fn process(open: &TokenOpen) -> Process {
             name: open.entry.comm.clone(),
             entry_meta: EntryMeta {
                 kind: match open.native {
-                    Some(true) => "init".into(),
-                    Some(false) => "container".into(),
-                    None => "unknown".into(),
+                    Some(true) => "init",
+                    Some(false) => "container",
+                    None => "unknown",
                 },
             },
         },

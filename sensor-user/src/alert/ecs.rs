@@ -28,7 +28,7 @@ pub struct Document {
     /// Elastic data stream.
     pub data_stream: DataStream,
     /// Fixed words to search for.
-    pub tags: Vec<String>,
+    pub tags: Vec<&'static str>,
     /// The event.
     pub event: Event,
     /// The rule that made it.
@@ -75,7 +75,7 @@ pub struct Document {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Ecs {
     /// Version of the Elastic Common Schema.
-    pub version: String,
+    pub version: &'static str,
 }
 
 /// `data_stream`
@@ -83,29 +83,29 @@ pub struct Ecs {
 pub struct DataStream {
     /// Always `logs`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
     /// Always `tokentrail.alerts`.
-    pub dataset: String,
+    pub dataset: &'static str,
     /// Always `default`.
-    pub namespace: String,
+    pub namespace: &'static str,
 }
 
 /// `event`
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Event {
     /// `alert`, or `event` for an incident's summary.
-    pub kind: String,
+    pub kind: &'static str,
     /// Always `tokentrail`.
-    pub module: String,
+    pub module: &'static str,
     /// Always `tokentrail.alerts`.
-    pub dataset: String,
+    pub dataset: &'static str,
     /// ECS categories.
-    pub category: Vec<String>,
+    pub category: Vec<&'static str>,
     /// ECS types.
     #[serde(rename = "type")]
-    pub types: Vec<String>,
+    pub types: Vec<&'static str>,
     /// The rule's name.
-    pub action: String,
+    pub action: &'static str,
     /// The document's id: the same finding has the same id wherever it is made.
     pub id: String,
     /// When this document was made.
@@ -119,7 +119,7 @@ pub struct Event {
     /// 21, 47, 73 or 99.
     pub risk_score: u8,
     /// Whether the API server granted the request.
-    pub outcome: String,
+    pub outcome: &'static str,
     /// Why this is told.
     pub reason: String,
 }
@@ -128,22 +128,22 @@ pub struct Event {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RuleFields {
     /// Its name.
-    pub id: String,
+    pub id: &'static str,
     /// Its name.
-    pub name: String,
+    pub name: &'static str,
     /// What it looks for.
-    pub description: String,
+    pub description: &'static str,
     /// Where to read more.
-    pub reference: String,
+    pub reference: &'static str,
     /// Version of its conditions.
-    pub version: String,
+    pub version: &'static str,
 }
 
 /// `threat`
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Threat {
     /// Always `MITRE ATT&CK`.
-    pub framework: String,
+    pub framework: &'static str,
     /// The tactic.
     pub tactic: IdName,
     /// Its techniques.
@@ -154,18 +154,18 @@ pub struct Threat {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct IdName {
     /// Such as `TA0006`.
-    pub id: String,
+    pub id: &'static str,
     /// Such as `Credential Access`.
-    pub name: String,
+    pub name: &'static str,
 }
 
 /// `threat.technique`
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ThreatTechnique {
     /// Such as `T1552`.
-    pub id: String,
+    pub id: &'static str,
     /// Such as `Unsecured Credentials`.
-    pub name: String,
+    pub name: &'static str,
     /// The sub-technique that applies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subtechnique: Vec<IdName>,
@@ -176,11 +176,11 @@ pub struct ThreatTechnique {
 pub struct Agent {
     /// Always `tokentrail`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
     /// Node name.
     pub name: String,
     /// Version of this program.
-    pub version: String,
+    pub version: &'static str,
     /// Random id of this installation.
     pub id: String,
 }
@@ -205,7 +205,7 @@ pub struct Host {
 pub struct Os {
     /// Always `linux`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
 }
 
 /// `orchestrator`
@@ -213,7 +213,7 @@ pub struct Os {
 pub struct Orchestrator {
     /// Always `kubernetes`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
     /// The cluster, as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<Cluster>,
@@ -237,7 +237,7 @@ pub struct Cluster {
 pub struct Resource {
     /// Always `pod`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
     /// The pod's uid.
     pub id: String,
     /// The pod's name, as its token carries it.
@@ -377,7 +377,7 @@ pub struct EntryLeader {
 pub struct EntryMeta {
     /// `init`, `container`, or `unknown`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
 }
 
 /// `file`
@@ -459,12 +459,12 @@ pub struct Tokentrail {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub native: Option<bool>,
     /// How sure: `high`, `medium` or `low`.
-    pub confidence: String,
+    pub confidence: &'static str,
     /// What speaks for and against, as sentences.
     pub reasons: Vec<String>,
     /// Whether the workload itself makes such requests: `own`, `new` or `unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub request: Option<String>,
+    pub request: Option<&'static str>,
     /// The file as the kernel saw it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<RawFile>,
@@ -507,7 +507,7 @@ pub struct PodFields {
     pub host_network: bool,
     /// What the opener's container is to its pod: `main`, `init`, `sidecar` or `ephemeral`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
+    pub container: Option<&'static str>,
 }
 
 /// `tokentrail.incident`
@@ -516,7 +516,7 @@ pub struct IncidentFields {
     /// The same in every document about it.
     pub id: String,
     /// `open` or `ended`.
-    pub state: String,
+    pub state: &'static str,
     /// Incidents of other rules about the same.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub related: Vec<String>,
@@ -552,7 +552,7 @@ pub struct Victim {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Sensor {
     /// Version of this program.
-    pub version: String,
+    pub version: &'static str,
     /// Hook route: `fexit`, `kprobe`, `exit`.
     pub route: String,
     /// What was missing when this was seen.

@@ -99,14 +99,14 @@ pub struct RequestLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
     /// Whether the workload itself makes such requests: `own`, `new` or `unknown`.
-    pub request: String,
+    pub request: &'static str,
 }
 
 /// `tokentrail.evidence.origin`
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct OriginOfRequest {
     /// Whether the address is the pod's: `pod`, `node`, `neither` or `unknown`.
-    pub address: String,
+    pub address: &'static str,
     /// Whether the token's node claim names this node; absent where tokens carry none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_claim_is_this_node: Option<bool>,
@@ -129,7 +129,7 @@ pub struct Credential {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ContainmentStep {
     /// What it does, and what it does not.
-    pub note: String,
+    pub note: &'static str,
     /// The command, every value quoted for a shell.
     pub command: String,
 }
@@ -146,7 +146,7 @@ impl Evidence {
             service_account: request.and_then(|request| ServiceAccount::of(&request.record)),
             requests: finding.requests.iter().map(RequestLine::of).collect(),
             origin: request.map(|request| OriginOfRequest {
-                address: request.address.as_str().into(),
+                address: request.address.as_str(),
                 node_claim_is_this_node: request
                     .record
                     .extra(audit::NODE_NAME)
@@ -219,7 +219,7 @@ impl RequestLine {
             code: listed.code,
             decision: asked.decision.as_deref().map(str::to_owned),
             user_agent: asked.user_agent.as_deref().map(|agent| redact(agent).into_owned()),
-            request: listed.request.as_str().to_owned(),
+            request: listed.request.as_str(),
         }
     }
 }
@@ -346,7 +346,7 @@ pub fn containment_of_account(namespace: &str, name: &str) -> Vec<ContainmentSte
     if !is_name(namespace) || !is_name(name) {
         return Vec::new();
     }
-    let step = |note: &str, command: String| ContainmentStep { note: note.into(), command };
+    let step = |note: &'static str, command: String| ContainmentStep { note, command };
     vec![
         step(
             "see what the token's holder may do",
@@ -366,7 +366,7 @@ pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<Conta
     if !is_name(namespace) || !is_name(pod) {
         return Vec::new();
     }
-    let step = |note: &str, command: String| ContainmentStep { note: note.into(), command };
+    let step = |note: &'static str, command: String| ContainmentStep { note, command };
     vec![
         step(
             "mark the pod; takes no effect by itself, but selectors and network policies can use it",

@@ -295,6 +295,20 @@ fn what_is_later_than_allowed_is_counted_and_used() {
 }
 
 #[test]
+fn a_pods_lines_are_kept_until_its_open_is_used_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let [opens, audit] = ["opens", "audit"].map(|name| folder.path().join(name));
+    fs::write(&opens, open(0, "till")).unwrap();
+    let answers = (1..50).map(|at| answer(at * SECOND, "till"));
+    fs::write(&audit, answers.collect::<Vec<_>>().join("\n")).unwrap();
+    let (documents, summary) = replay(300, &[&opens], &[&audit]);
+    assert_eq!(joined(&documents), [(time(0), time(SECOND), "till".to_owned())]);
+    // Those within the lateness of the one that used it up, which until then might have been it.
+    assert!((6..12).contains(&summary.audit.kept), "{}", summary.audit.kept);
+    assert_eq!((summary.audit.lines, summary.late), (49, 0));
+}
+
+#[test]
 fn a_file_given_with_the_wrong_option_is_one_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let [opens, audit] = ["opens", "audit"].map(|name| folder.path().join(name));

@@ -1,7 +1,7 @@
 //! The fields of an ECS document by their dotted names, as Elasticsearch sees them: objects and lists
 //! are looked through, nulls are no values. Only those that are asked for are kept. Pure.
 
-use std::{borrow::Cow, collections::BTreeSet, fmt};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use serde::{
     Deserialize, Deserializer,
@@ -48,7 +48,7 @@ const OWN: &str = "tokentrail.open";
 const POD: &str = "tokentrail.pod";
 
 /// The values of a document, each with the place of its field in [`NAMES`].
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Fields(Vec<(usize, Value)>);
 
 impl Fields {
@@ -58,10 +58,11 @@ impl Fields {
     /// It is no JSON object, or an object in it has a key twice: of two values the reader would
     /// choose one, and a rule elsewhere the other.
     pub(super) fn read(text: &str) -> serde_json::Result<Self> {
-        let mut fields = Self::default();
+        // As many as most documents have.
+        let (mut fields, mut keys) = (Self(Vec::with_capacity(16)), Vec::with_capacity(16));
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        let mut path = String::new();
-        Gather { fields: &mut fields, path: &mut path }.deserialize(&mut deserializer)?;
+        Gather { fields: &mut fields, keys: &mut keys, at: At::TOP }
+            .deserialize(&mut deserializer)?;
         deserializer.end()?;
         Ok(fields)
     }
@@ -88,28 +89,58 @@ impl Fields {
         self.texts(field).any(|value| value == text)
     }
 
-    fn add(&mut self, path: &str, value: Value) {
-        if let Ok(place) = NAMES.binary_search(&path) {
-            self.0.push((place, value));
-        }
+    fn add(&mut self, at: &At, value: Value) {
+        self.0.extend(at.field().map(|place| (place, value)));
     }
 }
 
-/// Whether a field of interest is at this path or below it.
-fn leads_on(path: &str) -> bool {
-    let first = NAMES.get(NAMES.partition_point(|name| *name < path));
-    first
-        .and_then(|name| name.strip_prefix(path))
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+/// A path in a document, by the names that begin with it: they stand side by side in [`NAMES`].
+#[derive(Clone, Debug)]
+struct At {
+    names: Range<usize>,
+    /// Length of the path, without a dot behind it.
+    length: usize,
+}
+
+impl At {
+    const TOP: Self = Self { names: 0..NAMES.len(), length: 0 };
+
+    /// What follows this path in the name at that place.
+    fn rest(&self, place: usize) -> &'static str {
+        NAMES.get(place).and_then(|name| name.get(self.length..)).unwrap_or_default()
+    }
+
+    /// The place of the field that is at this very path.
+    fn field(&self) -> Option<usize> {
+        Some(self.names.start).filter(|place| self.length > 0 && self.rest(*place).is_empty())
+    }
+
+    fn is(&self, field: &str) -> bool {
+        self.field().and_then(|place| NAMES.get(place)) == Some(&field)
+    }
+
+    /// The path of a key in an object here; `None` where no field of interest is at it or below.
+    fn below(&self, key: &str) -> Option<Self> {
+        let dot = usize::from(self.length > 0);
+        let leads_on = |place: &usize| {
+            let rest = self.rest(*place).get(dot..).and_then(|rest| rest.strip_prefix(key));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let start = self.names.clone().find(leads_on)?;
+        let count = (start..self.names.end).take_while(leads_on).count();
+        Some(Self { names: start..start + count, length: self.length + dot + key.len() })
+    }
 }
 
 /// Reads the value at a path.
-struct Gather<'a> {
+struct Gather<'a, 'de> {
     fields: &'a mut Fields,
-    path: &'a mut String,
+    /// Those read of this object and of the ones around it.
+    keys: &'a mut Vec<Cow<'de, str>>,
+    at: At,
 }
 
-impl<'de> DeserializeSeed<'de> for Gather<'_> {
+impl<'de> DeserializeSeed<'de> for Gather<'_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -117,7 +148,7 @@ impl<'de> DeserializeSeed<'de> for Gather<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Gather<'_> {
+impl<'de> Visitor<'de> for Gather<'_, 'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,57 +156,55 @@ impl<'de> Visitor<'de> for Gather<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { fields, path } = self;
-        let (mut keys, length) = (BTreeSet::new(), path.len());
+        let Self { fields, keys, at } = self;
+        let around = keys.len();
         while let Some(Key(key)) = map.next_key()? {
-            if length > 0 {
-                path.push('.');
+            match at.below(&key) {
+                Some(at) if at.is(OWN) || at.is(POD) => fields.add(&at, map.next_value()?),
+                Some(at) => map.next_value_seed(Gather { fields, keys, at })?,
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
-            path.push_str(&key);
-            if path == OWN || path == POD {
-                let value = map.next_value()?;
-                fields.add(path, value);
-            } else if leads_on(path) {
-                map.next_value_seed(Gather { fields, path })?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-            path.truncate(length);
-            if !keys.insert(key) {
-                return Err(A::Error::custom("a key twice"));
-            }
+            keys.push(key);
         }
+        let own = keys.get_mut(around..).unwrap_or_default();
+        own.sort_unstable();
+        if own.array_windows().any(|[one, next]| one == next) {
+            return Err(A::Error::custom("a key twice"));
+        }
+        keys.truncate(around);
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let Self { fields, path } = self;
-        while list.next_element_seed(Gather { fields, path })?.is_some() {}
+        let Self { fields, keys, at } = self;
+        while list.next_element_seed(Gather { fields, keys, at: at.clone() })?.is_some() {}
         Ok(())
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<(), E> {
-        self.fields.add(self.path, value.into());
+        self.fields.add(&self.at, value.into());
         Ok(())
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<(), E> {
-        self.fields.add(self.path, value.into());
+        self.fields.add(&self.at, value.into());
         Ok(())
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-        self.fields.add(self.path, value.into());
+        self.fields.add(&self.at, value.into());
         Ok(())
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-        self.fields.add(self.path, value.into());
+        self.fields.add(&self.at, value.into());
         Ok(())
     }
 
     fn visit_str<E>(self, value: &str) -> Result<(), E> {
-        self.fields.add(self.path, value.into());
+        self.fields.add(&self.at, value.into());
         Ok(())
     }
 
@@ -190,18 +219,26 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {
-    use super::{NAMES, leads_on};
+    use super::{At, NAMES};
 
     #[test]
-    fn names_are_in_order_and_found_from_each_of_their_parts() {
+    fn names_are_in_order_and_found_whichever_of_their_dots_are_objects() {
         assert!(NAMES.is_sorted());
-        for name in NAMES {
-            for (at, _) in name.match_indices('.').chain([(name.len(), "")]) {
-                assert!(leads_on(&name[..at]), "{name} up to {at}");
+        for (place, name) in NAMES.iter().enumerate() {
+            let nested = name.split('.').try_fold(At::TOP, |at, key| at.below(key)).unwrap();
+            let dotted = At::TOP.below(name).unwrap();
+            assert_eq!((nested.field(), dotted.field()), (Some(place), Some(place)), "{name}");
+            assert!(dotted.is(name) && dotted.below("x").is_none() && dotted.below("").is_none());
+            for (dot, _) in name.match_indices('.') {
+                let (above, key) = (At::TOP.below(&name[..dot]).unwrap(), &name[dot + 1..]);
+                let inside = NAMES.iter().filter(|it| it.starts_with(&name[..=dot]));
+                assert_eq!((above.names.len(), above.field()), (inside.count(), None), "{name}");
+                assert_eq!(above.below(key).unwrap().field(), Some(place), "{name}");
+                assert!(above.below("").is_none() && above.below(&name[dot..]).is_none());
             }
         }
         for other in ["", "proc", "process.", "process.args.x", "zebra", "event.actio"] {
-            assert!(!leads_on(other), "{other}");
+            assert!(At::TOP.below(other).is_none(), "{other}");
         }
     }
 }

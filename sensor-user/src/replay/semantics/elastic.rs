@@ -1,7 +1,8 @@
 //! Feeds [`Elastic`], decoding no line that meets no pending open.
 
-use std::collections::{BTreeSet, HashMap};
+use std::cell::Cell;
 
+use lru::LruCache;
 use serde_json::Value;
 
 use super::{Judged, Outcome, Semantics};
@@ -21,13 +22,22 @@ use crate::{
 /// only a flood of names comes near.
 const EXPECTED: usize = 65_536;
 
+/// Opens of one pod.
+struct Expected {
+    /// Time of the last one.
+    last: Micros,
+    /// How many are still to have their turn.
+    waiting: usize,
+}
+
 /// Elasticsearch's evaluation of the two rules.
 pub struct ElasticSemantics {
     machine: Elastic,
-    /// Pods with an open that was read and is not out of span, and the time of their last one.
-    expected: HashMap<String, Micros>,
-    by_time: BTreeSet<(Micros, String)>,
+    /// Pods with an open that was read and is not out of span, the last one read at the end.
+    expected: LruCache<String, Expected>,
     given_up: u64,
+    /// Nothing before this is left.
+    now: Micros,
     matches: Vec<Match>,
     writer: Writer,
 }
@@ -37,9 +47,9 @@ impl ElasticSemantics {
     pub fn new(writer: Writer) -> Self {
         Self {
             machine: Elastic::default(),
-            expected: HashMap::new(),
-            by_time: BTreeSet::new(),
+            expected: LruCache::unbounded(),
             given_up: 0,
+            now: Micros::MIN,
             matches: Vec::new(),
             writer,
         }
@@ -55,12 +65,6 @@ impl ElasticSemantics {
             received_may_lack: true,
         }
     }
-
-    fn drop_expected(&mut self) {
-        if let Some((_, name)) = self.by_time.pop_first() {
-            self.expected.remove(&name);
-        }
-    }
 }
 
 impl Semantics for ElasticSemantics {
@@ -69,15 +73,17 @@ impl Semantics for ElasticSemantics {
             return false;
         }
         for name in &open.names {
-            let before = self.expected.insert(name.clone(), open.time);
-            let time = before.map_or(open.time, |before| before.max(open.time));
-            if let Some(before) = before {
-                self.by_time.remove(&(before, name.clone()));
-                self.expected.insert(name.clone(), time);
+            match self.expected.get_mut(name) {
+                Some(expected) => {
+                    expected.last = expected.last.max(open.time);
+                    expected.waiting += 1;
+                }
+                None => {
+                    self.expected.push(name.clone(), Expected { last: open.time, waiting: 1 });
+                }
             }
-            self.by_time.insert((time, name.clone()));
             if self.expected.len() > EXPECTED {
-                self.drop_expected();
+                self.expected.pop_lru();
                 self.given_up += 1;
             }
         }
@@ -85,9 +91,20 @@ impl Semantics for ElasticSemantics {
     }
 
     fn judge(&mut self, line: &[u8]) -> Judged {
-        let known = |name: &str| self.expected.contains_key(name);
+        let was_open = Cell::new(false);
+        let known = |name: &str| {
+            let Some(expected) = self.expected.peek(name) else { return false };
+            was_open.set(true);
+            expected.waiting > 0 || self.machine.is_pending(name)
+        };
         let interest = Self::interest(&known);
         match glance(line, &interest) {
+            // The open was used up: only what comes too late could have done so before, which is
+            // to be counted.
+            Glance::Skip if was_open.get() => {
+                let late = stage_timestamp(line).filter(|time| *time < self.now);
+                return late.map_or(Judged::Skip, |time| Judged::Keep { time });
+            }
             Glance::Skip => return Judged::Skip,
             Glance::Bad(reason) => return Judged::Bad(reason),
             Glance::Decode => {}
@@ -104,13 +121,19 @@ impl Semantics for ElasticSemantics {
     }
 
     fn forget(&mut self, watermark: Micros) {
-        let over = |(time, _): &(Micros, String)| *time + MAX_SPAN < watermark;
-        while self.by_time.first().is_some_and(over) {
-            self.drop_expected();
+        let is_over =
+            |(_, it): (&String, &Expected)| it.waiting == 0 && it.last + MAX_SPAN < watermark;
+        while self.expected.peek_lru().is_some_and(is_over) {
+            self.expected.pop_lru();
         }
     }
 
     fn open(&mut self, open: OpenDocument, _: &mut Vec<Document>) {
+        for name in &open.names {
+            if let Some(expected) = self.expected.peek_mut(name) {
+                expected.waiting = expected.waiting.saturating_sub(1);
+            }
+        }
         self.machine.open(open);
     }
 
@@ -127,7 +150,9 @@ impl Semantics for ElasticSemantics {
         Ok(())
     }
 
-    fn advance(&mut self, _: Micros, _: &mut Vec<Document>) {}
+    fn advance(&mut self, watermark: Micros, _: &mut Vec<Document>) {
+        self.now = self.now.max(watermark);
+    }
 
     fn losses(&self) -> Vec<(&'static str, u64)> {
         vec![("opens", self.given_up + self.machine.evicted())]

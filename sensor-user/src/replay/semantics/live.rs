@@ -154,7 +154,7 @@ impl LiveSemantics {
                 }
             }
             if open.is_some_and(|open| open.degraded.iter().any(|it| it == BY_NAME)) {
-                document.tokentrail.confidence = "low".to_owned();
+                document.tokentrail.confidence = "low";
                 document.tokentrail.reasons.push(BY_NAME.to_owned());
             }
             documents.push(document);
