@@ -19,10 +19,7 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attribution::{
-        TokenOpen,
-        pods::{Pod, PodIndex},
-    },
+    attribution::{TokenOpen, pods::Pod},
     audit::{self, AuditRecord},
     rules::{
         RequestKind, address::Address, catalogue::RuleId, exceptions::ExceptionId,
@@ -39,6 +36,7 @@ pub mod hourly;
 pub mod ids;
 pub mod incident;
 pub mod journal;
+mod place;
 mod pod;
 pub mod sessions;
 pub mod story;
@@ -56,7 +54,6 @@ use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
 use pod::{Known, PodState, Waiting};
 use sessions::Sessions;
-use story::Share;
 use window::Exposure;
 
 /// Requests of one incident that the journal keeps: a restart counts no more than these again.
@@ -89,13 +86,6 @@ impl Open {
     pub fn new(boot_id: impl Into<String>, open: TokenOpen) -> Self {
         Self { boot_id: boot_id.into(), open, skew_us: 0, pod: None, reader: None }
     }
-
-    /// Adds the pods that it is about, as the index knows them by now.
-    pub fn find_pods(&mut self, pods: &PodIndex) {
-        self.pod = self.open.pod_uid.as_deref().and_then(|uid| pods.pod(uid)).cloned();
-        let reader = self.open.reader.as_ref();
-        self.reader = reader.and_then(|reader| pods.pod(&reader.pod_uid)).cloned();
-    }
 }
 
 /// One stage of a request.
@@ -120,19 +110,6 @@ impl Request {
     /// One whose pod is not known but by its token.
     pub fn new(time: Micros, record: AuditRecord) -> Self {
         Self { time, record, by_address: None, judged: None, pod: None }
-    }
-
-    /// Adds the pod that it is of, as the index knows it by now: by its token, else by its service
-    /// account and address.
-    pub fn find_pod(&mut self, pods: &PodIndex) {
-        if self.record.pod_uid().is_none()
-            && let Some((namespace, account)) = self.record.service_account()
-            && let Some(address) = self.record.source_ip()
-        {
-            let pod = pods.by_address(namespace, account, address);
-            self.by_address = pod.map(|pod| pod.uid.to_string());
-        }
-        self.pod = self.pod_uid().and_then(|uid| pods.pod(uid)).cloned();
     }
 
     /// Uid of the pod with whose identity it was made.
@@ -332,18 +309,12 @@ impl<J: Journal> Correlator<J> {
             hourly.end(watermark, &mut ended);
         }
         for summary in ended.iter().filter(|it| it.kind == Kind::Incident) {
-            let listed = summary.request_count.min(Share::MOST_LISTED);
+            let listed = summary.request_count.min(story::Share::MOST_LISTED);
             self.losses.unlisted += listed.saturating_sub(summary.requests.len() as u64);
             self.losses.forgotten += summary.forgotten;
         }
         ended.sort_by(|a, b| (a.first, &a.event_id).cmp(&(b.first, &b.event_id)));
         findings.extend(ended);
-    }
-
-    /// What an incident may hold of its requests.
-    fn share(&self) -> Share {
-        let hourly = [&self.minted, &self.outside, &self.decoys];
-        Share::among(self.incidents + hourly.iter().map(|it| it.len()).sum::<usize>())
     }
 
     /// Takes back what a journal remembers. Alerts come out again, under the same ids: the log

@@ -8,7 +8,7 @@ use super::{
     hourly::Hourly,
     ids::{self, Key, RequestId},
     journal::{Entry, Journal},
-    story::Story,
+    story::{Share, Story},
     window::Exposure,
 };
 use crate::{
@@ -74,6 +74,12 @@ impl<J: Journal> Correlator<J> {
             RuleId::TokenRead => &mut self.reads,
             RuleId::DecoyUsed | RuleId::TokenAccessThenApiRequest => &mut self.decoys,
         }
+    }
+
+    /// What an incident may hold of its requests.
+    pub(super) fn share(&self) -> Share {
+        let hourly = [&self.minted, &self.outside, &self.decoys];
+        Share::among(self.incidents + hourly.iter().map(|it| it.len()).sum::<usize>())
     }
 
     /// Whether a request is told by itself, whatever was opened.
