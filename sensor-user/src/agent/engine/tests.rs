@@ -8,7 +8,6 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use super::*;
 use crate::{
     agent::{PodFeed, state::StateDir},
-    audit::ReadRecord,
     config::RunArgs,
 };
 
@@ -59,9 +58,9 @@ async fn scene() -> Scene {
 
 fn batch(source: usize, newest_stage: Option<Micros>) -> (AuditBatch, oneshot::Receiver<()>) {
     let (acknowledge, told) = oneshot::channel();
-    let records: Vec<ReadRecord> = Vec::new();
+    let (lines, records) = (Vec::new(), Vec::new());
     let acknowledge = Some(acknowledge);
-    (AuditBatch { source, records, newest_stage, position: None, acknowledge }, told)
+    (AuditBatch { source, lines, records, newest_stage, position: None, acknowledge }, told)
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::{
     audit::{
         AuditRecord, POD_NAME,
         scan::{
-            Glance, Interest, Pods, Scan, classify, decode, glance, received_timestamp,
+            Glance, Interest, Pods, Scan, Users, classify, decode, glance, received_timestamp,
             stage_timestamp,
         },
     },
@@ -159,6 +159,7 @@ impl LiveSemantics {
 
 /// What can change what is told where only these pods have opens.
 fn interest<'a>(known: &'a dyn Fn(&str) -> bool, accounts: bool) -> Interest<'a> {
+    let accounts = if accounts { Users::All } else { Users::None };
     Interest { pods: Pods::WithUid(known), accounts, canaries: false, ..Interest::LIVE }
 }
 
