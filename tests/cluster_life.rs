@@ -8,6 +8,7 @@ use std::{
     os::unix::{fs::FileTypeExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +21,12 @@ use tokentrail_tests::{
 
 /// A name that no developer uses.
 const NAME: &str = "life";
+
+/// The machine, for the one test that looks at all of it.
+fn machine() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Tells this test's program that it is the one to be killed.
 const VICTIM: &str = "TOKENTRAIL_CLUSTER_LIFE_VICTIM";
@@ -152,6 +159,7 @@ fn list(folder: &Path) -> BTreeSet<PathBuf> {
 
 #[test]
 fn pods_run_on_two_nodes_and_nothing_of_them_is_left_afterwards() {
+    let _alone = machine();
     Cluster::take_down(NAME).unwrap();
     let before = Machine::now().unwrap();
     let cluster = Cluster::up(&Options::new(NAME).unwrap()).unwrap();
@@ -195,6 +203,7 @@ fn pods_run_on_two_nodes_and_nothing_of_them_is_left_afterwards() {
 
 #[test]
 fn a_cluster_in_trouble_recovers_from_it() {
+    let _alone = machine();
     Cluster::take_down(NAME).unwrap();
     let options = Options { nodes: 1, ..Options::new(NAME).unwrap() };
     let cluster = Cluster::up(&options).unwrap();
@@ -237,6 +246,7 @@ fn a_cluster_in_trouble_recovers_from_it() {
 
 #[test]
 fn what_a_killed_program_has_begun_can_be_taken_down() {
+    let _alone = machine();
     if env::var_os(VICTIM).is_some() {
         Cluster::up(&Options::new(NAME).unwrap()).unwrap().keep();
         return;
@@ -269,6 +279,7 @@ fn what_a_killed_program_has_begun_can_be_taken_down() {
 
 #[test]
 fn clusters_leave_each_other_and_what_is_not_theirs_alone() {
+    let _alone = machine();
     Cluster::take_down(NAME).unwrap();
     let before = Machine::now().unwrap();
     let options = Options { nodes: 1, ..Options::new(NAME).unwrap() };

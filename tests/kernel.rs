@@ -101,6 +101,19 @@ impl Bench {
         {}
         found
     }
+
+    /// The first record of a file, which may be opened later.
+    async fn record_of(&mut self, path: &Path) -> OpenRecord {
+        let first = async {
+            loop {
+                if let Some(record) = self.records_of(path).first() {
+                    return *record;
+                }
+                self.sensor.ready().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), first).await.unwrap()
+    }
 }
 
 #[tokio::test]
@@ -221,13 +234,35 @@ async fn what_a_session_began_with_is_told_whatever_it_executed_since() {
 
         let records = bench.records_of(&token);
         assert_eq!(records.len(), 1);
-        let command = records[0].entry_command;
+        let command = records[0].session_command;
         let whole = format!("/bin/sh\0-c\0{then}\0{name}\0");
         assert_eq!(command.length as usize, whole.len(), "its whole length, also where it is cut");
         let text = &command.text[..whole.len().min(COMMAND_LEN)];
         assert_eq!(text, &whole.as_bytes()[..text.len()]);
         assert_eq!(text.len() == whole.len(), kept);
     }
+}
+
+#[tokio::test]
+async fn whoever_was_forked_in_a_session_is_of_it_when_its_parents_are_gone() {
+    let volume = Volume::new();
+    let mut bench = Bench::start().await;
+    let token = volume.path("token");
+    let cgroup = Cgroup::new();
+    // The session ends; what it forked twice waits for that and reads then.
+    let late = "while [ -e /proc/$session ]; do :; done; exec /bin/cat";
+    let then = format!("session=$$; ( ({late} {}) & ); true", token.display());
+    let script = format!("echo $$ > {}/cgroup.procs; exec /bin/sh -c \"$0\"", cgroup.0.display());
+    let mut shell =
+        Command::new("/bin/sh").args(["-c", &script, &then]).stdout(Stdio::null()).spawn().unwrap();
+    assert!(shell.wait().unwrap().success());
+
+    let record = bench.record_of(&token).await;
+    assert_eq!(text(&record.comm), "cat");
+    assert_ne!(record.entry_cgroup.tgid, shell.id(), "nobody above it is of the session");
+    assert_eq!(record.session.tgid, u64::from(shell.id()));
+    assert!(record.session.start_boottime_ns <= record.start_boottime_ns, "{record:?}");
+    assert_eq!(text(&record.session_command.text), "/bin/sh");
 }
 
 #[tokio::test]

@@ -135,6 +135,21 @@ fn a_session_without_a_terminal_alerts_as_exec() {
 }
 
 #[test]
+fn what_a_session_leaves_behind_when_it_ends_still_alerts_as_exec() {
+    let alert = alert_of_read(|workload| {
+        // By then it is a child of the container's main process, as the workload's own are.
+        let late = format!("while kill -0 $session; do :; done 2>/dev/null; cat {TOKEN_PATH}");
+        let script = format!("session=$$; ( ({late}) & )");
+        let read = workload.container.exec(&["sh", "-c", &script]).unwrap();
+        assert_eq!(read.output, workload.pod.token);
+    });
+    assert_eq!(alert["tokentrail"]["grade"], "exec");
+    assert_eq!(alert["tokentrail"]["native"], false);
+    assert_eq!(alert["process"]["entry_leader"]["name"], "sh");
+    assert_ne!(alert["process"]["parent"]["pid"], alert["process"]["entry_leader"]["pid"]);
+}
+
+#[test]
 fn reading_the_ca_certificate_by_hand_alerts_too() {
     let path = format!("{SERVICE_ACCOUNT_FOLDER}/ca.crt");
     let alert = alert_of_read(|workload| {

@@ -54,7 +54,7 @@ pub struct SessionCommand {
 /// A process, among all that ever ran since boot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct SessionKey {
+pub struct TaskKey {
     /// Start of the process on the boot clock, nanoseconds.
     pub start_boottime_ns: u64,
     /// Process id in the initial pid namespace, in 64 bits: a key has no padding.
@@ -107,8 +107,11 @@ pub struct OpenRecord {
     pub entry_cgroup: Ancestor,
     /// Topmost ancestor still in the opener's pid namespace.
     pub entry_pidns: Ancestor,
-    /// What `entry_cgroup` was executed as when it entered the cgroup.
-    pub entry_command: SessionCommand,
+    /// The process that entered the container and that the opener descends from by forks, also where
+    /// those between them are gone; zeroes if none was seen to enter.
+    pub session: TaskKey,
+    /// What `session`, else `entry_cgroup`, was executed as when it entered the cgroup.
+    pub session_command: SessionCommand,
     /// Process id in the initial pid namespace.
     pub tgid: u32,
     /// Thread id in the initial pid namespace.
@@ -453,7 +456,7 @@ impl Offsets {
 const OFFSETS: usize = size_of::<Offsets>() / size_of::<u32>();
 
 // A layout that differs between the two targets would decode into nonsense.
-const _: () = assert!(size_of::<OpenRecord>() == 2088 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 2104 && align_of::<OpenRecord>() == 8);
 
 #[cfg(test)]
 mod tests {

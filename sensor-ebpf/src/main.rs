@@ -70,6 +70,13 @@ mod programs {
         session::on_exec()
     }
 
+    /// A process or thread was made and does not run yet: `parent`, `child`.
+    /// <https://github.com/torvalds/linux/blob/v6.12/kernel/fork.c#L2817>
+    #[raw_tracepoint(tracepoint = "sched_process_fork")]
+    fn session_fork(ctx: RawTracePointContext) -> i32 {
+        session::on_fork(&ctx)
+    }
+
     #[fexit(function = "security_file_open")]
     fn empty_fexit(_: FExitContext) -> i32 {
         0

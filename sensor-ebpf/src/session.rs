@@ -1,13 +1,15 @@
-//! What a session in a container began with: noted when it enters, since its process may be gone by
-//! the time that anybody asks, and can change its own arguments.
+//! Sessions in containers: what one began with, and who belongs to it. Noted as it happens, since
+//! processes are gone by the time that anybody asks.
 //!
-//! A probe of the kubelet lives for milliseconds. Only by its command is it told from an attacker's
-//! session.
+//! A probe of the kubelet lives for milliseconds, and only by its command is it told from an
+//! attacker's session. A process whose parent has ended is a child of the container's first one, as
+//! the workload's own are, and only by its forks is it told from those.
 
 use aya_ebpf::{
-    helpers::generated::bpf_get_current_task, helpers::generated::bpf_probe_read_kernel,
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel},
+    programs::RawTracePointContext,
 };
-use tokentrail_ebpf::{Ancestor, COMMAND_LEN, SessionCommand, SessionKey};
+use tokentrail_ebpf::{COMMAND_LEN, OpenRecord, SessionCommand, TaskKey};
 
 use crate::{
     maps::{self, off},
@@ -27,28 +29,59 @@ pub(crate) fn on_exec() -> i32 {
     }
     let mut command = SessionCommand { length: 0, text: [0; COMMAND_LEN] };
     command.length = task::copy_arguments(task, &mut command.text);
+    let key = key(leader);
     if command.length != 0 {
-        let key = SessionKey {
-            start_boottime_ns: leader.load(off!(task_start_boottime)),
-            tgid: leader.load::<u32>(off!(task_tgid)).into(),
-        };
         maps::begin_session(&key, &command);
+    }
+    // The first process of a pid namespace is the container's own, and so is all that it forks.
+    if task::nspid(leader) != 1 {
+        maps::belongs_to(&key, &key);
     }
     0
 }
 
-/// Fills in what the session of this process began with.
+/// Notes that a child belongs to the session of its parent. This runs at every `fork` of the machine
+/// and ends for nearly all of them with one lookup.
 #[inline(always)]
-pub(crate) fn command(entry: &Ancestor, into: &mut SessionCommand) {
-    let key = SessionKey { start_boottime_ns: entry.start_boottime_ns, tgid: entry.tgid.into() };
-    let known = maps::session_command(&key);
-    // SAFETY: `into` is writable for its size; the helper checks the source, and clears the target
-    // if that is null.
+pub(crate) fn on_fork(ctx: &RawTracePointContext) -> i32 {
+    let child = Probed::at(ctx.arg(1));
+    let parent = Probed::at(ctx.arg(0)).next(off!(task_group_leader));
+    let (parent, child) = (key(parent), key(child));
+    if child.tgid != parent.tgid
+        && let Some(session) = maps::session_of(&parent)
+    {
+        maps::belongs_to(&child, &session);
+    }
+    0
+}
+
+/// Fills in the session of a process, and what it began with.
+#[inline(always)]
+pub(crate) fn describe(record: &mut OpenRecord) {
+    let opener = TaskKey { start_boottime_ns: record.start_boottime_ns, tgid: record.tgid.into() };
+    record.session = maps::session_of(&opener).unwrap_or(TaskKey { start_boottime_ns: 0, tgid: 0 });
+    let entry = &record.entry_cgroup;
+    let began = if record.session.tgid != 0 {
+        record.session
+    } else {
+        TaskKey { start_boottime_ns: entry.start_boottime_ns, tgid: entry.tgid.into() }
+    };
+    let known = maps::session_command(&began);
+    // SAFETY: the target is writable for its size; the helper checks the source, and clears the
+    // target if that is null.
     unsafe {
         bpf_probe_read_kernel(
-            core::ptr::from_mut(into).cast(),
+            core::ptr::from_mut(&mut record.session_command).cast(),
             size_of::<SessionCommand>() as u32,
             known.cast(),
         )
     };
+}
+
+#[inline(always)]
+fn key(leader: Probed) -> TaskKey {
+    TaskKey {
+        start_boottime_ns: leader.load(off!(task_start_boottime)),
+        tgid: leader.load::<u32>(off!(task_tgid)).into(),
+    }
 }

@@ -149,6 +149,13 @@ impl Session {
     }
 }
 
+/// A process's id in its own pid namespace.
+#[inline(always)]
+pub(crate) fn nspid(leader: Probed) -> u32 {
+    let pid = leader.next(off!(task_thread_pid));
+    upid_at(pid, pid.load(off!(pid_level))).load(off!(upid_nr))
+}
+
 /// The cgroup that tells containers apart, and whether that is one of v1.
 #[inline(always)]
 fn container_cgroup(leader: Probed) -> (Probed, bool) {
@@ -216,7 +223,7 @@ fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) -> u32 {
     });
     ancestor(&mut record.entry_cgroup, by_cgroup, session.level);
     ancestor(&mut record.entry_pidns, by_pidns, session.level);
-    session::command(&record.entry_cgroup, &mut record.entry_command);
+    session::describe(record);
     let known = known!(task_tgid, task_real_parent, task_start_boottime, task_comm)
         && known!(pid_numbers, upid_nr, upid_ns);
     missing_unless(

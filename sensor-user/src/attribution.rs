@@ -263,9 +263,10 @@ impl Attributor {
     /// found by comparing with it.
     fn nativeness(&mut self, record: &OpenRecord, reader: &Reader) -> (Option<bool>, bool) {
         let known = record.missing & Missing::ANCESTORS == 0;
+        let began = facts::entry(record);
         if known
-            && record.entry_cgroup.tgid != 0
-            && let Some(native) = self.processes.is_native(record.entry_cgroup, reader)
+            && began.tgid != 0
+            && let Some(native) = self.processes.is_native(began, reader)
         {
             return (Some(native), true);
         }
@@ -279,6 +280,7 @@ impl Attributor {
         let own_namespace = record.missing & Missing::NAMESPACES == 0 && record.pidns_level > 0;
         let native = match entry.nspid {
             _ if !known || !own_namespace || entry.tgid == 0 => None,
+            _ if record.session.tgid != 0 => Some(false),
             1 if entry.tgid == record.entry_cgroup.tgid => Some(true),
             1 => None,
             _ => Some(false),
@@ -300,10 +302,10 @@ impl Attributor {
     /// long, the process's present one has to do; one that is gone or cut off is none.
     fn is_hook(&self, record: &OpenRecord, reader: &Reader, pods: &PodIndex) -> bool {
         let Some(container) = &reader.container else { return false };
-        let entry = record.entry_cgroup;
+        let entry = facts::entry(record);
         let in_record =
             || (entry.tgid == record.tgid).then(|| facts::whole_command(record)).flatten();
-        let command = facts::session_command(&record.entry_command)
+        let command = facts::session_command(&record.session_command)
             .or_else(in_record)
             .or_else(|| self.processes.command(ProcessTime::from(entry)));
         let id = container.container_id.as_deref();
@@ -394,7 +396,7 @@ fn describe(record: &OpenRecord, times: OpenTimes, findings: Findings) -> TokenO
         uid: record.uid,
         euid: record.euid,
         tty: (record.tty_dev != 0).then(|| volumes::split_dev(record.tty_dev)),
-        entry: facts::related(&record.entry_cgroup),
+        entry: facts::related(&facts::entry(record)),
         pidns_entry: facts::related(&record.entry_pidns),
         cgroup: reader.cgroup,
         route: facts::route(record).to_owned(),

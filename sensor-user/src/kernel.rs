@@ -162,12 +162,9 @@ impl Sensor {
             backlog: VecDeque::new(),
             metrics,
         };
-        match attach::sessions(&mut ebpf) {
-            Ok(link) => sensor._links.push(link),
-            Err(refused) => sensor.degraded.push(format!(
-                "commands of sessions are read from /proc, where short ones are missed: {refused}"
-            )),
-        }
+        let sessions = attach::sessions(&mut ebpf);
+        sensor._links.extend(sessions.links);
+        sensor.degraded.extend(sessions.blind);
         let mut tried = Vec::new();
         for plan in attach::ROUTES.iter().filter(|plan| config.route.allows(plan.route)) {
             let refused = match plan.attach(&mut ebpf, config.btf.as_deref()) {

@@ -4,7 +4,7 @@
 //! Called by [`Attributor`](super::Attributor).
 
 use tokentrail_ebpf::{
-    Ancestor, FdFacts, Missing, OpenRecord, Route, SessionCommand, TEXT_LEN, until_nul,
+    Ancestor, COMM_LEN, FdFacts, Missing, OpenRecord, Route, SessionCommand, TEXT_LEN, until_nul,
 };
 
 use super::{Grade, ProcessKey, RelatedProcess, TokenFile, volumes::kernel_dev};
@@ -123,6 +123,24 @@ fn words(record: &OpenRecord) -> (Vec<&[u8]>, bool) {
 pub(super) fn split_words(command: &[u8]) -> Vec<&[u8]> {
     let whole = command.strip_suffix(b"\0").unwrap_or(command);
     if whole.is_empty() { Vec::new() } else { whole.split(|byte| *byte == 0).collect() }
+}
+
+/// The process that the opener's session in the container began with: the one that it was forked
+/// from, whoever has become its parent since, else the topmost in its cgroup.
+pub(super) fn entry(record: &OpenRecord) -> Ancestor {
+    let topmost = record.entry_cgroup;
+    let session = record.session;
+    match u32::try_from(session.tgid) {
+        Ok(tgid) if tgid != 0 && tgid != topmost.tgid => {
+            let command = record.session_command.text.as_slice();
+            let name = until_nul(command).rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            let mut comm = [0; COMM_LEN];
+            // The last byte stays NUL, as in the kernel.
+            comm.iter_mut().take(COMM_LEN - 1).zip(name).for_each(|(to, from)| *to = *from);
+            Ancestor { start_boottime_ns: session.start_boottime_ns, tgid, nspid: 0, comm }
+        }
+        _ => topmost,
+    }
 }
 
 /// An ancestor, as a related process.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use tokentrail_ebpf::{Missing, OpenRecord};
+use tokentrail_ebpf::{Missing, OpenRecord, TaskKey};
 
 use super::{
     fixture::{
@@ -219,8 +219,8 @@ fn a_session_with_the_command_of_a_probe_is_the_workloads() {
     // What it began with counts before anything it has become, and when it is gone.
     let began = |command: &[u8], length: u32| {
         let mut record = told(b"sh\0-c\0cat token\0");
-        record.entry_command.length = length;
-        record.entry_command.text[..command.len()].copy_from_slice(command);
+        record.session_command.length = length;
+        record.session_command.text[..command.len()].copy_from_slice(command);
         record
     };
     assert_eq!(grade(&began(b"sh\0-c\0id\0", 9)), Ok(Grade::Exec), "a disguise");
@@ -231,6 +231,35 @@ fn a_session_with_the_command_of_a_probe_is_the_workloads() {
     // A terminal is never the kubelet's.
     let tty = OpenRecord { tty_dev: PTS, fds: [PTY; 3], ..told(b"sh\0-c\0cat token\0") };
     assert_eq!(grade(&tty), Ok(Grade::Interactive));
+}
+
+#[test]
+fn whoever_was_forked_in_a_session_is_of_it_whatever_its_parent_is_now() {
+    let node = Node::new();
+    let shell = TaskKey { start_boottime_ns: 7_000 * TICK, tgid: 190 };
+    let mut orphan = OpenRecord {
+        tgid: 300,
+        start_boottime_ns: 8_000 * TICK,
+        session: shell,
+        // Its parent is the container's main process by now.
+        ..record()
+    };
+    orphan.session_command.text[..9].copy_from_slice(b"/bin/sh\0x");
+    let open = node.attributor().attribute(&orphan, TIMES, &PodIndex::default()).unwrap();
+    assert_eq!((open.grade, open.native), (Grade::Exec, Some(false)));
+    assert_eq!((open.entry.key.tgid, open.entry.comm.as_str()), (190, "sh"));
+
+    // Also where the main process cannot be told.
+    fs::remove_dir_all(node.path("proc/100")).unwrap();
+    let open = node.attributor().attribute(&orphan, TIMES, &PodIndex::default()).unwrap();
+    assert_eq!(open.grade, Grade::Exec);
+
+    // Without a pid namespace of its own, the main process's own orphans are told of as well.
+    let node = Node::new();
+    let main = TaskKey { start_boottime_ns: 5_000 * TICK + 1_234, tgid: 100 };
+    let daemon = OpenRecord { session: main, entry_cgroup: ancestor(300, 8_000, 9, "d"), ..orphan };
+    let open = node.attributor().attribute(&daemon, TIMES, &PodIndex::default()).unwrap();
+    assert_eq!((open.grade, open.native), (Grade::Workload, Some(true)));
 }
 
 #[test]

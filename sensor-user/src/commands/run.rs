@@ -4,6 +4,12 @@ use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
 };
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use super::{Exit, configure, tell};
 use crate::{
@@ -64,12 +70,13 @@ fn start_log(format: LogFormat, level: LogLevel) {
         LogLevel::Debug => tracing::Level::DEBUG,
         LogLevel::Trace => tracing::Level::TRACE,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false);
+    // The client logs each retry as an error, where the pod index says once what is wrong.
+    let client = if level > tracing::Level::INFO { level.into() } else { LevelFilter::OFF };
+    let filter = Targets::new().with_default(level).with_target("kube_client", client);
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => registry.with(lines).init(),
+        LogFormat::Json => registry.with(lines.json()).init(),
     }
 }

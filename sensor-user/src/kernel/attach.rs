@@ -109,22 +109,36 @@ pub(super) fn load(object: &[u8], offsets: &Offsets, log_level: u8) -> Result<Eb
         .load(object)
 }
 
-/// Loads and attaches what notes the commands that sessions in containers begin with, whatever the
-/// route; `Err` says what refused. BPF on raw tracepoints: kernel 4.17, and no tracefs.
+/// Programs that follow sessions in containers, whatever the route: name in the object, raw
+/// tracepoint, and what is missed without.
+const SESSIONS: [(&str, &str, &str); 2] = [
+    ("session_exec", "sched_process_exec", "commands of sessions that end at once"),
+    ("session_fork", "sched_process_fork", "that a process whose parent has ended is of a session"),
+];
+
+/// Loads and attaches them. BPF on raw tracepoints: kernel 4.17, and no tracefs.
 /// <https://github.com/torvalds/linux/commit/c4f6699dfcb8558d138fe838f741b2c10f416cf9>
-pub(super) fn sessions(ebpf: &mut Ebpf) -> Result<Link, String> {
+pub(super) fn sessions(ebpf: &mut Ebpf) -> Attached {
+    let mut attached = Attached { links: Vec::new(), blind: Vec::new() };
+    for (name, tracepoint, missed) in SESSIONS {
+        match raw_tracepoint(ebpf, name, tracepoint) {
+            Ok(link) => attached.links.push(link),
+            Err(refused) => attached.blind.push(format!("{missed} is not seen: {refused}")),
+        }
+    }
+    attached
+}
+
+fn raw_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &str) -> Result<Link, String> {
     let program =
-        ebpf.program_mut(SESSION_EXEC).ok_or_else(|| format!("no program {SESSION_EXEC}"))?;
+        ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
     let program: &mut RawTracePoint =
         program.try_into().map_err(|error| refusal("load", &error))?;
     program.load().map_err(|error| refusal("load", &error))?;
-    let link = program.attach("sched_process_exec").map_err(|error| refusal("attach", &error))?;
+    let link = program.attach(tracepoint).map_err(|error| refusal("attach", &error))?;
     let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
     Ok(Link::RawTracepoint(link))
 }
-
-/// Program in the object.
-const SESSION_EXEC: &str = "session_exec";
 
 impl Plan {
     /// Loads and attaches the route's program; `Err` says what refused.
