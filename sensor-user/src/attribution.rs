@@ -182,6 +182,17 @@ impl Attributor {
         self.volumes.keep_up()
     }
 
+    /// Whether it can be told of every pod that runs here by now that it does, see
+    /// [`VolumeMap::knows_pods`]. `now` is on the axis of [`OpenTimes::time`].
+    pub fn knows_pods(&mut self, now: Micros) -> bool {
+        self.volumes.knows_pods(now)
+    }
+
+    /// Whether a pod runs here, by its volumes.
+    pub fn has_pod(&self, uid: &str) -> bool {
+        self.volumes.has_pod(uid)
+    }
+
     /// The kernel-encoded `s_dev` of each service-account volume, if the set changed since this was
     /// last asked: for the kernel side's map. Worth asking after each record and each refresh.
     pub fn take_changed_devices(&mut self) -> Option<Vec<u32>> {

@@ -2,9 +2,9 @@
 //! the sources that yield it.
 //!
 //! The way of a line: `tail` reads bytes from the file, or `webhook` takes them from the API server;
-//! `lines` cuts them, `sieve` counts, `scan` decides which lines matter and decodes those, the batch
-//! goes to the engine, and once its alerts are written the engine moves the position in
-//! `checkpoint`, or has the API server answered. `canary` finds out whether that way works.
+//! `lines` cuts them, `scan` decides which lines may matter, `sieve` counts the others, the batch goes
+//! to the engine, which has `decoder` decode those that matter on its node, and once its alerts are
+//! written the engine moves the position in `checkpoint`, or has the API server answered. `canary` finds out whether that way works.
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
@@ -17,6 +17,7 @@ use crate::time::Micros;
 
 pub mod canary;
 pub mod checkpoint;
+pub mod decoder;
 pub mod lines;
 mod metrics;
 pub mod scan;
@@ -261,6 +262,17 @@ impl AuditRecord {
     }
 }
 
+/// A line that may matter. Whether it does, the reader of the log cannot tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadLine {
+    /// The line, without its newline, bodies and overlong values.
+    pub line: Box<[u8]>,
+    /// Offset behind it.
+    pub end: u64,
+    /// When it was read.
+    pub read_at: std::time::Instant,
+}
+
 /// A record and when its line was read.
 #[derive(Clone, Debug)]
 pub struct ReadRecord {
@@ -277,16 +289,18 @@ impl ReadRecord {
     }
 }
 
-/// What a source hands on at once: the records that matter, and how far it has come.
+/// What a source hands on at once: what may matter, and how far it has come.
 #[derive(Debug)]
 pub struct AuditBatch {
     /// Index of the source in the configuration.
     pub source: usize,
-    /// Records in the order of their lines.
+    /// Lines, in their order. The webhook has none: it has to decode its events.
+    pub lines: Vec<ReadLine>,
+    /// Records, in the order of their events.
     pub records: Vec<ReadRecord>,
     /// Greatest `stageTimestamp` seen so far, of lines that were skipped too.
     pub newest_stage: Option<Micros>,
-    /// To be checkpointed once the alerts of `records` are safe; `None` if the source has no place to
+    /// To be checkpointed once the alerts of `lines` are safe; `None` if the source has no place to
     /// go on from.
     pub position: Option<checkpoint::Position>,
     /// To be told once the alerts of this batch and of all before it are safe.

@@ -411,6 +411,12 @@ impl<J: Journal> Correlator<J> {
         Losses { hourly: self.hourlies().iter().map(|it| it.evicted()).sum(), ..self.losses }
     }
 
+    /// Whether a request of this pod may yet be joined with what was seen.
+    pub fn awaits(&self, pod_uid: &str) -> bool {
+        let pod = self.pods.get(pod_uid);
+        pod.is_some_and(|pod| !pod.exposures.is_empty() || !pod.incidents.is_empty())
+    }
+
     /// What is held now.
     pub fn held(&self) -> Held {
         let incidents = self.hourlies().iter().map(|it| it.len()).sum();

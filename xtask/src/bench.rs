@@ -22,6 +22,7 @@ mod opens;
 mod replay;
 mod report;
 mod rest;
+mod tail;
 
 /// What can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
@@ -32,6 +33,8 @@ pub(crate) enum Part {
     Latency,
     /// Memory and CPU of an agent that has nothing to do
     Rest,
+    /// Latency, CPU and memory of an agent behind an API server that writes 50,000 lines a second
+    Tail,
     /// An audit log of a gigabyte through `replay`, against jq, DuckDB and a typed pass
     Replay,
 }
@@ -62,6 +65,9 @@ pub(crate) fn run(part: Option<Part>, in_cluster: bool) -> Result<()> {
     }
     if wanted(Part::Rest) {
         tables.push(("at rest", rest::measure()?));
+    }
+    if wanted(Part::Tail) {
+        tables.push(("50,000 audit lines a second", tail::measure()?));
     }
     if wanted(Part::Replay) {
         tables.push(("replay, one thread", replay::measure()?));

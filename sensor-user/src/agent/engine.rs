@@ -30,6 +30,7 @@ use crate::{
     audit::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
+        decoder::Decoder,
         tail::{self, TailConfig},
     },
     config::Config,
@@ -43,6 +44,7 @@ use crate::{
 };
 
 mod durable;
+mod heard;
 mod join;
 mod posted;
 
@@ -109,6 +111,8 @@ struct Source {
     name: String,
     /// What its positions are kept under; `None` if it has none.
     checkpoint: Option<PathBuf>,
+    /// Decodes its lines.
+    decoder: Decoder,
     /// How late an event may come after its request.
     lateness: Micros,
     status: watch::Receiver<SourceStatus>,
@@ -243,6 +247,7 @@ impl Engine {
                 source: index,
                 start: self.checkpoints.position(path),
             };
+            let decoder = Decoder::new(path.display().to_string(), metrics.clone());
             let (sender, metrics) = (sender.clone(), metrics.clone());
             tasks.spawn(async move {
                 tail::follow(tail, sender, status_sender, metrics).await;
@@ -254,6 +259,7 @@ impl Engine {
             self.sources.push(Source {
                 name: format!("audit log {}", path.display()),
                 checkpoint: Some(path.clone()),
+                decoder,
                 lateness: Micros::from_duration(config.audit_lateness),
                 status,
                 newest_stage: None,
@@ -350,8 +356,9 @@ impl Engine {
 
     fn take(&mut self, batch: AuditBatch) {
         let Now { steady: now, wall } = self.senses.clock.now();
-        let covers_nothing = batch.records.is_empty();
-        for read in batch.records {
+        let covers_nothing = batch.lines.is_empty() && batch.records.is_empty();
+        let decoded = self.decode(batch.source, batch.lines, now);
+        for read in decoded.into_iter().chain(batch.records) {
             self.canary.see(&read, batch.source, wall);
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request::new(time, read.record);

@@ -67,6 +67,17 @@ impl Senses {
         sensor.self_test(on_record).await
     }
 
+    /// Whether [`Self::has_pod`] knows of every pod that runs here by now.
+    pub(super) fn knows_pods(&mut self, now: Micros) -> bool {
+        self.sensor.as_mut().is_some_and(|(_, attributor)| attributor.knows_pods(now))
+    }
+
+    /// Whether a pod is of this node, by its volumes or the index.
+    pub(super) fn has_pod(&self, uid: &str) -> bool {
+        self.sensor.as_ref().is_some_and(|(_, attributor)| attributor.has_pod(uid))
+            || self.pods.index.pod(uid).is_some()
+    }
+
     /// Notices new and gone volumes; to be called about once a second.
     pub(super) fn keep_up(&mut self) {
         if let Some((_, attributor)) = &mut self.sensor

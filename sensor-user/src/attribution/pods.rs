@@ -236,6 +236,12 @@ impl PodIndex {
         found.next().filter(|_| found.next().is_none()).map(|entry| &entry.pod)
     }
 
+    /// Whether there is a pod of a service account, running or not.
+    pub fn has_account(&self, namespace: &str, account: &str) -> bool {
+        let mut pods = self.pods.values().map(|entry| &entry.pod);
+        pods.any(|pod| *pod.service_account == *account && *pod.namespace == *namespace)
+    }
+
     /// Whether a container was added to its running pod, as by `kubectl debug`.
     pub fn is_ephemeral(&self, pod_uid: &str, container_id: &str) -> bool {
         let Some(pod) = self.pod(pod_uid) else { return false };

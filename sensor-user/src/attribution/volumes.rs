@@ -81,6 +81,8 @@ pub struct VolumeMap {
     volumes: HashMap<u32, Volume>,
     /// Volumes of the kubelet without a token *so far*: at mount time they are still empty.
     others: HashMap<u32, (Volume, PathBuf)>,
+    /// Uids of the pods of both.
+    pods: HashSet<String>,
     devices_changed: bool,
     /// How many more times [`keep_up`](Self::keep_up) reads although no mount changed.
     settling: u8,
@@ -104,6 +106,7 @@ impl VolumeMap {
             stale: false,
             volumes: HashMap::new(),
             others: HashMap::new(),
+            pods: HashSet::new(),
             devices_changed: true,
             settling: 0,
             limit: RateLimit::default(),
@@ -129,18 +132,9 @@ impl VolumeMap {
     /// The volume on device `s_dev` (kernel encoding). Mounts are read again first if they changed
     /// since: superblock numbers are reused, an old entry would name the wrong pod.
     pub fn lookup(&mut self, s_dev: u32, now: Micros) -> Option<&Volume> {
-        self.stale |= self.changed();
         // A copy of mountinfo never tells that it changed: look whenever it might help.
         let missed = !self.volumes.contains_key(&s_dev) && !self.others.contains_key(&s_dev);
-        if self.stale || (missed && !self.watched) {
-            if self.limit.allows(now) {
-                if let Err(error) = self.refresh() {
-                    tracing::debug!(%error, "volume map kept as it was");
-                }
-            } else {
-                self.metrics.refreshed(Refresh::Limited);
-            }
-        }
+        self.freshen(missed && !self.watched, now);
         if let Some((volume, directory)) = self.others.get(&s_dev)
             && holds_token(volume.kind, directory)
         {
@@ -150,6 +144,32 @@ impl VolumeMap {
             self.metrics.volumes(self.volumes.len());
         }
         self.volumes.get(&s_dev)
+    }
+
+    /// Reads the mounts again if they changed, or may have. Whether they are known as they are now.
+    fn freshen(&mut self, in_doubt: bool, now: Micros) -> bool {
+        self.stale |= self.changed();
+        if self.stale || in_doubt {
+            if self.limit.allows(now) {
+                if let Err(error) = self.refresh() {
+                    tracing::debug!(%error, "volume map kept as it was");
+                }
+            } else {
+                self.metrics.refreshed(Refresh::Limited);
+            }
+        }
+        !self.stale
+    }
+
+    /// Whether each pod that has a volume by now is known to have one: only then can
+    /// [`has_pod`](Self::has_pod) say no. Without any volume, the wrong place may have been looked at.
+    pub fn knows_pods(&mut self, now: Micros) -> bool {
+        self.watched && self.freshen(false, now) && !self.pods.is_empty()
+    }
+
+    /// Whether this pod has a volume of the kubelet's, with a token or without.
+    pub fn has_pod(&self, uid: &str) -> bool {
+        self.pods.contains(uid)
     }
 
     /// Reads the mounts again if they changed, and twice more afterwards: the kubelet mounts a
@@ -176,10 +196,12 @@ impl VolumeMap {
         let old: HashSet<u32> = self.devices().collect();
         self.volumes.clear();
         self.others.clear();
+        self.pods.clear();
         for mount in parse_mountinfo(&text, &self.kubelet_roots) {
             // Through the process's root: the agent has a mount namespace of its own.
             let below_root = mount.point.strip_prefix("/").unwrap_or(&mount.point);
             let directory = self.process.join("root").join(below_root);
+            self.pods.insert(mount.volume.pod_uid.clone());
             if holds_token(mount.volume.kind, &directory) {
                 self.volumes.insert(mount.s_dev, mount.volume);
             } else {

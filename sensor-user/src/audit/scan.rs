@@ -1,8 +1,8 @@
 //! Which audit lines matter, found without decoding the others, and the decoding of those.
 //!
 //! Sound: a line that is skipped could not have changed an alert. What matters is the caller's
-//! [`Interest`]: requests of pods, of all or of those by name; of service accounts; ways into a pod
-//! (exec, attach, ephemeral container); TokenRequests; audit canaries. So a line must contain a key and a value of these
+//! [`Interest`]: requests of pods, of all or of those by name or on a node; of service accounts; ways
+//! into a pod (exec, attach, ephemeral container); TokenRequests; audit canaries. So a line must contain a key and a value of these
 //! literally, or an escape that could decode to a part of them. Pure; called by the sources and by
 //! `replay`.
 
@@ -15,8 +15,8 @@ use memchr::{
 use serde::Deserialize;
 
 use super::{
-    AuditRecord, BadLine, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT, Stage,
-    User, canary,
+    AuditRecord, BadLine, NODE_NAME, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT,
+    Stage, User, canary,
 };
 use crate::{redact::redact, time::Micros};
 
@@ -26,7 +26,7 @@ pub struct Interest<'a> {
     /// Requests made with a pod's identity.
     pub pods: Pods<'a>,
     /// Requests of service accounts, whether or not their token names a pod.
-    pub accounts: bool,
+    pub accounts: Users<'a>,
     /// Requests for a way into a pod.
     pub sessions: bool,
     /// Requests for a service account's token.
@@ -46,6 +46,19 @@ pub enum Pods<'a> {
     Named(&'a dyn Fn(&str) -> bool),
     /// Of pods that this knows by a uid there.
     WithUid(&'a dyn Fn(&str) -> bool),
+    /// Of the pods of a node.
+    OfNode(Node<'a>),
+}
+
+/// A node's pods, by any sign of them.
+#[derive(Clone, Copy)]
+pub struct Node<'a> {
+    /// Its name, as tokens carry it.
+    pub name: &'a str,
+    /// Whether a pod of this uid is there.
+    pub has_pod: &'a dyn Fn(&str) -> bool,
+    /// Whether a pod of this service account, by user name, is there. Asked where a token names no pod.
+    pub has_account: &'a dyn Fn(&str) -> bool,
 }
 
 /// Which users are of interest.
@@ -75,6 +88,7 @@ impl fmt::Debug for Pods<'_> {
             Self::All => "All",
             Self::Named(_) => "Named",
             Self::WithUid(_) => "WithUid",
+            Self::OfNode(_) => "OfNode",
         })
     }
 }
@@ -83,7 +97,7 @@ impl Interest<'static> {
     /// What correlation as events happen can use.
     pub const LIVE: Self = Self {
         pods: Pods::All,
-        accounts: true,
+        accounts: Users::All,
         sessions: true,
         token_requests: Users::All,
         canaries: true,
@@ -100,9 +114,15 @@ impl Interest<'_> {
             Pods::All => has(POD_UID, &|_| true),
             Pods::Named(known) => has(POD_NAME, known),
             Pods::WithUid(known) => has(POD_UID, known),
+            Pods::OfNode(node) => {
+                let names_no_pod = user.extra.get(POD_UID).is_none_or(Vec::is_empty);
+                has(POD_UID, node.has_pod)
+                    || has(NODE_NAME, &|name| name == node.name)
+                    || (names_no_pod && (node.has_account)(&user.username))
+            }
         };
         of_pod
-            || (self.accounts && user.username.starts_with(SERVICE_ACCOUNT))
+            || (user.username.starts_with(SERVICE_ACCOUNT) && self.accounts.has(&user.username))
             || object.is_some_and(|object| {
                 (self.sessions && object.is_way_into_pod())
                     || (object.is_token_of_account() && self.token_requests.has(&user.username))
@@ -208,13 +228,19 @@ fn timestamp(line: &[u8], key: &Finder<'_>) -> Option<Micros> {
 fn can_matter(line: &[u8], interest: &Interest<'_>) -> bool {
     static UID: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(end_of(POD_UID)));
     static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(end_of(POD_NAME)));
+    static NODE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(end_of(NODE_NAME)));
     let of_pod = match interest.pods {
         Pods::All => UID.find(line).is_some(),
         Pods::Named(known) => names_pod(line, &NAME, known),
         Pods::WithUid(known) => names_pod(line, &UID, known),
+        Pods::OfNode(node) => {
+            names_pod(line, &UID, node.has_pod)
+                || names_pod(line, &NODE, &|name| name == node.name)
+                || names_account(line, Users::Named(node.has_account))
+        }
     };
     of_pod
-        || (interest.accounts && names_account(line))
+        || names_account(line, interest.accounts)
         || names_subresource(line, interest)
         || (interest.canaries && bears_mark(line))
         || may_hide_key(line)
@@ -232,14 +258,24 @@ fn bears_mark(line: &[u8]) -> bool {
     MARK.find(line).is_some()
 }
 
-/// Whether a name of a service account begins in the line.
-fn names_account(line: &[u8]) -> bool {
+/// Whether a service account of interest stands in the line, or one that only decoding tells.
+fn names_account(line: &[u8], accounts: Users<'_>) -> bool {
     static BEGINNING: LazyLock<Finder<'static>> =
         LazyLock::new(|| Finder::new(b"\"system:serviceaccount:"));
-    BEGINNING.find(line).is_some()
+    match accounts {
+        Users::None => false,
+        Users::All => BEGINNING.find(line).is_some(),
+        Users::Named(of_interest) => {
+            BEGINNING.find_iter(line).any(|at| match text(line.get(at..).unwrap_or_default()) {
+                Some((name, _)) if name.is_ascii() => str::from_utf8(name).is_ok_and(of_interest),
+                _ => true,
+            })
+        }
+    }
 }
 
-/// Whether a pod that is known by this key stands in the line, or one that only decoding tells.
+/// Whether a pod or node that is known by this key stands in the line, or one that only decoding
+/// tells.
 ///
 /// The key may be there more than once: a client can impersonate somebody with an `extra` of its
 /// choice. The user's own is one of them.

@@ -18,30 +18,35 @@ use std::{
 };
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::{mpsc, watch as shared};
+use tokio::{
+    sync::{mpsc, watch as shared},
+    time,
+};
 use tracing::{info, warn};
 
 use self::{
     open::{Found, OpenFile},
+    pace::Pace,
     resume::Outcome,
     rotation::{FileId, OpenError},
     watch::{Wake, Watch},
 };
 use super::{
-    AuditBatch, AuditMetrics, ReadRecord, SourceState, SourceStatus, checkpoint::Position,
+    AuditBatch, AuditMetrics, ReadLine, SourceState, SourceStatus, checkpoint::Position,
     sieve::Sieve,
 };
 
 mod fingerprint;
 mod gzip;
 mod open;
+mod pace;
 mod resume;
 mod rotation;
 mod watch;
 
-/// Bytes read at once. Bounds the records of a batch, and with them the memory of a backlog.
+/// Bytes read at once. Bounds the lines of a batch, and with them the memory of a backlog.
 const CHUNK: usize = 64 << 10;
-/// Progress without records is reported at most this often.
+/// Progress without lines that may matter is reported at most this often.
 const REPORT: Duration = Duration::from_millis(200);
 
 /// What to follow.
@@ -64,6 +69,7 @@ pub async fn follow(
     metrics: AuditMetrics,
 ) {
     let mut watch = Watch::new(&config.path);
+    let mut pace = Pace::new(time::Instant::now());
     let mut tail = Tail::new(config, sender, status, metrics);
     loop {
         watch.arm(tail.open_id());
@@ -71,7 +77,13 @@ pub async fn follow(
         // What check has just opened is not watched yet: once more, or a write is noticed late.
         while done.is_ok() && watch.watches(tail.open_id()) {
             match watch.changed().await {
-                Wake::Data => done = tail.read().await,
+                Wake::Data => {
+                    // Even a wait for a time that has come takes until the timer's next turn.
+                    if let Some(until) = pace.next(time::Instant::now()) {
+                        time::sleep_until(until).await;
+                    }
+                    done = tail.read().await;
+                }
                 Wake::Check => break,
             }
         }
@@ -253,13 +265,13 @@ impl Tail {
                 .map_err(|error| OpenError::new(&self.config.path, error))?;
             match found {
                 Found::Bytes(chunk, more) => {
-                    let records = self.sieve.take(open.lines(), chunk);
+                    let lines = self.sieve.take(open.lines(), chunk);
                     let behind = if more { open.behind() } else { 0 };
                     self.set_lag(behind);
-                    if records.is_empty() {
+                    if lines.is_empty() {
                         self.report().await?;
                     } else {
-                        self.send(records).await?;
+                        self.send(lines).await?;
                     }
                     if !more {
                         break;
@@ -294,8 +306,8 @@ impl Tail {
     /// Hands on an unterminated line that nothing will complete.
     async fn finish_lines(&mut self) -> Result<(), Stop> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        let Some(record) = self.sieve.finish(open.lines()) else { return Ok(()) };
-        Ok(self.send(vec![record]).await?)
+        let Some(line) = self.sieve.finish(open.lines()) else { return Ok(()) };
+        Ok(self.send(vec![line]).await?)
     }
 
     async fn report(&mut self) -> Result<(), Closed> {
@@ -309,12 +321,13 @@ impl Tail {
     }
 
     /// Waits while the channel is full; meanwhile the file keeps what is written.
-    async fn send(&mut self, records: Vec<ReadRecord>) -> Result<(), Closed> {
+    async fn send(&mut self, lines: Vec<ReadLine>) -> Result<(), Closed> {
         let Some(position) = self.open.as_mut().map(OpenFile::position) else { return Ok(()) };
         let newest_stage = self.sieve.newest_stage();
         let batch = AuditBatch {
             source: self.config.source,
-            records,
+            lines,
+            records: Vec::new(),
             newest_stage,
             position: Some(position),
             acknowledge: None,

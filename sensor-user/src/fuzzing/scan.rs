@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use crate::{
     audit::{
-        AuditRecord, BadLine, POD_NAME, POD_UID, SERVICE_ACCOUNT, Stage, canary,
+        AuditRecord, BadLine, NODE_NAME, POD_NAME, POD_UID, SERVICE_ACCOUNT, Stage, canary,
         scan::{
-            Interest, Pods, Scan, Users, classify, last_stage_timestamp, received_timestamp,
+            Interest, Node, Pods, Scan, Users, classify, last_stage_timestamp, received_timestamp,
             stage_timestamp,
         },
     },
@@ -22,12 +22,17 @@ fn known(name: &str) -> bool {
     name.is_empty() || name.starts_with(['c', 'j', '1', '\u{e9}'])
 }
 
-/// What a replay looks for with either semantics, and `run`.
-const INTERESTS: [Interest<'static>; 3] = [
+/// The same of accounts, by user name.
+fn known_account(user: &str) -> bool {
+    user.strip_prefix(SERVICE_ACCOUNT).is_some_and(known)
+}
+
+/// What a replay looks for with either semantics, and `run` of all nodes and of its own.
+const INTERESTS: [Interest<'static>; 4] = [
     Interest::LIVE,
     Interest {
         pods: Pods::WithUid(&known),
-        accounts: false,
+        accounts: Users::None,
         sessions: true,
         token_requests: Users::None,
         canaries: false,
@@ -35,11 +40,16 @@ const INTERESTS: [Interest<'static>; 3] = [
     },
     Interest {
         pods: Pods::Named(&known),
-        accounts: false,
+        accounts: Users::None,
         sessions: false,
         token_requests: Users::Named(&known),
         canaries: false,
         received_may_lack: true,
+    },
+    Interest {
+        pods: Pods::OfNode(Node { name: "n", has_pod: &known, has_account: &known_account }),
+        accounts: Users::Named(&known_account),
+        ..Interest::LIVE
     },
 ];
 
@@ -109,6 +119,11 @@ fn matters(event: &Value, interest: &Interest<'_>, nameless: &dyn Fn(&str) -> bo
         Pods::All => names(POD_UID, &|_| true),
         Pods::Named(known) => names(POD_NAME, known),
         Pods::WithUid(known) => names(POD_UID, known),
+        Pods::OfNode(node) => {
+            names(POD_UID, node.has_pod)
+                || names(NODE_NAME, &|name| name == node.name)
+                || (texts(&user["extra"][POD_UID]).is_empty() && (node.has_account)(username))
+        }
     };
     let object = (
         event["objectRef"]["resource"].as_str().unwrap_or_default(),
@@ -132,8 +147,16 @@ fn matters(event: &Value, interest: &Interest<'_>, nameless: &dyn Fn(&str) -> bo
     let agent = event["userAgent"].as_str().unwrap_or_default();
     of_pod
         || of_object
-        || (interest.accounts && username.starts_with(SERVICE_ACCOUNT))
+        || (username.starts_with(SERVICE_ACCOUNT) && asks_for(interest.accounts, username))
         || (interest.canaries && agent.starts_with(canary::MARK))
+}
+
+fn asks_for(users: Users<'_>, username: &str) -> bool {
+    match users {
+        Users::None => false,
+        Users::All => true,
+        Users::Named(known) => known(username),
+    }
 }
 
 /// Whether each value that is looked at is of its type, or null.

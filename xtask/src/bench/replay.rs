@@ -27,7 +27,7 @@ use crate::{
     shell::{announce, cache_dir, cargo, program, run, target_dir},
 };
 
-mod generate;
+pub(super) mod generate;
 
 /// Size of the audit log, bytes; `TOKENTRAIL_BENCH_MB` says otherwise.
 const LOG: u64 = 1_000_000_000;

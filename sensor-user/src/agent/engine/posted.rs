@@ -10,6 +10,7 @@ use super::{AgentError, Engine, Source};
 use crate::{
     audit::{
         AuditBatch, AuditMetrics, SourceStatus,
+        decoder::Decoder,
         webhook::{Webhook, WebhookMetrics},
     },
     config::Config,
@@ -28,6 +29,7 @@ impl Engine {
     ) -> Result<(), AgentError> {
         let Some(webhook) = &config.audit_webhook else { return Ok(()) };
         let name = format!("audit webhook {}", webhook.listen);
+        let decoder = Decoder::new(name.clone(), audit_metrics.clone());
         let webhook = Webhook::open(webhook, metrics)?;
         let (status_sender, status) = watch::channel(SourceStatus::default());
         let (source, audit_metrics) = (self.sources.len(), audit_metrics.clone());
@@ -41,6 +43,7 @@ impl Engine {
         self.sources.push(Source {
             name,
             checkpoint: None,
+            decoder,
             lateness: Micros::from_duration(config.audit_webhook_lateness),
             status,
             newest_stage: None,

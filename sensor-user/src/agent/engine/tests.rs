@@ -69,9 +69,9 @@ async fn scene_in(directory: TempDir) -> Scene {
 
 fn batch(source: usize, newest_stage: Option<Micros>) -> (AuditBatch, oneshot::Receiver<()>) {
     let (acknowledge, told) = oneshot::channel();
-    let records: Vec<ReadRecord> = Vec::new();
+    let (lines, records) = (Vec::new(), Vec::new());
     let acknowledge = Some(acknowledge);
-    (AuditBatch { source, records, newest_stage, position: None, acknowledge }, told)
+    (AuditBatch { source, lines, records, newest_stage, position: None, acknowledge }, told)
 }
 
 #[tokio::test]
@@ -155,6 +155,7 @@ impl Scene {
         self.engine.sources.push(Source {
             name: name.to_owned(),
             checkpoint: Some(self.directory.path().join(name)),
+            decoder: Decoder::new(name.to_owned(), AuditMetrics::default()),
             lateness: Micros(0),
             status: watch::channel(SourceStatus::default()).1,
             newest_stage: None,

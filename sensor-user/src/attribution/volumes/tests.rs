@@ -173,3 +173,20 @@ proptest! {
         let _ = unescape(&text);
     }
 }
+
+#[test]
+fn whose_volumes_are_mounted_is_known_unless_the_mounts_may_have_changed() {
+    let node = Node::new();
+    let (mut map, _) = map(&node);
+    assert!(map.has_pod(POD) && !map.has_pod("another"));
+    assert!(!map.knows_pods(NOW), "a copy of mountinfo does not tell of changes");
+    map.watched = true;
+    assert!(map.knows_pods(NOW));
+    // More changes than there may be readings.
+    map.limit = RateLimit { second: Some(5), used: REFRESHES_PER_SECOND };
+    map.stale = true;
+    assert!(!map.knows_pods(NOW));
+    assert!(map.knows_pods(Micros(6_000_000)));
+    map.pods.clear();
+    assert!(!map.knows_pods(NOW), "no pod at all is rather a wrong directory");
+}

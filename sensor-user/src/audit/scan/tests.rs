@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod interest;
+mod node;
 
 /// Lines that a kube-apiserver wrote.
 const REAL: &str = include_str!(concat!(

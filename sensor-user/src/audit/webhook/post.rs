@@ -149,6 +149,7 @@ impl Posts {
         let newest_stage = lock(&self.sieve).newest_stage();
         place.send(AuditBatch {
             source: self.source,
+            lines: Vec::new(),
             records,
             newest_stage,
             position: None,

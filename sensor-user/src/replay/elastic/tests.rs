@@ -41,7 +41,7 @@ fn record(event: &Value) -> Option<AuditRecord> {
     let any = |_: &str| true;
     let interest = Interest {
         pods: Pods::Named(&any),
-        accounts: false,
+        accounts: Users::None,
         sessions: true,
         token_requests: Users::All,
         canaries: false,

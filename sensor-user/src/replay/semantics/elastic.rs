@@ -58,7 +58,7 @@ impl ElasticSemantics {
     fn interest<'a>(known: &'a dyn Fn(&str) -> bool) -> Interest<'a> {
         Interest {
             pods: Pods::Named(known),
-            accounts: false,
+            accounts: Users::None,
             sessions: false,
             token_requests: Users::Named(&|user| !is_systems(user)),
             canaries: false,

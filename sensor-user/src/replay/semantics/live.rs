@@ -20,7 +20,7 @@ use crate::{
     audit::{
         AuditRecord, POD_NAME,
         scan::{
-            Glance, Interest, Pods, Scan, classify, decode, glance, received_timestamp,
+            Glance, Interest, Pods, Scan, Users, classify, decode, glance, received_timestamp,
             stage_timestamp,
         },
     },
@@ -164,6 +164,7 @@ impl LiveSemantics {
 
 /// What can change what is told where only these pods have opens.
 fn interest(pods: Pods<'_>, accounts: bool) -> Interest<'_> {
+    let accounts = if accounts { Users::All } else { Users::None };
     Interest { pods, accounts, canaries: false, ..Interest::LIVE }
 }
 

@@ -54,7 +54,7 @@ impl Opens {
 ///
 /// # Errors
 /// If the disk is full.
-pub(super) fn audit(path: &Path, bytes: u64, seed: u64) -> Result<u64> {
+pub(in crate::bench) fn audit(path: &Path, bytes: u64, seed: u64) -> Result<u64> {
     // Another name until it is whole: a next run takes what is there.
     let unfinished = path.with_extension("part");
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);

@@ -13,7 +13,7 @@ fn interest<T>(look: impl FnOnce(&Interest<'_>) -> T) -> T {
     let known = |name: &str| KNOWN.contains(&name);
     look(&Interest {
         pods: Pods::Named(&known),
-        accounts: false,
+        accounts: Users::None,
         sessions: false,
         token_requests: Users::Named(&|name| name != "kubelet"),
         canaries: false,
@@ -108,7 +108,7 @@ fn pods_are_looked_for_by_uid_too() {
         let known = |uid: &str| uid == wanted;
         let interest = Interest {
             pods: Pods::WithUid(&known),
-            accounts: false,
+            accounts: Users::None,
             sessions: false,
             token_requests: Users::None,
             canaries: false,

@@ -117,8 +117,8 @@ async fn a_restart_in_the_middle_of_a_compressed_file_goes_on_there() {
         .await;
     let mut tail = tail;
     let first = tail.batch().await;
-    let first = if first.records.is_empty() { tail.batch().await } else { first };
-    let read = first.records.len();
+    let first = if first.lines.is_empty() { tail.batch().await } else { first };
+    let read = first.lines.len();
     assert!((1..600).contains(&read), "{read}");
     let mut tail = tail.restart(|_| ()).await;
     let mut expected: Vec<&str> = ids[read..].iter().map(String::as_str).collect();

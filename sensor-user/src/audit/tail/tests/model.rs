@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     super::{Tail, TailConfig, fingerprint::first_line, open::OpenFile},
-    line, other_line,
+    ids_of, line, other_line,
 };
 use crate::audit::{AuditBatch, AuditMetrics, SourceStatus, checkpoint::Position};
 
@@ -224,9 +224,9 @@ impl World {
         })
     }
 
-    fn take(&mut self, batch: AuditBatch) {
+    fn take(&mut self, batch: &AuditBatch) {
         self.position = batch.position;
-        self.read.extend(batch.records.into_iter().map(|read| read.record.audit_id));
+        self.read.extend(ids_of(&batch.lines, &self.metrics));
     }
 
     async fn look(&mut self) {
@@ -236,13 +236,13 @@ impl World {
             loop {
                 tokio::select! {
                     biased;
-                    batch = receiver.recv() => self.take(batch.unwrap()),
+                    batch = receiver.recv() => self.take(&batch.unwrap()),
                     done = &mut check => break done.unwrap(),
                 }
             }
         }
         while let Ok(batch) = receiver.try_recv() {
-            self.take(batch);
+            self.take(&batch);
         }
         self.reader = Some((tail, receiver));
     }
@@ -254,7 +254,7 @@ impl World {
         for _ in 0..batches {
             tokio::select! {
                 biased;
-                batch = receiver.recv() => self.take(batch.unwrap()),
+                batch = receiver.recv() => self.take(&batch.unwrap()),
                 _ = &mut check, if !done => done = true,
             }
             if done {

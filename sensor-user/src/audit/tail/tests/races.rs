@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     super::{Tail, TailConfig},
-    append, line, rotate,
+    append, ids_of, line, rotate,
 };
 use crate::audit::{AuditBatch, AuditMetrics, SourceStatus};
 
@@ -19,9 +19,9 @@ fn tail(path: &Path, capacity: usize) -> (Tail, mpsc::Receiver<AuditBatch>) {
     (Tail::new(config, sender, status, AuditMetrics::default()), receiver)
 }
 
-fn ids(receiver: &mut mpsc::Receiver<AuditBatch>) -> Vec<String> {
+fn all(receiver: &mut mpsc::Receiver<AuditBatch>) -> Vec<String> {
     let batches = std::iter::from_fn(|| receiver.try_recv().ok());
-    batches.flat_map(|batch| batch.records).map(|read| read.record.audit_id).collect()
+    ids_of(&batches.flat_map(|batch| batch.lines).collect::<Vec<_>>(), &AuditMetrics::default())
 }
 
 #[tokio::test]
@@ -46,13 +46,13 @@ async fn a_line_written_between_the_end_of_the_file_and_its_rotation_comes() {
         append(&path, &line("c"));
         loop {
             tokio::select! {
-                batch = receiver.recv() => found.extend(batch.unwrap().records),
+                batch = receiver.recv() => found.extend(batch.unwrap().lines),
                 done = &mut check => break done.unwrap(),
             }
         }
     }
-    let mut found: Vec<_> = found.into_iter().map(|read| read.record.audit_id).collect();
-    found.extend(ids(&mut receiver));
+    let mut found = ids_of(&found, &AuditMetrics::default());
+    found.extend(all(&mut receiver));
     assert_eq!(found, ["a", "b", "c"]);
 }
 
@@ -67,7 +67,7 @@ async fn a_file_that_was_truncated_and_has_outgrown_its_old_length_is_read_from_
     tail.read().await.unwrap();
     fs::write(&path, line("a-longer-id") + &line("b")).unwrap();
     tail.read().await.unwrap();
-    assert_eq!(ids(&mut receiver), ["a", "a-longer-id", "b"]);
+    assert_eq!(all(&mut receiver), ["a", "a-longer-id", "b"]);
     assert_eq!(tail.metrics.truncations.get(), 1);
 }
 
@@ -82,7 +82,7 @@ async fn a_file_that_was_truncated_and_has_its_old_length_again_is_read_from_its
     tail.read().await.unwrap();
     fs::write(&path, line("b")).unwrap();
     tail.read().await.unwrap();
-    assert_eq!(ids(&mut receiver), ["a", "b"]);
+    assert_eq!(all(&mut receiver), ["a", "b"]);
     assert_eq!(tail.metrics.truncations.get(), 1);
 }
 
@@ -104,7 +104,7 @@ async fn a_file_that_is_compressed_before_it_is_left_behind_is_not_read_again() 
     fs::remove_file(path.with_extension("gone")).unwrap();
     append(&path, &line("c"));
     tail.check().await.unwrap();
-    assert_eq!(ids(&mut receiver), ["a", "b", "c"]);
+    assert_eq!(all(&mut receiver), ["a", "b", "c"]);
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn lines_that_were_copied_before_they_were_truncated_away_are_read_from_th
     fs::copy(&path, path.with_added_extension("1")).unwrap();
     fs::write(&path, line("d")).unwrap();
     tail.check().await.unwrap();
-    assert_eq!(ids(&mut receiver), ["a", "b", "c", "d"]);
+    assert_eq!(all(&mut receiver), ["a", "b", "c", "d"]);
     assert_eq!(tail.metrics.truncations.get(), 1);
 }
 
@@ -135,9 +135,9 @@ async fn an_unterminated_line_comes_when_its_file_is_left_behind() {
     tail.check().await.unwrap();
     append(&path, line("a").trim_end());
     tail.check().await.unwrap();
-    assert_eq!(ids(&mut receiver), [""; 0]);
+    assert_eq!(all(&mut receiver), [""; 0]);
     rotate(&path, 1);
     append(&path, &line("b"));
     tail.check().await.unwrap();
-    assert_eq!(ids(&mut receiver), ["a", "b"]);
+    assert_eq!(all(&mut receiver), ["a", "b"]);
 }

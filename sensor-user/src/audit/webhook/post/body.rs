@@ -106,7 +106,7 @@ impl Reader {
         let mut items = Vec::new();
         let pushed = self.items.push(bytes, &mut items);
         // What came before a fault is as good as ever.
-        self.records.extend(lock(sieve).take(&mut self.lines, &items));
+        self.records.extend(lock(sieve).take_records(&mut self.lines, &items));
         self.read += bytes.len();
         pushed?;
         if !fits {

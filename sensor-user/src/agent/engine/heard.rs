@@ -1,0 +1,53 @@
+//! Which of the audit lines that were read matter on this node, asked before they are decoded: in a
+//! large cluster most are of pods of other nodes. A part of `engine`.
+//!
+//! A pod whose token is opened here has its volume here, and had it before its containers started. So a
+//! request of a pod without one cannot follow from an open, unless that open was already seen.
+
+use super::Engine;
+use crate::{
+    audit::{
+        ReadLine, ReadRecord, SERVICE_ACCOUNT,
+        scan::{Interest, Node, Pods, Users},
+    },
+    time::Micros,
+};
+
+impl Engine {
+    /// The records of the lines that matter.
+    pub(super) fn decode(
+        &mut self,
+        source: usize,
+        lines: Vec<ReadLine>,
+        now: Micros,
+    ) -> Vec<ReadRecord> {
+        if lines.is_empty() {
+            return Vec::new();
+        }
+        let Self { senses, join, rulebook, sources, origin, .. } = self;
+        let Some(source) = sources.get_mut(source) else { return Vec::new() };
+        // After the lines were read: whatever pod they are of is mounted by now, or gone.
+        let knows_pods = senses.knows_pods(now);
+        let (correlator, senses, decoys) = (&join.correlator, &*senses, &rulebook.current().decoys);
+        let has_pod = |uid: &str| correlator.awaits(uid) || senses.has_pod(uid);
+        let has_account = |user: &str| {
+            let account = user.strip_prefix(SERVICE_ACCOUNT).and_then(|it| it.split_once(':'));
+            account.is_some_and(|(namespace, name)| senses.pods.index.has_account(namespace, name))
+        };
+        let node = Node { name: &origin.node_name, has_pod: &has_pod, has_account: &has_account };
+        let is_decoy = |user: &str| decoys.contains_user(user);
+        let interest = Interest {
+            pods: if knows_pods { Pods::OfNode(node) } else { Pods::All },
+            accounts: if knows_pods { Users::Named(&is_decoy) } else { Users::All },
+            ..Interest::LIVE
+        };
+        let mut records = Vec::new();
+        for ReadLine { line, end, read_at } in lines {
+            if let Some(record) = source.decoder.decode(&line, end, &interest) {
+                source.newest_stage = source.newest_stage.max(Some(record.stage_timestamp));
+                records.push(ReadRecord { record, read_at });
+            }
+        }
+        records
+    }
+}
