@@ -224,10 +224,12 @@ async fn what_a_session_began_with_is_told_whatever_it_executed_since() {
     let cgroup = Cgroup::new();
     let long = "x".repeat(300);
     for (name, kept) in [("session", true), (long.as_str(), false)] {
-        // A shell enters the cgroup, becomes a session there, and then something else.
+        // A shell enters a container, becomes a session there, and then something else.
         let then = format!("exec /bin/sh -c '/bin/cat {}; true'", token.display());
-        let script =
-            format!("echo $$ > {}/cgroup.procs; exec /bin/sh -c \"$0\" {name}", cgroup.0.display());
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; exec unshare -m /bin/sh -c \"$0\" {name}",
+            cgroup.0.display()
+        );
         let status =
             Command::new("/bin/sh").args(["-c", &script, &then]).stdout(Stdio::null()).status();
         assert!(status.unwrap().success());
@@ -244,25 +246,37 @@ async fn what_a_session_began_with_is_told_whatever_it_executed_since() {
 }
 
 #[tokio::test]
-async fn whoever_was_forked_in_a_session_is_of_it_when_its_parents_are_gone() {
+async fn whoever_was_forked_in_a_session_is_of_it_until_somebody_outside_starts_another() {
     let volume = Volume::new();
     let mut bench = Bench::start().await;
     let token = volume.path("token");
     let cgroup = Cgroup::new();
-    // The session ends; what it forked twice waits for that and reads then.
-    let late = "while [ -e /proc/$session ]; do :; done; exec /bin/cat";
-    let then = format!("session=$$; ( ({late} {}) & ); true", token.display());
-    let script = format!("echo $$ > {}/cgroup.procs; exec /bin/sh -c \"$0\"", cgroup.0.display());
-    let mut shell =
-        Command::new("/bin/sh").args(["-c", &script, &then]).stdout(Stdio::null()).spawn().unwrap();
-    assert!(shell.wait().unwrap().success());
+    let read = format!("read line < {}", token.display());
+    let become_cat = format!("exec /bin/cat {}", token.display());
+    for (then, of_the_shell) in [(&read, true), (&become_cat, false)] {
+        // The session ends; what it forked twice waits for that. Here, unlike in a pid namespace,
+        // its parent is then outside: as with a session that a runtime's helper starts.
+        let late = format!("while [ -e /proc/$session ]; do :; done; {then}");
+        let session = format!("session=$$; ( ({late}) & ); true");
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; exec unshare -m /bin/sh -c \"$0\"",
+            cgroup.0.display()
+        );
+        let mut shell = Command::new("/bin/sh")
+            .args(["-c", &script, &session])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        assert!(shell.wait().unwrap().success());
 
-    let record = bench.record_of(&token).await;
-    assert_eq!(text(&record.comm), "cat");
-    assert_ne!(record.entry_cgroup.tgid, shell.id(), "nobody above it is of the session");
-    assert_eq!(record.session.tgid, u64::from(shell.id()));
-    assert!(record.session.start_boottime_ns <= record.start_boottime_ns, "{record:?}");
-    assert_eq!(text(&record.session_command.text), "/bin/sh");
+        let record = bench.record_of(&token).await;
+        assert_ne!(record.entry_cgroup.tgid, shell.id(), "nobody above it is of the session");
+        let (began, command) =
+            if of_the_shell { (shell.id(), "/bin/sh") } else { (record.tgid, "/bin/cat") };
+        assert_eq!(record.session.tgid, u64::from(began), "{then}");
+        assert!(record.session.start_boottime_ns <= record.start_boottime_ns, "{record:?}");
+        assert_eq!(text(&record.session_command.text), command);
+    }
 }
 
 #[tokio::test]

@@ -13,8 +13,10 @@ use std::{
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use tempfile::TempDir;
 use tokentrail::audit::{
-    AuditBatch, AuditMetrics, SourceStatus,
+    AuditBatch, AuditMetrics, ReadLine, SourceStatus,
     checkpoint::Position,
+    decoder::Decoder,
+    scan::Interest,
     tail::{TailConfig, follow},
 };
 use tokio::{
@@ -123,7 +125,10 @@ impl Following {
     async fn next(&mut self) -> Vec<String> {
         let batch = timeout(DEADLINE, self.batches.recv()).await.unwrap().unwrap();
         self.position = batch.position;
-        batch.records.into_iter().map(|read| read.record.audit_id).collect()
+        // As the engine does it.
+        let mut decoder = Decoder::new("audit.log".to_owned(), self.metrics.clone());
+        let decode = |read: ReadLine| decoder.decode(&read.line, read.end, &Interest::LIVE);
+        batch.lines.into_iter().filter_map(decode).map(|record| record.audit_id).collect()
     }
 
     async fn expect(&mut self, ids: &[&str]) {

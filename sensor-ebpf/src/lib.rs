@@ -110,7 +110,7 @@ pub struct OpenRecord {
     /// The process that entered the container and that the opener descends from by forks, also where
     /// those between them are gone; zeroes if none was seen to enter.
     pub session: TaskKey,
-    /// What `session`, else `entry_cgroup`, was executed as when it entered the cgroup.
+    /// What `session`, else `entry_cgroup`, was executed as when it entered the container.
     pub session_command: SessionCommand,
     /// Process id in the initial pid namespace.
     pub tgid: u32,

@@ -114,19 +114,18 @@ pub(crate) fn begin_session(key: &TaskKey, command: &SessionCommand) {
     let _: Result<(), i32> = SESSIONS.insert(key, command, NO_EXIST);
 }
 
-/// Notes which session a process belongs to, unless that is known.
+/// Notes which session a process belongs to.
 #[inline(always)]
 pub(crate) fn belongs_to(process: &TaskKey, session: &TaskKey) {
-    // As above.
-    let _: Result<(), i32> = LINEAGE.insert(process, session, NO_EXIST);
+    // No room even after others were evicted: not known, then.
+    let _: Result<(), i32> = LINEAGE.insert(process, session, 0);
 }
 
 /// The session that a process belongs to.
 #[inline(always)]
 pub(crate) fn session_of(process: &TaskKey) -> Option<TaskKey> {
     LINEAGE.get_ptr(process).map(|session| {
-        // SAFETY: a live value of the map, which is never written to again; one that is reused
-        // meanwhile reads as another session's.
+        // SAFETY: a live value of the map; one that is reused meanwhile reads as another session's.
         unsafe { *session }
     })
 }

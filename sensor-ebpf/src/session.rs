@@ -17,7 +17,7 @@ use crate::{
     task,
 };
 
-/// Notes the command of a process that runs in another cgroup than its parent: the first that it
+/// Notes the command of a process that is in another container than its parent: the first that it
 /// executes there. This runs at every `execve` of the machine, so the rest leaves early.
 #[inline(always)]
 pub(crate) fn on_exec() -> i32 {
@@ -33,8 +33,7 @@ pub(crate) fn on_exec() -> i32 {
     if command.length != 0 {
         maps::begin_session(&key, &command);
     }
-    // The first process of a pid namespace is the container's own, and so is all that it forks.
-    if task::nspid(leader) != 1 {
+    if !is_first(leader) {
         maps::belongs_to(&key, &key);
     }
     0
@@ -44,15 +43,23 @@ pub(crate) fn on_exec() -> i32 {
 /// and ends for nearly all of them with one lookup.
 #[inline(always)]
 pub(crate) fn on_fork(ctx: &RawTracePointContext) -> i32 {
-    let child = Probed::at(ctx.arg(1));
+    let task = Probed::at(ctx.arg(1));
     let parent = Probed::at(ctx.arg(0)).next(off!(task_group_leader));
-    let (parent, child) = (key(parent), key(child));
+    let (parent, child) = (key(parent), key(task));
     if child.tgid != parent.tgid
         && let Some(session) = maps::session_of(&parent)
+        && !is_first(task)
     {
         maps::belongs_to(&child, &session);
     }
     0
+}
+
+/// Whether a process is the first of its pid namespace: the container's own, and so is all that it
+/// forks.
+#[inline(always)]
+fn is_first(leader: Probed) -> bool {
+    task::nspid(leader) == 1
 }
 
 /// Fills in the session of a process, and what it began with.

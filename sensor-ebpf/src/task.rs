@@ -107,13 +107,20 @@ pub(crate) fn copy_arguments<const N: usize>(task: Probed, into: &mut [u8; N]) -
     if result == 0 && start != 0 { whole as u32 } else { 0 }
 }
 
-/// Whether a process runs in another container than its parent: it entered, or was the first.
+/// Whether a process is in another container than its parent, by cgroup and mount namespace: it
+/// entered, or was the first. A service of the host's init differs in the cgroup alone, and so does a
+/// runtime's helper on its way in.
 #[inline(always)]
 pub(crate) fn begins_session(leader: Probed) -> bool {
     let parent = leader.next(off!(task_real_parent)).next(off!(task_group_leader));
     let (cgroup, v1) = container_cgroup(leader);
     let above = if v1 { memory_cgroup(parent) } else { unified_cgroup(parent) };
-    above != cgroup
+    (above != cgroup) & (mount_namespace(parent) != mount_namespace(leader))
+}
+
+#[inline(always)]
+fn mount_namespace(task: Probed) -> Probed {
+    task.next(off!(task_nsproxy)).next(off!(nsproxy_mnt_ns))
 }
 
 /// What marks the container that a process is in: the walk looks for where this changes.
@@ -185,8 +192,7 @@ fn upid_at(pid: Probed, level: u32) -> Probed {
 
 #[inline(always)]
 fn namespaces(record: &mut OpenRecord, task: Probed, session: Session) -> u32 {
-    let mount_namespace = task.next(off!(task_nsproxy)).next(off!(nsproxy_mnt_ns));
-    record.mntns_ino = mount_namespace.load(off!(mntns_inum));
+    record.mntns_ino = mount_namespace(task).load(off!(mntns_inum));
     record.pidns_ino = session.pid_namespace.load(off!(pidns_inum));
     record.pidns_level = session.level;
     record.nspid = session.nspid;

@@ -165,6 +165,7 @@ impl<'sandbox> Node<'sandbox> {
         wait_until(PATIENCE, "the workload's own read is recorded", || {
             Ok((of_workload()? > before).then_some(()))
         })
+        .with_context(|| format!("recorded are {:#?}", self.opens_of(&workload.pod)))
     }
 }
 
