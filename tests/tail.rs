@@ -13,7 +13,7 @@ use std::{
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use tempfile::TempDir;
 use tokentrail::audit::{
-    AuditBatch, AuditMetrics, ReadLine, SourceStatus,
+    AuditBatch, AuditMetrics, SourceStatus,
     checkpoint::Position,
     decoder::Decoder,
     scan::Interest,
@@ -127,8 +127,8 @@ impl Following {
         self.position = batch.position;
         // As the engine does it.
         let mut decoder = Decoder::new("audit.log".to_owned(), self.metrics.clone());
-        let decode = |read: ReadLine| decoder.decode(&read.line, read.end, &Interest::LIVE);
-        batch.lines.into_iter().filter_map(decode).map(|record| record.audit_id).collect()
+        let records = decoder.decode_all(batch.lines, &Interest::LIVE);
+        records.into_iter().map(|read| read.record.audit_id).collect()
     }
 
     async fn expect(&mut self, ids: &[&str]) {

@@ -4,7 +4,7 @@
 use tracing::warn;
 
 use super::{
-    AuditMetrics, AuditRecord, BadLine,
+    AuditMetrics, AuditRecord, BadLine, ReadLine, ReadRecord,
     scan::{Interest, Scan, classify},
 };
 
@@ -46,6 +46,15 @@ impl Decoder {
                 None
             }
         }
+    }
+
+    /// The records of those of these lines that are of interest.
+    pub fn decode_all(&mut self, lines: Vec<ReadLine>, interest: &Interest<'_>) -> Vec<ReadRecord> {
+        let decode = |ReadLine { line, end, read_at }| {
+            let record = self.decode(&line, end, interest)?;
+            Some(ReadRecord { record, read_at })
+        };
+        lines.into_iter().filter_map(decode).collect()
     }
 
     /// Notes a line that cannot be used.

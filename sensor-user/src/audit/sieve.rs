@@ -57,13 +57,8 @@ impl Sieve {
     /// As [`Self::take`], decoded, for who has to know what the lines are.
     pub(super) fn take_records(&mut self, lines: &mut Lines, chunk: &[u8]) -> Vec<ReadRecord> {
         let kept = self.take(lines, chunk);
-        let mut records = Vec::with_capacity(kept.len());
-        for ReadLine { line, end, read_at } in kept {
-            if let Some(record) = self.decoder.decode(&line, end, &Interest::LIVE) {
-                self.note_stage(Some(record.stage_timestamp));
-                records.push(ReadRecord { record, read_at });
-            }
-        }
+        let records = self.decoder.decode_all(kept, &Interest::LIVE);
+        self.note_stage(records.iter().map(|read| read.record.stage_timestamp).max());
         records
     }
 

@@ -41,13 +41,9 @@ impl Engine {
             accounts: if knows_pods { Users::Named(&is_decoy) } else { Users::All },
             ..Interest::LIVE
         };
-        let mut records = Vec::new();
-        for ReadLine { line, end, read_at } in lines {
-            if let Some(record) = source.decoder.decode(&line, end, &interest) {
-                source.newest_stage = source.newest_stage.max(Some(record.stage_timestamp));
-                records.push(ReadRecord { record, read_at });
-            }
-        }
+        let records = source.decoder.decode_all(lines, &interest);
+        let newest = records.iter().map(|read| read.record.stage_timestamp).max();
+        source.newest_stage = source.newest_stage.max(newest);
         records
     }
 }

@@ -17,6 +17,8 @@ use crate::{
             Canary, CanaryMetrics, State,
             probe::{Probe, nonce, wall_clock},
         },
+        decoder::Decoder,
+        scan::Interest,
         tail::{self, TailConfig},
     },
     config::Config,
@@ -85,13 +87,14 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
     let patience = Micros::from_duration(PATIENCE);
     let mut canary =
         Canary::new(probe.run().to_owned(), patience, patience, CanaryMetrics::default());
+    let mut decoder = Decoder::new("audit log".to_owned(), AuditMetrics::default());
     // The tails must not wait for a long time with the request's line unread.
     let asked = probe.ask();
     let mut asked = std::pin::pin!(asked);
     let asked = loop {
         tokio::select! {
             biased;
-            Some(batch) = batches.recv() => see(&mut canary, &batch),
+            Some(batch) = batches.recv() => see(&mut canary, &mut decoder, batch),
             asked = &mut asked => break asked,
         }
     };
@@ -99,7 +102,7 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
     let deadline = Instant::now() + PATIENCE;
     while canary.status(Micros(0)).state == State::Starting {
         match timeout_at(deadline, batches.recv()).await {
-            Ok(Some(batch)) => see(&mut canary, &batch),
+            Ok(Some(batch)) => see(&mut canary, &mut decoder, batch),
             Ok(None) | Err(_) => break,
         }
     }
@@ -107,8 +110,8 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
     if status.failure().is_some() { Err(status.detail) } else { Ok(status.detail) }
 }
 
-fn see(canary: &mut Canary, batch: &AuditBatch) {
-    for read in &batch.records {
+fn see(canary: &mut Canary, decoder: &mut Decoder, batch: AuditBatch) {
+    for read in decoder.decode_all(batch.lines, &Interest::LIVE) {
         canary.see(&read.record, read.read_wall(wall_clock()), batch.source);
     }
 }
