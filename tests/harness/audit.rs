@@ -292,7 +292,9 @@ impl AuditLog {
         let old = wait_until(PATIENCE, "a name for the old file is free", || {
             let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%3f");
             let old = self.path.with_file_name(format!("{stem}-{time}.log"));
-            Ok((!old.exists()).then_some(old))
+            // It may have been compressed since.
+            let taken = old.exists() || old.with_extension("log.gz").exists();
+            Ok((!taken).then_some(old))
         })?;
         fs::rename(&self.path, &old)?;
         File::create(&self.path)?;
