@@ -169,6 +169,18 @@ impl Cgroup {
         fs::create_dir(&path).unwrap();
         Self(path)
     }
+
+    /// A shell that enters a container, this cgroup and a mount namespace, and there becomes a session:
+    /// another shell, of a script and its `$0`.
+    fn session(&self, script: &[&str]) -> Command {
+        let enter = format!(
+            "echo $$ > {}/cgroup.procs; exec unshare -m /bin/sh -c \"$@\"",
+            self.0.display()
+        );
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &enter, "sh"]).args(script).stdout(Stdio::null());
+        shell
+    }
 }
 
 impl Drop for Cgroup {
@@ -224,15 +236,8 @@ async fn what_a_session_began_with_is_told_whatever_it_executed_since() {
     let cgroup = Cgroup::new();
     let long = "x".repeat(300);
     for (name, kept) in [("session", true), (long.as_str(), false)] {
-        // A shell enters a container, becomes a session there, and then something else.
         let then = format!("exec /bin/sh -c '/bin/cat {}; true'", token.display());
-        let script = format!(
-            "echo $$ > {}/cgroup.procs; exec unshare -m /bin/sh -c \"$0\" {name}",
-            cgroup.0.display()
-        );
-        let status =
-            Command::new("/bin/sh").args(["-c", &script, &then]).stdout(Stdio::null()).status();
-        assert!(status.unwrap().success());
+        assert!(cgroup.session(&[&then, name]).status().unwrap().success());
 
         let records = bench.records_of(&token);
         assert_eq!(records.len(), 1);
@@ -258,15 +263,7 @@ async fn whoever_was_forked_in_a_session_is_of_it_until_somebody_outside_starts_
         // its parent is then outside: as with a session that a runtime's helper starts.
         let late = format!("while [ -e /proc/$session ]; do :; done; {then}");
         let session = format!("session=$$; ( ({late}) & ); true");
-        let script = format!(
-            "echo $$ > {}/cgroup.procs; exec unshare -m /bin/sh -c \"$0\"",
-            cgroup.0.display()
-        );
-        let mut shell = Command::new("/bin/sh")
-            .args(["-c", &script, &session])
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut shell = cgroup.session(&[&session]).spawn().unwrap();
         assert!(shell.wait().unwrap().success());
 
         let record = bench.record_of(&token).await;

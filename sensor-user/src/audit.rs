@@ -4,7 +4,8 @@
 //! The way of a line: `tail` reads bytes from the file, or `webhook` takes them from the API server;
 //! `lines` cuts them, `scan` decides which lines may matter, `sieve` counts the others, the batch goes
 //! to the engine, which has `decoder` decode those that matter on its node, and once its alerts are
-//! written the engine moves the position in `checkpoint`, or has the API server answered. `canary` finds out whether that way works.
+//! written the engine moves the position in `checkpoint`, or has the API server answered. `canary`
+//! finds out whether that way works.
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 

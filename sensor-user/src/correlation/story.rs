@@ -259,16 +259,20 @@ impl Story {
         let record = Arc::new(record.clone());
         let attached = Attached { id, time, record, request, address, by_address, band };
         let earlier = self.requests.get(&place).filter(|it| it.is_before(&attached.record));
-        let is_news = earlier.is_some();
+        let mut is_news = earlier.is_some();
         if let Some(earlier) = earlier.cloned() {
             let mut later = self.listed(&attached);
             later.code = later.code.or(earlier.code);
+            if later.asked.decision.is_none() {
+                Arc::make_mut(&mut later.asked).decision.clone_from(&earlier.asked.decision);
+            }
             self.requests.insert(place, later);
         }
         if let Some(first) = self.request.as_mut().filter(|first| first.id == id)
             && first.record.is_before(&attached.record)
         {
             Arc::make_mut(&mut first.record).take_outcome(&attached.record);
+            is_news = true;
         }
         Some((attached, is_news))
     }

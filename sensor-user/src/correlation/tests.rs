@@ -109,6 +109,23 @@ impl<J: Journal> Scene<J> {
     }
 }
 
+/// Somebody asks for a token of `shop/cart`.
+fn mint(seconds: f64, name: &str, user: &str, code: u16) -> Request {
+    let mut request = request(seconds, name);
+    request.record.user = audit::User { username: user.into(), ..Default::default() };
+    request.record.verb = "create".into();
+    request.record.object_ref = Some(audit::ObjectRef {
+        resource: Some("serviceaccounts".into()),
+        subresource: Some("token".into()),
+        namespace: Some("shop".into()),
+        name: Some("cart".into()),
+        ..Default::default()
+    });
+    let status = audit::ResponseStatus { code: Some(code), ..Default::default() };
+    request.record.response_status = Some(status);
+    request
+}
+
 #[test]
 fn the_window_is_sixty_seconds_inclusive() {
     for (seconds, alerts) in [(60.000_000, 1), (60.000_001, 0), (0.0, 1), (0.000_001, 1)] {
@@ -481,17 +498,14 @@ fn a_journal_that_is_full_takes_entries_again_once_some_are_dead() {
             assert!(second < 200, "it has no bound");
         }
         let last = second;
-        let is_needed = |entry: &Entry| match entry {
-            Entry::Open(open) => open.open.time > Micros::from_secs(last - alive),
-            Entry::Request(_)
-            | Entry::Session(_)
-            | Entry::OpenAlone(_)
-            | Entry::GivenUp(_)
-            | Entry::RequestAlone(_) => true,
-        };
-        journal.compact(&is_needed, false).unwrap();
+        let dead = Micros::from_secs(last - alive);
+        journal.compact(&|entry| !is_open_before(dead + Micros(1), entry), false).unwrap();
         journal.append(&Entry::Open(large.clone())).unwrap();
     }
+}
+
+fn is_open_before(time: Micros, entry: &Entry) -> bool {
+    matches!(entry, Entry::Open(open) if open.open.time < time)
 }
 
 #[test]
@@ -501,15 +515,7 @@ fn a_journal_that_has_grown_drops_what_is_dead() {
     for second in 0..2_000 {
         journal.append(&Entry::Open(open(f64::from(second)))).unwrap();
     }
-    let is_needed = |entry: &Entry| match entry {
-        Entry::Open(open) => open.open.time >= at(1_990.0),
-        Entry::Request(_)
-        | Entry::Session(_)
-        | Entry::OpenAlone(_)
-        | Entry::GivenUp(_)
-        | Entry::RequestAlone(_) => true,
-    };
-    journal.compact(&is_needed, false).unwrap();
+    journal.compact(&|entry| !is_open_before(at(1_990.0), entry), false).unwrap();
     journal.append(&Entry::Open(open(2_000.0))).unwrap();
     let (mut journal, entries, damaged) = FileJournal::open(directory.path()).unwrap();
     assert_eq!((entries.len(), damaged), (11, 0));

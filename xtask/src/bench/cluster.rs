@@ -2,12 +2,7 @@
 //! the alert line that a log shipper can read, over 200 attacks; what the agent costs, with few pods
 //! on its node and with fifty; and what 250 pods add to its memory.
 
-use std::{
-    path::Path,
-    sync::mpsc::{self, Receiver},
-    thread,
-    time::Instant,
-};
+use std::{thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
@@ -94,7 +89,8 @@ fn latency(cluster: &Cluster, agents: &Deployment<'_>, node: &ClusterNode) -> Re
         let victims: Vec<_> = (0..VICTIMS)
             .map(|_| Victim::create(cluster, node, &json!({})))
             .collect::<Result<_>>()?;
-        let seen = follow(agents.alerts(node).path())?;
+        // They can be read while kubectl is still ending; those of before come first.
+        let seen = AlertLines::follow(agents.alerts(node).path())?.in_background();
         for victim in victims {
             let done = victim.exec(&["-it"], &format!("apicall {}", victim.uri("pods")))?;
             let answered = answered(&done.output).with_context(|| format!("{done:?}"))?;
@@ -102,6 +98,7 @@ fn latency(cluster: &Cluster, agents: &Deployment<'_>, node: &ClusterNode) -> Re
                 let (at, document) = seen.recv_timeout(PATIENCE).context("no alert came")?;
                 if victim.is_of(&document) {
                     let took = document.pointer("/tokentrail/latency_us").and_then(Value::as_f64);
+                    let at = Timestamp::now() - at.elapsed();
                     break (at, took.context("an alert does not say how long it took")? / 1e3);
                 }
             };
@@ -119,21 +116,6 @@ fn latency(cluster: &Cluster, agents: &Deployment<'_>, node: &ClusterNode) -> Re
         Row::new("answer to alert line, 99 % within", shown(p99)).at_most(p99, 5.0, "ms"),
         Row::new("all within", shown(all)),
     ])
-}
-
-/// Alerts with the time at which they could be read, which they are while kubectl is still ending;
-/// those of before first.
-fn follow(alerts: &Path) -> Result<Receiver<(Timestamp, Value)>> {
-    let mut lines = AlertLines::follow(alerts)?;
-    let (sender, seen) = mpsc::channel();
-    thread::spawn(move || {
-        while let Ok((at, document)) = lines.next() {
-            if sender.send((Timestamp::now() - at.elapsed(), document)).is_err() {
-                break;
-            }
-        }
-    });
-    Ok(seen)
 }
 
 /// When the attacker's client had its answer, as it says itself.

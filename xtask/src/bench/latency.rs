@@ -7,6 +7,7 @@ use std::{
     io::Read as _,
     os::fd::OwnedFd,
     path::Path,
+    sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
@@ -133,6 +134,19 @@ impl AlertLines {
                 return Ok((seen, document));
             }
         }
+    }
+
+    /// What [`Self::next_joined`] gives, as it comes.
+    pub(super) fn in_background(mut self) -> Receiver<(Instant, Value)> {
+        let (sender, seen) = mpsc::channel();
+        thread::spawn(move || {
+            while let Ok(alert) = self.next_joined() {
+                if sender.send(alert).is_err() {
+                    break;
+                }
+            }
+        });
+        seen
     }
 
     /// The next line, and when all of it could be read.

@@ -7,8 +7,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    path::Path,
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::Receiver,
     thread,
     time::{Duration, Instant},
 };
@@ -51,7 +50,7 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
     let mut log = Log::create(sandbox.folder().join("audit.log"))?;
     let setup = AgentSetup::new(&sandbox, log.path());
     let agent = setup.start()?;
-    let alerts = follow(setup.alerts().path())?;
+    let alerts = AlertLines::follow(setup.alerts().path())?.in_background();
 
     announce(format_args!("tail: {RATE} lines/s for {} s, {PODS} alerts", LASTS.as_secs()));
     let (before, start) = (cpu_seconds(agent.pid())?, Instant::now());
@@ -120,20 +119,6 @@ fn write<'pods>(
         thread::sleep((start + TURN * (turn + 1)).saturating_duration_since(Instant::now()));
     }
     Ok(written)
-}
-
-/// The alerts about opens and requests, with the times at which they could be read.
-fn follow(alerts: &Path) -> Result<Receiver<(Instant, Value)>> {
-    let mut lines = AlertLines::follow(alerts)?;
-    let (sender, seen) = mpsc::channel();
-    thread::spawn(move || {
-        while let Ok(alert) = lines.next_joined() {
-            if sender.send(alert).is_err() {
-                break;
-            }
-        }
-    });
-    Ok(seen)
 }
 
 /// From the write of each line to the alert about its pod, milliseconds.

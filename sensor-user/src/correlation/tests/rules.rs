@@ -9,23 +9,6 @@ fn graded(seconds: f64, grade: Grade) -> Open {
     open
 }
 
-/// Somebody asks for a token of `shop/cart`.
-fn mint(seconds: f64, name: &str, user: &str, code: u16) -> Request {
-    let mut request = request(seconds, name);
-    request.record.user = audit::User { username: user.into(), ..Default::default() };
-    request.record.verb = "create".into();
-    request.record.object_ref = Some(audit::ObjectRef {
-        resource: Some("serviceaccounts".into()),
-        subresource: Some("token".into()),
-        namespace: Some("shop".into()),
-        name: Some("cart".into()),
-        ..Default::default()
-    });
-    let status = audit::ResponseStatus { code: Some(code), ..Default::default() };
-    request.record.response_status = Some(status);
-    request
-}
-
 fn ruled(text: &str) -> Arc<Rulebook> {
     Arc::new(Rulebook::parse(text).unwrap())
 }

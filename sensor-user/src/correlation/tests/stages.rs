@@ -84,25 +84,26 @@ fn an_outcome_is_in_every_incident_that_lists_the_request() {
 }
 
 #[test]
+fn what_a_later_stage_does_not_tell_stays_as_it_was() {
+    let mut scene = scene();
+    scene.open(open(100.0)).request(stage("ResponseStarted", 101.5, Some(403)));
+    scene.request(stage("ResponseComplete", 102.0, None)).until(1_000.0);
+    let [told] = scene.summaries()[..] else { panic!("{:#?}", scene.findings) };
+    assert_eq!(outcome(told), REFUSED);
+}
+
+#[test]
 fn a_minted_tokens_outcome_outlives_a_restart() {
-    let minted = |stage: &str, code: u16| {
-        let mut request = staged(101.0, "m", stage);
-        request.record.user = audit::User { username: "mallory".into(), ..Default::default() };
-        request.record.verb = "create".into();
-        request.record.object_ref = Some(audit::ObjectRef {
-            resource: Some("serviceaccounts".into()),
-            subresource: Some("token".into()),
-            namespace: Some("shop".into()),
-            name: Some("cart".into()),
-            ..Default::default()
-        });
-        let status = audit::ResponseStatus { code: Some(code), ..Default::default() };
-        request.record.response_status = Some(status);
+    let minted = |stage: audit::Stage, code: u16| {
+        let mut request = mint(101.0, "m", "mallory", code);
+        request.record.stage = stage;
         request
     };
     let journal = Memory::default();
     let mut before = scene_with(Settings::new("c"), journal.clone());
-    before.request(minted("ResponseStarted", 200)).request(minted("ResponseComplete", 201));
+    before
+        .request(minted(audit::Stage::ResponseStarted, 200))
+        .request(minted(audit::Stage::ResponseComplete, 201));
     let mut after = scene_with(Settings::new("c"), NoJournal);
     for entry in journal.0.borrow().iter().cloned() {
         after.correlator.restore(entry, at(102.0), &mut after.findings);

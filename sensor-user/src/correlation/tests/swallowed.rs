@@ -25,16 +25,7 @@ fn inputs() -> (Vec<Open>, Vec<Request>) {
         open.open.grade = grade;
         open
     };
-    let mut mint = request(103.0, "mint");
-    mint.record.user = audit::User { username: "mallory".into(), ..Default::default() };
-    mint.record.verb = "create".into();
-    mint.record.object_ref = Some(audit::ObjectRef {
-        resource: Some("serviceaccounts".into()),
-        subresource: Some("token".into()),
-        namespace: Some("shop".into()),
-        name: Some("cart".into()),
-        ..Default::default()
-    });
+    let mint = mint(103.0, "mint", "mallory", 201);
     let mut receipt = request(104.0, "unanswered");
     receipt.record.stage = Stage::RequestReceived;
     receipt.record.response_status = None;
