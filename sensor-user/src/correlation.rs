@@ -312,6 +312,7 @@ impl<J: Journal> Correlator<J> {
             let listed = summary.request_count.min(story::Share::MOST_LISTED);
             self.losses.unlisted += listed.saturating_sub(summary.requests.len() as u64);
             self.losses.forgotten += summary.forgotten;
+            self.losses.overtaken += summary.overtaken;
         }
         ended.sort_by(|a, b| (a.first, &a.event_id).cmp(&(b.first, &b.event_id)));
         findings.extend(ended);
@@ -578,7 +579,6 @@ impl<J: Journal> Correlator<J> {
         };
         self.losses.pods += 1;
         findings.extend(pod.end_incidents(Micros::MAX, &self.settings));
-        pod.exposures.retain(|exposure| !exposure.settled);
         pod.exposures
     }
 }

@@ -60,6 +60,9 @@ pub struct Losses {
     /// Incidents that were told to have begun, and turned out to be part of an earlier one: input
     /// came in another order than it happened in.
     pub merged: u64,
+    /// Requests that an incident would have begun with, had they not come after it was told: in the
+    /// order of event time its alert names another request, and without an exposure has another id.
+    pub overtaken: u64,
     /// Entries that the journal refused.
     pub journal: u64,
 }

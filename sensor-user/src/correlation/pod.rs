@@ -98,7 +98,7 @@ impl PodState {
             if self.exposures.len() >= settings.exposures_per_pod {
                 let oldest = self.exposures.remove(0);
                 let is_told = |it: &Incident| it.touches(&oldest, settings);
-                let is_told = oldest.settled || self.incidents.iter().any(is_told);
+                let is_told = self.incidents.iter().any(is_told);
                 given_up = (!is_told).then_some(oldest);
                 losses.exposures += 1;
             }
@@ -201,17 +201,16 @@ impl PodState {
             from = earlier;
         }
         let over = self.exposures.extract_if(.., |it| it.end(settings) < from);
-        over.filter(|it| !it.settled).collect()
+        over.collect()
     }
 
-    /// Tells incidents that ended before `watermark`; exposures that they explain are settled.
+    /// Tells incidents that ended before `watermark`. Exposures that ended before are forgotten with those
+    /// that they explain: nothing else is told of them.
     pub(super) fn end_incidents(&mut self, watermark: Micros, settings: &Settings) -> Vec<Finding> {
         let Self { exposures, incidents, .. } = self;
         let mut ended = Vec::new();
-        incidents.retain(|incident| {
-            for exposure in exposures.iter_mut() {
-                exposure.settled |= incident.touches(exposure, settings);
-            }
+        incidents.retain_mut(|incident| {
+            incident.fold(exposures, watermark, settings);
             let live = incident.end(settings) >= watermark;
             ended.extend((!live).then(|| incident.story.summary()));
             live

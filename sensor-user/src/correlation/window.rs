@@ -25,8 +25,6 @@ pub struct Exposure {
     pub count: u64,
     /// The first open that is worth telling where no request follows.
     pub read: Option<Arc<Open>>,
-    /// Whether something was told of it, or is known to be harmless.
-    pub settled: bool,
 }
 
 impl Exposure {
@@ -39,7 +37,6 @@ impl Exposure {
             first: open,
             newest: VecDeque::new(),
             count: 1,
-            settled: false,
         }
     }
 
