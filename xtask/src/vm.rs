@@ -71,10 +71,16 @@ impl Machine {
                 std::env::consts::ARCH
             )));
         }
-        debian::install(&[debian::QEMU, debian::BUSYBOX, debian::RUNC])
-            .and_then(|()| kernel())
-            .map(|kernel| Self { kernel })
-            .map_err(|error| Obstacle::NotSetUp(format!("{error:#}")))
+        debian::install(&[
+            debian::QEMU,
+            debian::BUSYBOX,
+            debian::RUNC,
+            debian::TMUX,
+            debian::SCRIPT,
+        ])
+        .and_then(|()| kernel())
+        .map(|kernel| Self { kernel })
+        .map_err(|error| Obstacle::NotSetUp(format!("{error:#}")))
     }
 
     /// Boots with what was built before, and runs the tests in it.
