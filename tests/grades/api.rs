@@ -42,7 +42,12 @@ pub(crate) fn serve(sandbox: &Sandbox, pods: &[Value]) -> PathBuf {
         }
     });
     let kubeconfig = sandbox.folder().join("kubeconfig");
-    let named = json!({"name": "test", "cluster": {"server": server}});
+    // Not asked for, but a client looks for the machine's authorities where none is named.
+    let authority = sandbox.folder().join("ca.pem");
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(&authority, certified.cert.pem()).unwrap();
+    let cluster = json!({"server": server, "certificate-authority": authority});
+    let named = json!({"name": "test", "cluster": cluster});
     let context = json!({"name": "test", "context": {"cluster": "test", "user": "test"}});
     let user = json!({"name": "test", "user": {}});
     let config = json!({

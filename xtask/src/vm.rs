@@ -26,7 +26,7 @@ use crate::{
 mod image;
 
 /// How long boot and tests may take together, emulated on two slow cores.
-const DEADLINE: Duration = Duration::from_mins(10);
+const DEADLINE: Duration = Duration::from_mins(20);
 
 /// What the init script prints around the tests; the rest of the console is for people.
 const TESTS_DONE: &str = "tokentrail-vm: done";
