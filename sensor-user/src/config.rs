@@ -153,6 +153,7 @@ struct FileConfig {
     audit_lateness_seconds: Option<u32>,
     audit_canary_seconds: Option<u32>,
     self_test_seconds: Option<u32>,
+    learning_seconds: Option<u32>,
     canary_dir: Option<PathBuf>,
     btf: Option<PathBuf>,
 }
@@ -210,6 +211,8 @@ pub struct Config {
     pub audit_webhook_lateness: Duration,
     /// Time between two self-tests of the sensor.
     pub self_test_every: Duration,
+    /// How long a workload is watched before what it was not seen to do counts as new.
+    pub learning: Duration,
     /// Directory on tmpfs for the self-test's file.
     pub canary_dir: Option<PathBuf>,
     /// BTF of the kernel, where it is not at its usual place.
@@ -325,6 +328,7 @@ impl Config {
                 .filter(|every| !every.is_zero()),
             audit_webhook_lateness: seconds(file.audit_webhook_lateness_seconds, 300),
             self_test_every: seconds(file.self_test_seconds, 300),
+            learning: seconds(file.learning_seconds, 600),
             canary_dir: file.canary_dir,
             btf: file.btf,
         };

@@ -26,7 +26,7 @@ use crate::{
 mod image;
 
 /// How long boot and tests may take together, emulated on two slow cores.
-const DEADLINE: Duration = Duration::from_mins(10);
+const DEADLINE: Duration = Duration::from_mins(20);
 
 /// What the init script prints around the tests; the rest of the console is for people.
 const TESTS_DONE: &str = "tokentrail-vm: done";
@@ -71,10 +71,16 @@ impl Machine {
                 std::env::consts::ARCH
             )));
         }
-        debian::install(&[debian::QEMU, debian::BUSYBOX, debian::RUNC])
-            .and_then(|()| kernel())
-            .map(|kernel| Self { kernel })
-            .map_err(|error| Obstacle::NotSetUp(format!("{error:#}")))
+        debian::install(&[
+            debian::QEMU,
+            debian::BUSYBOX,
+            debian::RUNC,
+            debian::TMUX,
+            debian::SCRIPT,
+        ])
+        .and_then(|()| kernel())
+        .map(|kernel| Self { kernel })
+        .map_err(|error| Obstacle::NotSetUp(format!("{error:#}")))
     }
 
     /// Boots with what was built before, and runs the tests in it.

@@ -435,6 +435,36 @@ fn a_shared_pid_namespace_does_not_make_the_workload_an_intruder() {
 }
 
 #[test]
+fn an_executable_that_was_not_learned_is_foreign_to_the_containers_own_tree() {
+    let node = Node::new();
+    let mut attributor = node.attributor();
+    let mut grade = |record: OpenRecord| {
+        attributor.attribute(&record, TIMES, &PodIndex::default()).unwrap().grade
+    };
+    assert_eq!(grade(record()), Grade::Workload);
+    // Ten minutes after the start of its main process, 100.
+    let later = |record| OpenRecord { ktime_ns: (5_000 + 60_001) * TICK, ..record };
+    let shell = |record| OpenRecord { exe_names: names(["sh", "bin", "/"]), ..later(record) };
+    let tty = |record| OpenRecord { tty_dev: PTS, fds: [PTY; 3], ..record };
+    for (record, expected) in [
+        (later(record()), Grade::Workload),
+        (shell(record()), Grade::Foreign),
+        // The same program elsewhere.
+        (OpenRecord { exe_names: names(["app", "tmp", "/"]), ..later(record()) }, Grade::Foreign),
+        (shell(exec_record()), Grade::Exec),
+        (tty(shell(record())), Grade::Interactive),
+        // Unknown is no accusation: not which executable, not whether it entered.
+        (OpenRecord { missing: Missing::EXECUTABLE, ..shell(record()) }, Grade::Workload),
+        (OpenRecord { exe_names: names(["", "", ""]), ..later(record()) }, Grade::Workload),
+        (OpenRecord { missing: Missing::ANCESTORS, ..shell(record()) }, Grade::Workload),
+        // Learning is over.
+        (shell(record()), Grade::Foreign),
+    ] {
+        assert_eq!(grade(record), expected);
+    }
+}
+
+#[test]
 fn opens_and_ignored_records_are_counted_by_kind() {
     let node = Node::new();
     let metrics = AttributionMetrics::default();
@@ -452,6 +482,7 @@ fn opens_and_ignored_records_are_counted_by_kind() {
         r#"tokentrail_attribution_opens_total{grade="outside"} 0"#,
         r#"tokentrail_attribution_ignored_total{reason="own"} 1"#,
         r#"tokentrail_attribution_ignored_total{reason="kubelet"} 0"#,
+        r#"tokentrail_attribution_unlearned_total{what="executable"} 0"#,
         "tokentrail_attribution_volumes 1",
         r#"tokentrail_attribution_volume_refreshes_total{result="read"} 1"#,
     ] {

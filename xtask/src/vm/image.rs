@@ -32,7 +32,11 @@ pub(super) fn write(folder: &Path, agent: &Path, tests: &[(String, PathBuf)]) ->
             symlink("busybox", system.join("bin").join(applet))?;
         }
     }
-    image.add_with_libraries(&found("runc")?, "bin/runc")?;
+    for name in ["runc", "nohup", "script", "tmux"] {
+        image.add_with_libraries(&found(name)?, &format!("bin/{name}"))?;
+    }
+    let locale = "/usr/lib/locale/C.utf8/LC_CTYPE";
+    image.add(Path::new(locale), locale)?;
     image.add_with_libraries(agent, "bin/tokentrail")?;
     for (name, test) in tests {
         image.add_with_libraries(test, &format!("tests/{name}"))?;

@@ -84,15 +84,15 @@ struct Seen {
 
 impl LiveSemantics {
     /// Findings come from this writer; rules are as users decided. `pods` are those of which opens
-    /// are to come.
+    /// are to come. Of `settings` those count that a replay can have in common with `run`.
     pub fn new(
         lateness: Micros,
+        settings: Settings,
         pods: PodsWithOpens,
         rulebook: Arc<Rulebook>,
         writer: Writer,
     ) -> Self {
-        let settings =
-            Settings { patience: PATIENCE, pods: PODS, ..Settings::new(writer.cluster.clone()) };
+        let settings = Settings { patience: PATIENCE, pods: PODS, ..settings };
         // Else, and while no open tells addresses, only tokens tell whose a request is.
         let accounts = !rulebook.decoys.is_empty();
         let mut correlator = Correlator::new(settings, NoJournal);
