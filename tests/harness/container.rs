@@ -50,7 +50,17 @@ impl Container {
     /// # Errors
     /// If runc or busybox are missing, or the container does not start (needs root).
     pub fn start(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
-        Self::start_with(sandbox, pod, None)
+        Self::start_with(sandbox, pod, None, &[])
+    }
+
+    /// As [`Container::start`], with some capabilities of a privileged one: to mount, to open by
+    /// handle, to look into other processes.
+    ///
+    /// # Errors
+    /// As [`Container::start`].
+    pub fn start_privileged(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
+        let more = ["CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"];
+        Self::start_with(sandbox, pod, None, &more)
     }
 
     /// As [`Container::start`], with this folder of the node mounted at `/host`, as a `hostPath`
@@ -59,10 +69,15 @@ impl Container {
     /// # Errors
     /// As [`Container::start`].
     pub fn start_with_host_path(sandbox: &Sandbox, pod: &Pod, folder: &Path) -> Result<Self> {
-        Self::start_with(sandbox, pod, Some(folder))
+        Self::start_with(sandbox, pod, Some(folder), &[])
     }
 
-    fn start_with(sandbox: &Sandbox, pod: &Pod, host_path: Option<&Path>) -> Result<Self> {
+    fn start_with(
+        sandbox: &Sandbox,
+        pod: &Pod,
+        host_path: Option<&Path>,
+        capabilities: &[&str],
+    ) -> Result<Self> {
         let runc = find_program("runc").context("runc is not installed")?;
         let runc_root = sandbox.folder().join("runc");
         let id = random_container_id()?;
@@ -71,7 +86,7 @@ impl Container {
         let cgroup = pod_cgroup.join(&id);
         write_root(&bundle.join("rootfs"))?;
         write_pipes(&bundle.join("workload"))?;
-        let config = config(&bundle, &cgroup, pod, host_path);
+        let config = config(&bundle, &cgroup, pod, host_path, capabilities);
         fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
 
         let log = bundle.join("log");
@@ -111,6 +126,11 @@ impl Container {
     /// Process id of its main process, seen from the host.
     pub fn main_pid(&self) -> u32 {
         self.main_pid
+    }
+
+    /// Its folder on the host: `rootfs` is its root, `workload` is mounted at `/workload`.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
     }
 
     /// Its cgroup, as a path from each hierarchy's root.
@@ -231,8 +251,14 @@ fn write_root(root: &Path) -> Result<()> {
 }
 
 /// The OCI configuration, with what containerd gives an ordinary pod's container.
-fn config(bundle: &Path, cgroup: &Path, pod: &Pod, host_path: Option<&Path>) -> Value {
-    let capabilities = json!([
+fn config(
+    bundle: &Path,
+    cgroup: &Path,
+    pod: &Pod,
+    host_path: Option<&Path>,
+    more_capabilities: &[&str],
+) -> Value {
+    let mut capabilities = vec![
         "CAP_CHOWN",
         "CAP_DAC_OVERRIDE",
         "CAP_FOWNER",
@@ -243,7 +269,8 @@ fn config(bundle: &Path, cgroup: &Path, pod: &Pod, host_path: Option<&Path>) -> 
         "CAP_SETGID",
         "CAP_SETUID",
         "CAP_SYS_CHROOT",
-    ]);
+    ];
+    capabilities.extend(more_capabilities);
     let bind = |source: &Path, destination: &str, access: &str| {
         json!({"destination": destination, "type": "bind", "source": source,
                "options": ["rbind", "rprivate", access]})
