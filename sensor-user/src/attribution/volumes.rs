@@ -10,13 +10,16 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
     io::{self, Read, Seek},
-    os::unix::ffi::OsStringExt,
+    os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::metrics::{AttributionMetrics, Refresh};
+use super::{
+    TokenFile,
+    metrics::{AttributionMetrics, Refresh},
+};
 use crate::time::Micros;
 
 /// Readings of mountinfo in a second at most: a churn of mounts must not keep the agent busy.
@@ -78,7 +81,7 @@ pub struct VolumeMap {
     /// Whether `mountinfo` is the kernel's, which tells of changes; a saved copy does not.
     watched: bool,
     stale: bool,
-    volumes: HashMap<u32, Volume>,
+    volumes: HashMap<u32, (Volume, PathBuf)>,
     /// Volumes of the kubelet without a token *so far*: at mount time they are still empty.
     others: HashMap<u32, (Volume, PathBuf)>,
     /// Uids of the pods of both.
@@ -138,12 +141,21 @@ impl VolumeMap {
         if let Some((volume, directory)) = self.others.get(&s_dev)
             && holds_token(volume.kind, directory)
         {
-            self.volumes.insert(s_dev, volume.clone());
+            self.volumes.insert(s_dev, (volume.clone(), directory.clone()));
             self.others.remove(&s_dev);
             self.devices_changed = true;
             self.metrics.volumes(self.volumes.len());
         }
-        self.volumes.get(&s_dev)
+        self.volumes.get(&s_dev).map(|(volume, _)| volume)
+    }
+
+    /// Which file of the volume on `s_dev` has this inode: one that was opened by another name is a
+    /// hard link.
+    pub fn linked_file(&self, s_dev: u32, inode: u64) -> Option<TokenFile> {
+        let (_, directory) = self.volumes.get(&s_dev)?;
+        TokenFile::ALL.into_iter().find(|file| {
+            fs::metadata(directory.join(file.name())).is_ok_and(|found| found.ino() == inode)
+        })
     }
 
     /// Reads the mounts again if they changed, or may have. Whether they are known as they are now.
@@ -203,7 +215,7 @@ impl VolumeMap {
             let directory = self.process.join("root").join(below_root);
             self.pods.insert(mount.volume.pod_uid.clone());
             if holds_token(mount.volume.kind, &directory) {
-                self.volumes.insert(mount.s_dev, mount.volume);
+                self.volumes.insert(mount.s_dev, (mount.volume, directory));
             } else {
                 self.others.insert(mount.s_dev, (mount.volume, directory));
             }
