@@ -134,10 +134,10 @@ impl fmt::Display for Impossible {
 
 impl std::error::Error for Impossible {}
 
-/// Takes "no such system call" for the answer that it is.
+/// Takes "no such system call" or "no such file system" for the answer that it is.
 fn if_possible<T>(what: &str, result: io::Result<T>) -> Result<T> {
     match result {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::ENODEV)) => {
             Err(Impossible(format!("{what}: {error}")).into())
         }
         result => result.with_context(|| what.to_owned()),

@@ -210,9 +210,7 @@ impl VolumeMap {
         self.others.clear();
         self.pods.clear();
         for mount in parse_mountinfo(&text, &self.kubelet_roots) {
-            // Through the process's root: the agent has a mount namespace of its own.
-            let below_root = mount.point.strip_prefix("/").unwrap_or(&mount.point);
-            let directory = self.process.join("root").join(below_root);
+            let directory = mount.directory(&self.process);
             self.pods.insert(mount.volume.pod_uid.clone());
             if holds_token(mount.volume.kind, &directory) {
                 self.volumes.insert(mount.s_dev, (mount.volume, directory));
@@ -281,6 +279,22 @@ struct VolumeMount {
     s_dev: u32,
     volume: Volume,
     point: PathBuf,
+}
+
+impl VolumeMount {
+    /// Where its files are: through the process's root, since the agent may have a mount namespace of
+    /// its own. Where it may not look there, it may see the volume in its own.
+    fn directory(&self, process: &Path) -> PathBuf {
+        let below_root = self.point.strip_prefix("/").unwrap_or(&self.point);
+        let directory = process.join("root").join(below_root);
+        let is_it = |found: fs::Metadata| {
+            kernel_dev(rustix::fs::major(found.dev()), rustix::fs::minor(found.dev())) == self.s_dev
+        };
+        if fs::read_dir(&directory).is_err() && fs::metadata(&self.point).is_ok_and(is_it) {
+            return self.point.clone();
+        }
+        directory
+    }
 }
 
 /// The kubelet's tmpfs volumes in a text of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).

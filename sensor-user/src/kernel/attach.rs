@@ -83,7 +83,7 @@ pub(super) const ROUTES: [Plan; 3] = [
             missed: RECEIVED,
         }],
     },
-    // Needs neither; what it does not see is in the README and in `tests/evasion.rs`. Kernel 4.7 for
+    // Needs neither; what it does not see is in the README and in `tests/evasion`. Kernel 4.7 for
     // BPF on tracepoints, CONFIG_FTRACE_SYSCALLS for these.
     // <https://github.com/torvalds/linux/commit/98b5c2c65c2951772a8fc661f50d675e450e8bce>
     Plan {

@@ -25,6 +25,7 @@ pub(crate) const WAYS: &[Way] = &[
     ("uring_slot_2", || into_slot(Some(0), |path, slot| open2(path).file_index(slot).build())),
     ("uring_any_slot", || into_slot(None, |path, slot| open(path).file_index(slot).build())),
     ("uring_skip", without_completion),
+    ("uring_overflow", into_full_queue),
     ("uring_batch", closed_in_its_batch),
 ];
 
@@ -104,6 +105,31 @@ fn without_completion() -> Result<()> {
     answer(&mut ring, &opcode::Nop::new().build())?;
     // SAFETY: what the first request opened, and nobody else's.
     read(unsafe { OwnedFd::from_raw_fd(next) })
+}
+
+/// Lets no completion be taken before the queue is full, so that the kernel keeps the last for later.
+fn into_full_queue() -> Result<()> {
+    const OPEN: u64 = 1;
+    let mut ring = ring()?;
+    let path = CString::new(TOKEN)?;
+    announce()?;
+    for _ in 0..ring.params().cq_entries() {
+        push(&mut ring, &opcode::Nop::new().build())?;
+        ring.submit()?;
+    }
+    push(&mut ring, &open(&path).build().user_data(OPEN))?;
+    ring.submit()?;
+    loop {
+        let answer = ring.completion().next();
+        match answer {
+            // SAFETY: new, and nobody else's.
+            Some(answer) if answer.user_data() == OPEN => {
+                return read(unsafe { OwnedFd::from_raw_fd(answer.result()) });
+            }
+            Some(_) => {}
+            None => drop(ring.submit_and_wait(1)?),
+        }
+    }
 }
 
 /// Opens, reads and closes in one batch, before anything is completed.
