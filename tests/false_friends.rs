@@ -3,7 +3,11 @@
 //!
 //! Silence is never waited for: a read of the real token comes last, and once that is recorded, all
 //! that came before has gone through the agent.
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a helper of a test fails as the test does"
+)]
 
 use std::{
     fs,

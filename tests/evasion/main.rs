@@ -1,7 +1,13 @@
 //! Every way to open a token that `opener` knows, in a real container: each route tells of all
 //! that it can see, with the right process, grade, pod and container; and what it cannot see is in the
 //! table below with the reason, so that a way which is unexpectedly missed or told is a failure.
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by a panic, and what it skips it prints"
+)]
 
 mod opener;
 
@@ -21,7 +27,7 @@ use std::{
 use libtest_mimic::{Arguments, ColorSetting, Completion, Trial};
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
-use tokentrail_tests::{Container, Node, Pod, Sandbox};
+use tokentrail_tests::{Container, Node, Pod, Sandbox, Workload};
 
 /// Who tells of a way, beside `fexit` and `kprobe`, which tell of all.
 enum Exit {
@@ -152,13 +158,15 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
     // New volumes are looked for once a second; until then only files of the known names count.
     agent.wait_for_metric("tokentrail_attribution_volumes", &[], 1.0).unwrap();
     let container = Container::start_privileged(&sandbox, &pod).unwrap();
+    let workload = Workload { pod, container };
+    let Workload { pod, container } = &workload;
     bring_in(&container.bundle().join("rootfs"));
     let listener = Listener::start(&container.bundle().join("workload/who"));
     let ended = container.exec(&["/open-every-way", opener::OPEN]).unwrap();
     assert!(ended.success(), "{ended:?}");
     let openers = listener.stop();
-    node.settle().unwrap();
-    let opens = node.opens_of(&pod).unwrap();
+    node.wait_until_seen(&workload).unwrap();
+    let opens = node.opens_of(pod).unwrap();
 
     let mut gone: BTreeMap<&str, &str> =
         ended.output.lines().filter_map(|line| line.split_once(' ')).collect();

@@ -1,8 +1,8 @@
 //! Opens its pod's token in every way there is, each in a process that bears the way's name.
 //!
-//! This part of the program runs in a container. Without an argument it starts itself once for each
-//! way and prints a line of what became of it: `done`, `impossible` where this kernel has no such
-//! way, or `failed`. By [`announce`] the test learns which process is about to have the token.
+//! This part of the program runs in a container. Without an argument it forks for each way and prints
+//! a line of what became of it: `done`, `impossible` where this kernel has no such way, or `failed`.
+//! By [`announce`] the test learns which process is about to have the token.
 
 mod calls;
 mod descriptors;
@@ -15,12 +15,12 @@ use std::{
     env,
     ffi::CString,
     fmt,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::{
         fd::AsFd,
         unix::{net::UnixStream, process::ExitStatusExt as _},
     },
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, ExitStatus},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -42,18 +42,18 @@ type Way = (&'static str, fn() -> Result<()>);
 
 /// Runs as the opener: all ways, or the one that is named.
 pub(crate) fn run(arguments: &[&str]) -> ExitCode {
-    let result = match arguments {
+    ExitCode::from(exit_code(match arguments {
         [] => go_every_way(),
         [READ, descriptor] => processes::read_inherited(descriptor),
         [name, ..] => go(name),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error:#}");
-            if error.is::<Impossible>() { ExitCode::from(IMPOSSIBLE) } else { ExitCode::FAILURE }
-        }
-    }
+    }))
+}
+
+/// Says what went wrong, and returns with what to exit.
+fn exit_code(result: Result<()>) -> u8 {
+    let Err(error) = result else { return 0 };
+    let _ = writeln!(io::stderr(), "{error:#}");
+    if error.is::<Impossible>() { IMPOSSIBLE } else { 1 }
 }
 
 /// This program as the opener of a way, or of what [`READ`] does.
@@ -77,17 +77,24 @@ fn ways() -> Vec<Way> {
 
 fn go_every_way() -> Result<()> {
     for (name, _) in ways() {
-        let ended = opener()?.arg(name).output()?;
-        let said = String::from_utf8_lossy(&ended.stderr);
+        let (mut errors, to) = io::pipe()?;
+        let child = fork(|| {
+            rustix::stdio::dup2_stderr(&to)?;
+            go(name)
+        })?;
+        drop(to);
+        let mut said = String::new();
+        errors.read_to_string(&mut said)?;
         let said = said.trim().replace('\n', "; ");
-        let result = match ended.status.code() {
+        let ended = wait_for(child)?;
+        let result = match ended.code() {
             Some(0) => "done".to_owned(),
             Some(code) if u8::try_from(code) == Ok(IMPOSSIBLE) => format!("impossible: {said}"),
             // What a kernel without 32-bit calls does.
-            None if name == calls::INT80 && ended.status.signal() == Some(libc::SIGSEGV) => {
+            None if name == calls::INT80 && ended.signal() == Some(libc::SIGSEGV) => {
                 "impossible: no 32-bit calls".to_owned()
             }
-            _ => format!("failed: {}: {said}", ended.status),
+            _ => format!("failed: {ended}: {said}"),
         };
         writeln!(io::stdout(), "{name} {result}")?;
     }
@@ -152,29 +159,37 @@ fn checked(returned: libc::c_long) -> io::Result<i32> {
     }
 }
 
-/// Runs `body` in a forked child and waits for it.
-fn in_child(body: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Runs `body` in a child, which is forked.
+fn fork(body: impl FnOnce() -> Result<()>) -> Result<i32> {
     // SAFETY: this program has one thread, so a child may do whatever the parent may.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()).context("fork"),
         0 => {
-            let result = body();
-            if let Err(error) = &result {
-                let _ = writeln!(io::stderr(), "in a child: {error:#}");
-            }
+            let code = exit_code(body());
             // SAFETY: takes no pointer; nothing of the parent is run at its end.
-            unsafe { libc::_exit(i32::from(result.is_err())) }
+            unsafe { libc::_exit(code.into()) }
         }
-        child => wait_for(child),
+        child => Ok(child),
     }
 }
 
-fn wait_for(child: i32) -> Result<()> {
+fn wait_for(child: i32) -> Result<ExitStatus> {
     let mut status = 0;
     // SAFETY: `status` is writable.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, libc::__WALL) };
-    if waited != child || status != 0 {
-        bail!("a child ended with status {status:#x}");
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    ensure!(waited == child, "waitpid: {}", io::Error::last_os_error());
+    Ok(ExitStatus::from_raw(status))
+}
+
+/// Runs `body` in a child to its end.
+fn in_child(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    let ended = wait_for(fork(body)?)?;
+    match ended.code() {
+        Some(0) => Ok(()),
+        // It has said why.
+        Some(code) if u8::try_from(code) == Ok(IMPOSSIBLE) => {
+            Err(Impossible("a child was told so".to_owned()).into())
+        }
+        _ => bail!("a child failed: {ended}"),
     }
-    Ok(())
 }

@@ -103,7 +103,8 @@ fn in_vfork() -> Result<()> {
     }
     let mut stack = Box::new([0; 4096]);
     let child = clone(&mut stack, open, libc::CLONE_VM | libc::CLONE_VFORK)?;
-    wait_for(child)
+    ensure!(wait_for(child)?.success(), "the child failed");
+    Ok(())
 }
 
 fn ends_at_once() -> Result<()> {

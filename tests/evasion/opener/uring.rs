@@ -122,8 +122,8 @@ fn into_full_queue() -> Result<()> {
     loop {
         let answer = ring.completion().next();
         match answer {
-            // SAFETY: new, and nobody else's.
             Some(answer) if answer.user_data() == OPEN => {
+                // SAFETY: new, and nobody else's.
                 return read(unsafe { OwnedFd::from_raw_fd(answer.result()) });
             }
             Some(_) => {}
