@@ -187,12 +187,11 @@ impl VolumeMap {
     /// Reads the mounts again if they changed, and twice more afterwards: the kubelet mounts a
     /// volume first and writes its files then. To be called about once a second.
     pub fn keep_up(&mut self) -> Result<(), VolumesError> {
-        if self.stale || self.changed() {
-            self.settling = 2;
-        } else if self.settling > 0 {
+        if !self.changed() && !self.stale {
+            if self.settling == 0 {
+                return Ok(());
+            }
             self.settling -= 1;
-        } else {
-            return Ok(());
         }
         self.refresh()
     }
@@ -235,10 +234,16 @@ impl VolumeMap {
         std::mem::take(&mut self.devices_changed).then(|| self.devices().collect())
     }
 
-    /// Whether mounts changed since this was last asked (`mounts_poll` in the kernel).
-    fn changed(&self) -> bool {
+    /// Whether mounts changed since this was last asked (`mounts_poll` in the kernel). Whoever asks,
+    /// what is new has to settle.
+    fn changed(&mut self) -> bool {
         let mut fds = [PollFd::new(&self.mountinfo, PollFlags::PRI)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        let changed =
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0);
+        if changed {
+            self.settling = 2;
+        }
+        changed
     }
 
     fn read(&mut self) -> io::Result<Vec<u8>> {
