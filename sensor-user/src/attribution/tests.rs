@@ -139,7 +139,7 @@ fn a_hard_link_to_the_token_is_the_token_by_another_name() {
     let volume = "proc/1/root/var/lib/kubelet/pods/".to_owned()
         + &format!("{POD}/volumes/kubernetes.io~projected/kube-api-access-x2v9d");
     let inode = |name: &str| {
-        let found = std::fs::metadata(node.path(&format!("{volume}/{name}"))).unwrap();
+        let found = fs::metadata(node.path(&format!("{volume}/{name}"))).unwrap();
         std::os::unix::fs::MetadataExt::ino(&found)
     };
     let link = |file_ino| OpenRecord { file_name: name("innocent"), file_ino, ..record() };
