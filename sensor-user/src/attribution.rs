@@ -234,7 +234,9 @@ impl Attributor {
         if volume.is_none() && !facts::mounted_as_token_volume(record) {
             return Err(Ignored::NotServiceAccountVolume);
         }
-        let file = facts::token_file(record).ok_or(Ignored::OtherFile)?;
+        let file = facts::token_file(record)
+            .or_else(|| self.volumes.linked_file(record.s_dev, record.file_ino))
+            .ok_or(Ignored::OtherFile)?;
         if facts::is_write_only(record) {
             return Err(Ignored::WriteOnly);
         }

@@ -42,7 +42,12 @@ pub struct ContainerSetup<'a> {
     pub processes: Processes<'a>,
     /// Its main process has a terminal (`tty: true`).
     pub terminal: bool,
+    /// It has some capabilities of a privileged one.
+    pub privileged: bool,
 }
+
+/// To mount, to open by handle, to look into other processes.
+const PRIVILEGED: [&str; 3] = ["CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"];
 
 /// Whose processes a container sees.
 #[derive(Clone, Copy, Default)]
@@ -76,6 +81,16 @@ impl Container {
     /// If runc or busybox are missing, or the container does not start (needs root).
     pub fn start(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
         Self::start_as(sandbox, pod, ContainerSetup::default())
+    }
+
+    /// As [`Container::start`], with some capabilities of a privileged one: to mount, to open by
+    /// handle, to look into other processes.
+    ///
+    /// # Errors
+    /// As [`Container::start`].
+    pub fn start_privileged(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
+        let setup = ContainerSetup { privileged: true, ..ContainerSetup::default() };
+        Self::start_as(sandbox, pod, setup)
     }
 
     /// As [`Container::start`], with this folder of the node mounted at `/host`, as a `hostPath`
@@ -150,6 +165,11 @@ impl Container {
     /// Process id of its main process, seen from the host.
     pub fn main_pid(&self) -> u32 {
         self.main_pid
+    }
+
+    /// Its folder on the host: `rootfs` is its root, `workload` is mounted at `/workload`.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
     }
 
     /// Its cgroup, as a path from each hierarchy's root.
@@ -306,7 +326,7 @@ fn write_root(root: &Path) -> Result<()> {
 
 /// The OCI configuration, with what containerd gives an ordinary pod's container.
 fn config(bundle: &Path, cgroup: &Path, pod: &Pod, setup: ContainerSetup<'_>) -> Value {
-    let capabilities = json!([
+    let mut capabilities = vec![
         "CAP_CHOWN",
         "CAP_DAC_OVERRIDE",
         "CAP_FOWNER",
@@ -317,7 +337,8 @@ fn config(bundle: &Path, cgroup: &Path, pod: &Pod, setup: ContainerSetup<'_>) ->
         "CAP_SETGID",
         "CAP_SETUID",
         "CAP_SYS_CHROOT",
-    ]);
+    ];
+    capabilities.extend(setup.privileged.then_some(PRIVILEGED).into_iter().flatten());
     let bind = |source: &Path, destination: &str, access: &str| {
         json!({"destination": destination, "type": "bind", "source": source,
                "options": ["rbind", "rprivate", access]})

@@ -71,6 +71,19 @@ pub enum TokenFile {
     CaCert,
 }
 
+impl TokenFile {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Token, Self::CaCert];
+
+    /// Its name in a volume.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::CaCert => "ca.crt",
+        }
+    }
+}
+
 /// A process, identified by id and start time: ids are reused, pairs are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessKey {

@@ -134,6 +134,24 @@ fn what_is_no_token_of_a_service_account_is_ignored() {
 }
 
 #[test]
+fn a_hard_link_to_the_token_is_the_token_by_another_name() {
+    let node = Node::new();
+    let volume = "proc/1/root/var/lib/kubelet/pods/".to_owned()
+        + &format!("{POD}/volumes/kubernetes.io~projected/kube-api-access-x2v9d");
+    let inode = |name: &str| {
+        let found = fs::metadata(node.path(&format!("{volume}/{name}"))).unwrap();
+        std::os::unix::fs::MetadataExt::ino(&found)
+    };
+    let link = |file_ino| OpenRecord { file_name: name("innocent"), file_ino, ..record() };
+    let open = attribute(&node, &link(inode("token"))).unwrap();
+    assert_eq!((open.file, open.grade), (TokenFile::Token, Grade::Workload));
+    assert_eq!(grade(&node, &link(inode("namespace"))), Err(Ignored::OtherFile));
+    // Inode numbers are a volume's own.
+    let elsewhere = OpenRecord { s_dev: 4_000, ..link(inode("token")) };
+    assert_eq!(grade(&node, &elsewhere), Err(Ignored::OtherFile));
+}
+
+#[test]
 fn pods_of_another_node_on_this_kernel_are_out_of_scope() {
     let node = Node::new();
     let config = AttributionConfig { kubelet_cgroup: Some("/node-a".to_owned()), ..node.config() };
