@@ -28,8 +28,12 @@ pub(crate) struct Package {
 pub(crate) const RUNC: Package = Package { name: "runc", program: "runc" };
 /// The whole userland of those containers and of the VM.
 pub(crate) const BUSYBOX: Package = Package { name: "busybox-static", program: "busybox" };
-/// Boots the VM.
-pub(crate) const QEMU: Package = Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
+/// Boots x86-64 kernels.
+pub(crate) const QEMU_AMD64: Package =
+    Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
+/// Boots arm64 ones.
+pub(crate) const QEMU_ARM64: Package =
+    Package { name: "qemu-system-arm", program: "qemu-system-aarch64" };
 /// `opensnoop`, which the benchmark compares with.
 pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
 /// `jq`, which the benchmark of replays compares with.
@@ -96,7 +100,12 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     })
 }
 
-/// A private apt root that knows Debian trixie and its backports.
+/// Where kernels of all ages, and what is newer than this machine's release, come from.
+const SUITES: [&str; 3] = ["trixie", "trixie-backports", "bookworm"];
+/// The same, of the archive of security updates: where the oldest kernels still are.
+const SECURITY_SUITES: [&str; 2] = ["bookworm-security", "bullseye-security"];
+
+/// A private apt root that knows Debian's releases of either architecture.
 pub(crate) struct Archive {
     folder: PathBuf,
 }
@@ -120,7 +129,7 @@ impl Archive {
             return Ok(archive);
         }
         fs::write(&list, sources).with_context(|| format!("could not write {list:?}"))?;
-        announce("private apt index: Debian trixie and trixie-backports");
+        announce(format_args!("private apt index: Debian {}", SUITES.join(", ")));
         run(archive.apt("apt-get").args(["update", "--quiet"]))?;
         fs::write(&stamp, "").with_context(|| format!("could not write {stamp:?}"))?;
         Ok(archive)
@@ -152,7 +161,7 @@ impl Archive {
             .collect())
     }
 
-    /// Downloads a package (`name` or `name=version`) and unfolds it in `into`.
+    /// Downloads a package (`name`, `name=version` or `name:architecture`) and unfolds it in `into`.
     ///
     /// # Errors
     /// If the download or `dpkg` fails.
@@ -180,16 +189,26 @@ impl Archive {
             .context("no private apt root can be made: this is not Debian")?;
         let mirror = targets
             .lines()
-            .find(|uri| !uri.contains("security"))
+            .find(|uri| uri.contains("debian") && !uri.contains("security"))
             .context("this machine's apt has no Debian source to take packages from")?;
+        let mirror = mirror.trim_end_matches('/');
+        // Where the machine has none, mirrors keep the security archive beside the other.
+        let security = targets.lines().find(|uri| uri.contains("debian-security"));
+        let security = security.map_or_else(|| format!("{mirror}-security"), str::to_owned);
         let keyring = ["gpg", "pgp"]
             .map(|kind| format!("/usr/share/keyrings/debian-archive-keyring.{kind}"))
             .into_iter()
             .find(|file| Path::new(file).exists())
             .context("this machine lacks the package debian-archive-keyring")?;
-        Ok(["trixie", "trixie-backports"]
-            .map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
-            .concat())
+        let main = SUITES.map(|suite| (mirror, suite));
+        let security = SECURITY_SUITES.map(|suite| (security.as_str(), suite));
+        Ok(main
+            .iter()
+            .chain(&security)
+            .map(|(uri, suite)| {
+                format!("deb [arch=amd64,arm64 signed-by={keyring}] {uri} {suite} main\n")
+            })
+            .collect())
     }
 
     fn apt(&self, tool: &str) -> std::process::Command {
@@ -202,6 +221,9 @@ impl Archive {
             format!("Dir::Cache={folder}/cache"),
             // Root's cache is no place that apt's own download user may enter.
             "APT::Sandbox::User=root".to_owned(),
+            "APT::Architectures::=amd64".to_owned(),
+            "APT::Architectures::=arm64".to_owned(),
+            "Acquire::Languages=none".to_owned(),
         ] {
             command.args(["-o", &option]);
         }

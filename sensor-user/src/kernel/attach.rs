@@ -7,6 +7,7 @@ use std::{error::Error, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
+    maps::MapError,
     programs::{
         FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, fexit::FExitLink,
         kprobe::KProbeLink, raw_trace_point::RawTracePointLink, trace_point::TracePointLink,
@@ -247,7 +248,8 @@ fn refusal(step: &str, error: &ProgramError) -> String {
         // The last lines are statistics; the verdict is just above them.
         let tail = lines.get(lines.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
         let log = if tail.is_empty() { "no verifier log".into() } else { tail.join(" | ") };
-        return format!("{step}: {io_error}; {log}");
+        let hint = if locked_down() { LOCKDOWN } else { "" };
+        return format!("{step}: {io_error}; {log}{hint}");
     }
     let text = reason(step, error);
     if let ProgramError::SyscallError(error) = error
@@ -258,14 +260,33 @@ fn refusal(step: &str, error: &ProgramError) -> String {
     text
 }
 
+/// Why programs that read kernel memory are refused where everything else is as it should be.
+const LOCKDOWN: &str =
+    "; this kernel runs with lockdown=confidentiality, which forbids programs to read its memory";
+
+/// Whether secrets of the kernel are kept from root, too.
+fn locked_down() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lockdown")
+        .is_ok_and(|levels| levels.contains("[confidentiality]"))
+}
+
+/// What a map that is refused needs where memory of maps counts as locked: a memory cgroup's since 5.11.
+const LOCKED_MEMORY: &str = "; kernels before 5.11 ask CAP_SYS_RESOURCE for it";
+
 /// How many lines of the verifier's log an error keeps.
 const VERIFIER_LINES: usize = 8;
 
 /// An error with its causes on one line.
 pub(super) fn reason(step: &str, error: &dyn Error) -> String {
     let mut text = format!("{step}: {error}");
+    let mut hint = "";
     let mut source = error.source();
     while let Some(cause) = source {
+        if let Some(MapError::CreateError { io_error, .. }) = cause.downcast_ref()
+            && io_error.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            hint = LOCKED_MEMORY;
+        }
         let cause_text = match cause.downcast_ref::<std::io::Error>() {
             // Internal to the kernel, so the C library has no name for it.
             Some(io) if io.raw_os_error() == Some(ENOTSUPP) => {
@@ -280,7 +301,7 @@ pub(super) fn reason(step: &str, error: &dyn Error) -> String {
         }
         source = cause.source();
     }
-    text
+    text + hint
 }
 
 /// `ENOTSUPP` of `include/linux/errno.h`: arm64 kernels without direct calls answer it.

@@ -1,5 +1,6 @@
-//! The VM's initramfs: busybox, runc, the agent and the test programs, with the shared libraries
-//! that they need, at the paths where this machine has them.
+//! The initramfs of an architecture: busybox, runc, the agent and the test programs, with the shared
+//! libraries that they need. Of this machine's architecture these are its own programs, at the paths
+//! where it has them; of the other one static builds, and Debian's packages unpacked.
 
 use std::{
     fs::{self, File},
@@ -11,28 +12,92 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tokentrail_tests::machine::find_program;
 
-use crate::shell::{program, read, root as workspace};
+use crate::{
+    build::Arch,
+    debian::Archive,
+    shell::{announce, cache_dir, program, read, root as workspace, run as shell},
+};
 
 /// Process 1 of the VM.
 const INIT: &str = include_str!("init.sh");
+
+/// The packages of the other architecture: two programs, and the libraries of the one that is not
+/// static.
+const PACKAGES: [&str; 4] = ["busybox-static", "runc", "libc6", "libseccomp2"];
+
+/// What runs in the VM beside the agent and its tests.
+struct Userland {
+    busybox: PathBuf,
+    runc: PathBuf,
+    /// Unpacked packages to take libraries from; `None`: from where this machine has them.
+    packages: Option<PathBuf>,
+}
+
+impl Userland {
+    fn of_this_machine() -> Result<Self> {
+        let found =
+            |name: &str| find_program(name).with_context(|| format!("{name} is not installed"));
+        Ok(Self { busybox: found("busybox")?, runc: found("runc")?, packages: None })
+    }
+
+    fn of_packages(arch: Arch) -> Result<Self> {
+        let cache = cache_dir()?;
+        let packages = cache.join(format!("userland-{}", arch.oci_name()));
+        if !packages.exists() {
+            announce(format_args!("{} for {}: downloading", PACKAGES.join(", "), arch.oci_name()));
+            let archive = Archive::open()?;
+            // Renamed when whole: half of it would pass for all.
+            let unpacked = tempfile::tempdir_in(&cache)?;
+            for package in PACKAGES {
+                archive.unpack(&format!("{package}:{}", arch.oci_name()), unpacked.path())?;
+            }
+            fs::rename(unpacked.keep(), &packages)
+                .with_context(|| format!("could not write {packages:?}"))?;
+        }
+        // Where /bin is a link to /usr/bin packages name either.
+        let program = |name: &str| {
+            let places = ["usr/bin", "usr/sbin", "bin", "sbin"];
+            let mut paths = places.iter().map(|place| packages.join(place).join(name));
+            paths.find(|path| path.is_file() && !path.is_symlink()).with_context(|| {
+                format!("Debian's packages {} hold no {name}", PACKAGES.join(", "))
+            })
+        };
+        let (busybox, runc) = (program("busybox")?, program("runc")?);
+        Ok(Self { busybox, runc, packages: Some(packages) })
+    }
+}
 
 /// Writes the image into `folder` and returns its path.
 ///
 /// # Errors
 /// If a program is missing or a file cannot be written.
-pub(super) fn write(folder: &Path, agent: &Path, tests: &[(String, PathBuf)]) -> Result<PathBuf> {
+pub(super) fn write(
+    folder: &Path,
+    arch: Arch,
+    agent: &Path,
+    tests: &[(String, PathBuf)],
+) -> Result<PathBuf> {
+    let userland = if arch.is_this_machines() {
+        Userland::of_this_machine()?
+    } else {
+        Userland::of_packages(arch)?
+    };
+    announce(format_args!("image for VMs, {}", arch.oci_name()));
     let root = folder.join("root");
     let system = root.join("system");
-    let found = |name: &str| find_program(name).with_context(|| format!("{name} is not installed"));
     let mut image = Image { root: system.clone() };
 
-    image.add(&found("busybox")?, "bin/busybox")?;
+    image.add(&userland.busybox, "bin/busybox")?;
+    // The same program in either architecture's package, but only this machine's can be asked.
     for applet in read(program("busybox").arg("--list"))?.lines() {
         if applet != "busybox" {
             symlink("busybox", system.join("bin").join(applet))?;
         }
     }
-    image.add_with_libraries(&found("runc")?, "bin/runc")?;
+    image.add_with_libraries(&userland.runc, "bin/runc")?;
+    if let Some(packages) = &userland.packages {
+        image.add_libraries_of(packages)?;
+    }
     image.add_with_libraries(agent, "bin/tokentrail")?;
     for (name, test) in tests {
         image.add_with_libraries(test, &format!("tests/{name}"))?;
@@ -46,7 +111,7 @@ pub(super) fn write(folder: &Path, agent: &Path, tests: &[(String, PathBuf)]) ->
 
     // What the kernel unpacks: the system above, and an init that moves into it.
     fs::create_dir_all(root.join("bin"))?;
-    fs::copy(found("busybox")?, root.join("bin/busybox"))?;
+    fs::copy(&userland.busybox, root.join("bin/busybox"))?;
     let init = root.join("init");
     fs::write(&init, INIT)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
@@ -71,7 +136,8 @@ impl Image {
         Ok(())
     }
 
-    /// `ldd` prints `name => /path (address)` or `/path (address)`; a static program has none.
+    /// `ldd` prints `name => /path (address)` or `/path (address)`; a static program has none, and one of
+    /// another architecture is none to it.
     fn add_with_libraries(&mut self, file: &Path, at: &str) -> Result<()> {
         self.add(file, at)?;
         let Ok(libraries) = read(program("ldd").arg(file)) else { return Ok(()) };
@@ -82,6 +148,14 @@ impl Image {
                 bail!("{file:?} needs a library that is missing: {}", line.trim());
             }
         }
+        Ok(())
+    }
+
+    /// All that packages have below `/usr/lib`, which is where `/lib` leads to.
+    fn add_libraries_of(&mut self, packages: &Path) -> Result<()> {
+        fs::create_dir_all(self.root.join("usr"))?;
+        shell(program("cp").arg("-a").arg(packages.join("usr/lib")).arg(self.root.join("usr")))?;
+        symlink("usr/lib", self.root.join("lib"))?;
         Ok(())
     }
 }
