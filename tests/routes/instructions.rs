@@ -4,6 +4,9 @@
 //! The count is of paths through the program's control flow, from its start to an `exit` that no
 //! reservation in the ring comes before. Both slots of a 64-bit constant count. What is not
 //! reachable without a reservation is the record's own cost and is not looked at.
+//!
+//! The shortest such path that looks at kernel memory at all is that of nearly every open of a machine:
+//! its file is on no tmpfs, which takes one look. The longest is that of no real open, but bounds all.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +20,8 @@ use aya::programs::loaded_programs;
 /// How many instructions the paths have that report nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rejects {
-    /// The cheapest reason to leave.
-    pub(crate) shortest: usize,
+    /// The cheapest reason to leave for an open that succeeds.
+    pub(crate) ordinary: usize,
     /// The most that can be looked at in vain.
     pub(crate) longest: usize,
     /// The whole program.
@@ -102,6 +105,9 @@ fn reserve() -> Result<i32> {
         .context("bpf_ringbuf_reserve is too far from __bpf_call_base")
 }
 
+/// A 64-bit constant, which takes two slots.
+const WIDE: u8 = 0x18;
+
 /// Where an instruction leads, `include/uapi/linux/bpf.h` and `Documentation/bpf`.
 enum Next {
     One(usize),
@@ -123,7 +129,7 @@ fn next(program: &[[u8; 8]], at: usize, reserve: i32) -> Result<Next> {
     const JUMP: u8 = 0x05;
     const JUMP32: u8 = 0x06;
     Ok(match (code & 0x07, code & 0xf0) {
-        _ if code == 0x18 => Next::One(at + 2),
+        _ if code == WIDE => Next::One(at + 2),
         (JUMP, 0x00) => Next::One(jump(offset.into())?),
         (JUMP32, 0x00) => Next::One(jump(immediate)?),
         (JUMP, 0x90) => Next::Exit,
@@ -137,18 +143,57 @@ fn next(program: &[[u8; 8]], at: usize, reserve: i32) -> Result<Next> {
     })
 }
 
-/// Shortest and longest way from an instruction to an exit; `None` if all report.
-type Ways = Option<(usize, usize)>;
+/// The ways from an instruction to an exit.
+#[derive(Clone, Copy)]
+struct Ways {
+    /// The shortest that looks at no kernel memory, if there is one.
+    blind: Option<usize>,
+    /// The shortest that does.
+    seeing: Option<usize>,
+    longest: usize,
+}
+
+impl Ways {
+    const EXIT: Self = Self { blind: Some(1), seeing: None, longest: 1 };
+
+    fn or(self, other: Self) -> Self {
+        let least = |one: Option<usize>, other| one.into_iter().chain(other).min();
+        Self {
+            blind: least(self.blind, other.blind),
+            seeing: least(self.seeing, other.seeing),
+            longest: self.longest.max(other.longest),
+        }
+    }
+
+    fn after(self, looks: bool, size: usize) -> Self {
+        let longer = |way: Option<usize>| way.map(|length| length + size);
+        let (blind, seeing) = if looks {
+            (None, self.blind.into_iter().chain(self.seeing).min())
+        } else {
+            (self.blind, self.seeing)
+        };
+        Self { blind: longer(blind), seeing: longer(seeing), longest: self.longest + size }
+    }
+}
+
+/// Whether an instruction looks at kernel memory: a load that may fault, or a helper.
+fn looks([code, ..]: [u8; 8]) -> bool {
+    const LOAD_THAT_MAY_FAULT: u8 = 0x21;
+    const CALL: u8 = 0x85;
+    code & 0xe7 == LOAD_THAT_MAY_FAULT || code == CALL
+}
 
 fn rejects(program: &[[u8; 8]], reserve: i32) -> Result<Rejects> {
-    // Depth first, without recursion: an instruction is done when all that it leads to is.
-    let mut done: BTreeMap<usize, Ways> = BTreeMap::new();
+    // Depth first, without recursion: an instruction is done when all that it leads to is. `None`:
+    // each way from it reports.
+    let mut done: BTreeMap<usize, Option<Ways>> = BTreeMap::new();
     let mut path = vec![0];
     while let Some(&at) = path.last() {
-        let (targets, size) = match next(program, at, reserve)? {
-            Next::One(target) => (vec![target], if target == at + 2 { 2 } else { 1 }),
-            Next::Either(one, other) => (vec![one, other], 1),
-            Next::Exit | Next::Reserve => (Vec::new(), 1),
+        let next = next(program, at, reserve)?;
+        let targets = match next {
+            Next::One(target) => vec![target],
+            Next::Either(one, other) => vec![one, other],
+            Next::Exit | Next::Reserve => Vec::new(),
         };
         if let Some(open) = targets.iter().find(|target| !done.contains_key(target)) {
             ensure!(
@@ -158,27 +203,30 @@ fn rejects(program: &[[u8; 8]], reserve: i32) -> Result<Rejects> {
             path.push(*open);
             continue;
         }
-        let ways = match next(program, at, reserve)? {
-            Next::Exit => Some((1, 1)),
+        let instruction = program.get(at).copied().unwrap_or_default();
+        let size = if instruction[0] == WIDE { 2 } else { 1 };
+        let ways = match next {
+            Next::Exit => Some(Ways::EXIT),
             Next::Reserve => None,
             Next::One(_) | Next::Either(..) => targets
                 .iter()
                 .filter_map(|target| done.get(target).copied().flatten())
-                .reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)))
-                .map(|(shortest, longest)| (shortest + size, longest + size)),
+                .reduce(Ways::or)
+                .map(|ways| ways.after(looks(instruction), size)),
         };
         done.insert(at, ways);
         path.pop();
     }
-    let (shortest, longest) =
-        done.get(&0).copied().flatten().context("every path of the program reports something")?;
+    let ways = done.get(&0).copied().flatten();
+    let ways = ways.context("every path of the program reports something")?;
+    let ordinary = ways.seeing.context("no path looks at the file and then leaves")?;
     let reports = (0..program.len()).filter(|at| done.contains_key(at));
     let reaches = reports.map(|at| next(program, at, reserve)).collect::<Result<Vec<_>>>()?;
     ensure!(
         reaches.iter().any(|it| matches!(it, Next::Reserve)),
         "no path of the program reserves a record"
     );
-    Ok(Rejects { shortest, longest, whole: program.len() })
+    Ok(Rejects { ordinary, longest: ways.longest, whole: program.len() })
 }
 
 #[test]
@@ -192,18 +240,20 @@ fn ways_are_counted_up_to_an_exit_and_not_beyond_a_reservation() {
     let wide = [[0x18, 0, 0, 0, 0, 0, 0, 0], [0; 8]];
     let report = call(77);
     let counted = |program: &[[u8; 8]]| rejects(program, RESERVE).ok();
-    let of = |shortest, longest, whole| Some(Rejects { shortest, longest, whole });
-    // Leaves at once, or after a constant of two slots and another helper.
+    let of = |ordinary, longest, whole| Some(Rejects { ordinary, longest, whole });
+    // Leaves blindly; or after a constant of two slots and a helper, which looks.
     let program = [jump_if(5), wide[0], wide[1], call(5), jump_if(1), report, exit];
-    assert_eq!(counted(&program), of(2, 6, 7));
-    // What follows the reservation may be anything, a loop too.
-    assert_eq!(counted(&[jump_if(3), report, mov, back, exit]), of(2, 2, 5));
+    assert_eq!(counted(&program), of(6, 6, 7));
+    // A load is a look, too. What follows the reservation may be anything, a loop too.
+    let load = [0x79 & 0x1f | 0x20, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(counted(&[load, jump_if(4), jump_if(3), report, mov, back, exit]), of(3, 4, 7));
     for (program, why) in [
-        (&[report, exit][..], "every path reports"),
-        (&[mov, exit][..], "none does"),
-        (&[mov, back, report, exit][..], "it loops"),
-        (&[jump_if(9), report, exit][..], "it jumps out"),
-        (&[[0x85, 0x10, 0, 0, 0, 0, 0, 0], report, exit][..], "it calls a part of itself"),
+        (&[load, report, exit][..], "every path reports"),
+        (&[load, mov, exit][..], "none does"),
+        (&[jump_if(1), report, exit][..], "it looks at nothing"),
+        (&[load, back, report, exit][..], "it loops"),
+        (&[load, jump_if(9), report, exit][..], "it jumps out"),
+        (&[load, [0x85, 0x10, 0, 0, 0, 0, 0, 0], report, exit][..], "it calls a part of itself"),
     ] {
         assert_eq!(counted(program), None, "{why}");
     }

@@ -27,6 +27,7 @@ mod matrix;
 mod report;
 
 use boot::Told;
+use kernel::Kernel;
 use matrix::{MATRIX, Machine, Tests};
 
 /// How many VMs run at once: their tests use one processor, and their kernels little of another.
@@ -68,7 +69,7 @@ pub(crate) fn run(names: &[String], write_readme: bool) -> Result<()> {
 /// Machines of one architecture, and all that they need from elsewhere.
 pub(crate) struct Boots {
     arch: Arch,
-    machines: Vec<(&'static Machine, Tests, PathBuf)>,
+    machines: Vec<(&'static Machine, Tests, Kernel)>,
 }
 
 impl Boots {
@@ -100,7 +101,7 @@ impl Boots {
         }
         let machines = machines
             .into_iter()
-            .map(|(machine, tests)| Ok((machine, tests, kernel::of(machine)?)))
+            .map(|(machine, tests)| Ok((machine, tests, Kernel::of(machine)?)))
             .collect::<Result<_>>()
             .map_err(not_set_up)?;
         Ok(Self { arch, machines })
@@ -122,7 +123,8 @@ impl Boots {
                     while let Some((machine, tests, kernel)) = next() {
                         let start = Instant::now();
                         let runs = runs(&suites, *tests, machine);
-                        let result = boot::run(machine, kernel, &image, &runs);
+                        let result = image::with_modules(&image, &kernel.modules(), machine.name)
+                            .and_then(|image| boot::run(machine, &kernel.image(), &image, &runs));
                         told.lock().unwrap_or_else(PoisonError::into_inner).push((
                             *machine,
                             result,

@@ -4,6 +4,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Stdio,
@@ -42,12 +43,13 @@ impl Userland {
 
     fn of_packages(arch: Arch) -> Result<Self> {
         let cache = cache_dir()?;
-        let packages = cache.join(format!("userland-{}", arch.oci_name()));
+        let packages = cache.join("vm").join(format!("userland-{}", arch.oci_name()));
         if !packages.exists() {
             announce(format_args!("{} for {}: downloading", PACKAGES.join(", "), arch.oci_name()));
             let archive = Archive::open()?;
             // Renamed when whole: half of it would pass for all.
-            let unpacked = tempfile::tempdir_in(&cache)?;
+            fs::create_dir_all(cache.join("vm"))?;
+            let unpacked = tempfile::tempdir_in(cache.join("vm"))?;
             for package in PACKAGES {
                 archive.unpack(&format!("{package}:{}", arch.oci_name()), unpacked.path())?;
             }
@@ -99,8 +101,13 @@ pub(super) fn write(
         image.add_libraries_of(packages)?;
     }
     image.add_with_libraries(agent, "bin/tokentrail")?;
+    let strip =
+        if arch.is_this_machines() { "" } else { &format!("{}-linux-gnu-", arch.rust_name()) };
     for (name, test) in tests {
-        image.add_with_libraries(test, &format!("tests/{name}"))?;
+        let inside = format!("tests/{name}");
+        image.add_with_libraries(test, &inside)?;
+        // Most of a test's bytes are for debuggers; the VM holds each of them in memory, twice.
+        shell(program(format!("{strip}strip")).arg("--strip-debug").arg(system.join(inside)))?;
     }
     for place in ["dev", "proc", "sys", "tmp", "run", "var", "usr", "etc"] {
         fs::create_dir_all(system.join(place))?;
@@ -116,6 +123,25 @@ pub(super) fn write(
     fs::write(&init, INIT)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     pack(&root, &folder.join("image"))
+}
+
+/// The image with a kernel's modules added, as a file of its own.
+///
+/// # Errors
+/// If it cannot be written.
+pub(super) fn with_modules(image: &Path, modules: &Path, named: &str) -> Result<PathBuf> {
+    let folder = image.with_file_name(named);
+    let inside = folder.join("root/system");
+    fs::create_dir_all(&inside).with_context(|| format!("could not create {inside:?}"))?;
+    shell(program("cp").arg("-r").arg(modules).arg(inside.join("modules")))?;
+    let added = pack(&folder.join("root"), &folder.join("modules"))?;
+    // The kernel unpacks archives one after the other.
+    let whole = folder.join("image");
+    let mut file = File::create(&whole).with_context(|| format!("could not create {whole:?}"))?;
+    for part in [image, &added] {
+        io::copy(&mut File::open(part)?, &mut file)?;
+    }
+    Ok(whole)
 }
 
 fn path_text(path: &Path) -> Result<&str> {

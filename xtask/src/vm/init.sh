@@ -21,8 +21,8 @@ mount -t tmpfs run /run
 # Token volumes are tmpfs, disks are not: ramfs plays the disk. The tests look for one at the
 # folder for temporary files and at the workspace that they were compiled in.
 workspace=$(cat /etc/workspace)
-mkdir -p "$workspace"
 for disk in /tmp "$workspace"; do
+    mkdir -p "$disk"
     mount -t ramfs disk "$disk"
 done
 for package in sensor-user tests; do
@@ -33,6 +33,10 @@ mount -t tracefs tracefs /sys/kernel/tracing
 mount -t securityfs securityfs /sys/kernel/security
 mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
+
+for module in /modules/*.ko; do
+    insmod "$module"
+done
 
 # What this boot is to do is on the kernel's command line.
 for word in $(cat /proc/cmdline); do

@@ -84,11 +84,11 @@ fn replaced(text: &str, table: &str) -> Result<String> {
     Ok(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 
-/// A row for each kernel: what each route needs there, or that it does not work; and how many
-/// instructions of the best one an open runs through that is no token's.
+/// A row for each kernel: what each route needs there, or that it does not work; and instructions of
+/// the best one: of an ordinary open, of the longest path that reports nothing, of all.
 pub(super) fn table(told: &[(&Machine, Told)]) -> String {
     let mut table = String::from(
-        "| kernel | `fexit` | `kprobe` | `exit` | instructions of `fexit` that an ordinary open runs through |\n\
+        "| kernel | `fexit` | `kprobe` | `exit` | instructions of `fexit` |\n\
          |---|---|---|---|---|\n",
     );
     for (machine, told) in told {
@@ -126,10 +126,8 @@ fn needs(told: &Told, route: &str) -> String {
 
 fn instructions(told: &Told) -> String {
     let count = |key| fact(told, "fexit", key).and_then(Value::as_u64);
-    match (count("shortest"), count("longest"), count("whole")) {
-        (Some(shortest), Some(longest), Some(whole)) => {
-            format!("{shortest} to {longest} of {whole}")
-        }
+    match (count("ordinary"), count("longest"), count("whole")) {
+        (Some(ordinary), Some(longest), Some(whole)) => format!("{ordinary} / {longest} / {whole}"),
         _ => String::new(),
     }
 }
@@ -152,7 +150,7 @@ mod tests {
             release: "6.1.0".to_owned(),
             facts: vec![
                 json!({"route": "fexit", "works": true}),
-                json!({"route": "fexit", "shortest": 5, "longest": 40, "whole": 900}),
+                json!({"route": "fexit", "ordinary": 5, "longest": 40, "whole": 900}),
                 json!({"route": "fexit", "capabilities": ["CAP_BPF", "CAP_PERFMON"]}),
                 json!({"route": "kprobe", "works": false, "refused": "no"}),
                 json!({"route": "exit", "works": true}),
@@ -162,6 +160,6 @@ mod tests {
         let machine = MATRIX.iter().find(|it| it.manner == "without BTF").unwrap();
         let table = table(&[(machine, told)]);
         let row = table.lines().nth(2).unwrap();
-        assert_eq!(row, "| 6.1.0, without BTF | BPF PERFMON | no | works | 5 to 40 of 900 |");
+        assert_eq!(row, "| 6.1.0, without BTF | BPF PERFMON | no | works | 5 / 40 / 900 |");
     }
 }
