@@ -53,7 +53,11 @@ async fn the_routes_that_work_are_those_of_this_kernel_and_the_best_is_chosen() 
         match sensor(choice).await {
             Ok(sensor) => {
                 working.push(name.to_owned());
-                note(&json!({"route": name, "works": true, "degraded": sensor.degraded()}));
+                let verified = instructions::verified(&format!("open_{name}"));
+                let degraded = sensor.degraded();
+                note(&json!({
+                    "route": name, "works": true, "degraded": degraded, "verified": verified,
+                }));
             }
             Err(error) => {
                 let said = error.to_string();

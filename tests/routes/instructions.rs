@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::programs::loaded_programs;
+use aya::programs::{ProgramInfo, loaded_programs};
 
 /// How many instructions the paths have that report nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +28,22 @@ pub(crate) struct Rejects {
     pub(crate) whole: usize,
 }
 
-/// Counts those of the program of this name that was loaded last.
-pub(crate) fn of_program(name: &str) -> Result<Rejects> {
-    let program = loaded_programs()
+/// How many instructions the kernel went through to be sure of the program of this name that was loaded
+/// last; it gives up after a million. Kernel 5.16.
+pub(crate) fn verified(name: &str) -> Option<u32> {
+    loaded(name)?.verified_instruction_count().filter(|count| *count != 0)
+}
+
+fn loaded(name: &str) -> Option<ProgramInfo> {
+    loaded_programs()
         .flatten()
         .filter(|program| program.name_as_str() == Some(name))
-        .max_by_key(aya::programs::ProgramInfo::id)
-        .with_context(|| format!("no program {name} is loaded"))?;
+        .max_by_key(ProgramInfo::id)
+}
+
+/// Counts those of the program of this name that was loaded last.
+pub(crate) fn of_program(name: &str) -> Result<Rejects> {
+    let program = loaded(name).with_context(|| format!("no program {name} is loaded"))?;
     let bytes = program.size_translated().context("the kernel does not tell the program's size")?;
     let program = program.fd()?;
     rejects(&translated(program.as_fd(), bytes)?, reserve()?)

@@ -6,7 +6,7 @@
 //! `dpkg -x` unfolds it in a folder.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -116,11 +116,16 @@ impl Archive {
     /// # Errors
     /// If this is no Debian, or the archive cannot be reached.
     pub(crate) fn open() -> Result<Self> {
-        let archive = Self { folder: cache_dir()?.join("apt") };
+        // Not `apt`: what other versions of this command keep there knows other releases.
+        let archive = Self { folder: cache_dir()?.join("apt-releases") };
         for part in ["lists/partial", "cache/archives/partial", "downloads"] {
             let part = archive.folder.join(part);
             fs::create_dir_all(&part).with_context(|| format!("could not create {part:?}"))?;
         }
+        // Clones share the index: one brings it up to date, the others wait for that.
+        let lock = archive.folder.join("lock");
+        let lock = File::create(&lock).with_context(|| format!("could not create {lock:?}"))?;
+        lock.lock().context("could not lock the private apt index")?;
         let stamp = archive.folder.join("updated");
         let sources = archive.sources()?;
         let list = archive.source_list();

@@ -51,6 +51,8 @@ done
 # These routes must work here, the first must be chosen: a test that sees others fails.
 export TOKENTRAIL_EXPECT_ROUTES="$routes" TOKENTRAIL_EXPECT_ROUTE="${routes%%,*}"
 export TOKENTRAIL_BIN=/bin/tokentrail TOKENTRAIL_FACTS=/tmp/facts RUST_BACKTRACE=0 HOME=/tmp
+# What a test skips, and why, is for people who read the console.
+export RUST_TEST_NOCAPTURE=1
 echo "tokentrail-vm: kernel: $(uname -r)"
 IFS=,
 for test in $tests; do
