@@ -13,7 +13,10 @@ use aya::{
         kprobe::KProbeLink, raw_trace_point::RawTracePointLink, trace_point::TracePointLink,
     },
 };
-use rustix::mount::{MountFlags, mount};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, mount},
+};
 use tokentrail_ebpf::{Offsets, Route, names};
 use zerocopy::IntoBytes as _;
 
@@ -226,13 +229,18 @@ fn ensure_tracefs() -> Result<(), String> {
         return Ok(());
     }
     let [target, _] = TRACEFS;
-    mount("tracefs", target, "tracefs", MountFlags::empty(), None).map_err(|error| {
-        format!(
-            "tracefs is not mounted and mounting it failed: {error}; run `mount -t tracefs tracefs {target}`"
-        )
-    })?;
+    match mount("tracefs", target, "tracefs", MountFlags::empty(), None) {
+        // Mounted already, and nothing is in there.
+        Ok(()) | Err(Errno::BUSY) => {}
+        Err(error) => {
+            return Err(format!(
+                "tracefs is not mounted and mounting it failed: {error}; run `mount -t tracefs tracefs {target}`"
+            ));
+        }
+    }
     match tracefs() {
         Some(_) => Ok(()),
+        None if locked_down() => Err(format!("no system-call tracepoints are shown{LOCKDOWN}")),
         None => Err("this kernel has no system-call tracepoints (CONFIG_FTRACE_SYSCALLS)".into()),
     }
 }
@@ -260,9 +268,8 @@ fn refusal(step: &str, error: &ProgramError) -> String {
     text
 }
 
-/// Why programs that read kernel memory are refused where everything else is as it should be.
-const LOCKDOWN: &str =
-    "; this kernel runs with lockdown=confidentiality, which forbids programs to read its memory";
+/// Why programs may not read kernel memory, and tracepoints are hidden, where all else is as it should be.
+const LOCKDOWN: &str = "; this kernel runs with lockdown=confidentiality, which forbids that";
 
 /// Whether secrets of the kernel are kept from root, too.
 fn locked_down() -> bool {
