@@ -28,6 +28,10 @@ pub(crate) struct Package {
 pub(crate) const RUNC: Package = Package { name: "runc", program: "runc" };
 /// The whole userland of those containers and of the VM.
 pub(crate) const BUSYBOX: Package = Package { name: "busybox-static", program: "busybox" };
+/// Makes terminals within the tests' containers.
+pub(crate) const TMUX: Package = Package { name: "tmux", program: "tmux" };
+/// The same, in a simpler way.
+pub(crate) const SCRIPT: Package = Package { name: "bsdutils", program: "script" };
 /// Boots x86-64 kernels.
 pub(crate) const QEMU_AMD64: Package =
     Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };

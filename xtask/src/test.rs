@@ -135,7 +135,9 @@ fn helm_chart() -> Result<Outcome> {
 }
 
 fn whole_program() -> Result<Outcome> {
-    if let Err(error) = debian::install(&[debian::RUNC, debian::BUSYBOX]) {
+    if let Err(error) =
+        debian::install(&[debian::RUNC, debian::BUSYBOX, debian::TMUX, debian::SCRIPT])
+    {
         return Ok(Outcome::NotSetUp(format!("{error:#}")));
     }
     if let Some(obstacle) = obstacle_to_containers() {

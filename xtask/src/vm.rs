@@ -92,7 +92,9 @@ impl Boots {
         }
         let not_set_up = |error| Obstacle::NotSetUp(format!("{error:#}"));
         let packages: &[debian::Package] = match arch {
-            Arch::Amd64 => &[debian::QEMU_AMD64, debian::BUSYBOX, debian::RUNC],
+            Arch::Amd64 => {
+                &[debian::QEMU_AMD64, debian::BUSYBOX, debian::RUNC, debian::TMUX, debian::SCRIPT]
+            }
             Arch::Arm64 => &[debian::QEMU_ARM64, debian::BUSYBOX],
         };
         debian::install(packages).map_err(not_set_up)?;

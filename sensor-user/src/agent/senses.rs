@@ -5,7 +5,7 @@ use tokentrail_ebpf::OpenRecord;
 
 use super::PodFeed;
 use crate::{
-    attribution::{Attributor, OpenTimes, TokenOpen, pods::PodIndex},
+    attribution::{Attributor, OpenTimes, SavedLearning, TokenOpen, pods::PodIndex},
     kernel::{self, Sensor, SensorError, clock::Clock},
     time::Micros,
 };
@@ -86,6 +86,11 @@ impl Senses {
             tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
         }
         self.watch_volumes();
+    }
+
+    /// What is learned about workloads, if that changed since it was last asked.
+    pub(super) fn take_changed_learning(&mut self) -> Option<SavedLearning> {
+        self.sensor.as_mut().and_then(|(_, attributor)| attributor.take_changed_learning())
     }
 
     fn watch_volumes(&mut self) {

@@ -22,14 +22,35 @@ use crate::{
 /// Process 1 of the VM.
 const INIT: &str = include_str!("init.sh");
 
-/// The packages of the other architecture: two programs, and the libraries of the one that is not
-/// static.
-const PACKAGES: [&str; 4] = ["busybox-static", "runc", "libc6", "libseccomp2"];
+/// What runs in the VM beside busybox, the agent and its tests.
+const PROGRAMS: [&str; 4] = ["runc", "nohup", "script", "tmux"];
 
-/// What runs in the VM beside the agent and its tests.
+/// What tmux does not start without; it comes with the libraries of packages.
+const LOCALE: &str = "/usr/lib/locale/C.utf8/LC_CTYPE";
+
+/// The packages of the other architecture: programs first, then the libraries that they need.
+const PACKAGES: [&str; 15] = [
+    "busybox-static",
+    "runc",
+    "coreutils",
+    "bsdutils",
+    "tmux",
+    "libc6",
+    "libc-bin",
+    "libcap2",
+    "libevent-core-2.1-7t64",
+    "libgcc-s1",
+    "libjemalloc2",
+    "libseccomp2",
+    "libstdc++6",
+    "libsystemd0",
+    "libtinfo6",
+];
+
+/// Programs of an architecture.
 struct Userland {
     busybox: PathBuf,
-    runc: PathBuf,
+    programs: Vec<PathBuf>,
     /// Unpacked packages to take libraries from; `None`: from where this machine has them.
     packages: Option<PathBuf>,
 }
@@ -38,20 +59,27 @@ impl Userland {
     fn of_this_machine() -> Result<Self> {
         let found =
             |name: &str| find_program(name).with_context(|| format!("{name} is not installed"));
-        Ok(Self { busybox: found("busybox")?, runc: found("runc")?, packages: None })
+        let programs = PROGRAMS.into_iter().map(found).collect::<Result<_>>()?;
+        Ok(Self { busybox: found("busybox")?, programs, packages: None })
     }
 
     fn of_packages(arch: Arch) -> Result<Self> {
         let cache = cache_dir()?;
         let packages = cache.join("vm").join(format!("userland-{}", arch.oci_name()));
-        if !packages.exists() {
-            announce(format_args!("{} for {}: downloading", PACKAGES.join(", "), arch.oci_name()));
+        let names = PACKAGES.join(", ");
+        // Of fewer packages, if another version of this command made it.
+        if !fs::read_to_string(packages.join("packages")).is_ok_and(|of| of == names) {
+            announce(format_args!("{names} for {}: downloading", arch.oci_name()));
             let archive = Archive::open()?;
             // Renamed when whole: half of it would pass for all.
             fs::create_dir_all(cache.join("vm"))?;
             let unpacked = tempfile::tempdir_in(cache.join("vm"))?;
             for package in PACKAGES {
                 archive.unpack(&format!("{package}:{}", arch.oci_name()), unpacked.path())?;
+            }
+            fs::write(unpacked.path().join("packages"), &names)?;
+            if packages.exists() {
+                fs::remove_dir_all(&packages)?;
             }
             fs::rename(unpacked.keep(), &packages)
                 .with_context(|| format!("could not write {packages:?}"))?;
@@ -60,12 +88,12 @@ impl Userland {
         let program = |name: &str| {
             let places = ["usr/bin", "usr/sbin", "bin", "sbin"];
             let mut paths = places.iter().map(|place| packages.join(place).join(name));
-            paths.find(|path| path.is_file() && !path.is_symlink()).with_context(|| {
-                format!("Debian's packages {} hold no {name}", PACKAGES.join(", "))
-            })
+            paths
+                .find(|path| path.is_file() && !path.is_symlink())
+                .with_context(|| format!("Debian's packages {names} hold no {name}"))
         };
-        let (busybox, runc) = (program("busybox")?, program("runc")?);
-        Ok(Self { busybox, runc, packages: Some(packages) })
+        let programs = PROGRAMS.into_iter().map(program).collect::<Result<_>>()?;
+        Ok(Self { busybox: program("busybox")?, programs, packages: Some(packages) })
     }
 }
 
@@ -90,15 +118,21 @@ pub(super) fn write(
     let mut image = Image { root: system.clone() };
 
     image.add(&userland.busybox, "bin/busybox")?;
-    // The same program in either architecture's package, but only this machine's can be asked.
-    for applet in read(program("busybox").arg("--list"))?.lines() {
-        if applet != "busybox" {
-            symlink("busybox", system.join("bin").join(applet))?;
-        }
+    for program in &userland.programs {
+        let name = program.file_name().with_context(|| format!("{program:?} is no program"))?;
+        image.add_with_libraries(program, &format!("bin/{}", name.display()))?;
     }
-    image.add_with_libraries(&userland.runc, "bin/runc")?;
-    if let Some(packages) = &userland.packages {
-        image.add_libraries_of(packages)?;
+    match &userland.packages {
+        Some(packages) => image.add_libraries_of(packages)?,
+        None => image.add(Path::new(LOCALE), LOCALE)?,
+    }
+    // The same in either architecture's package, but only this machine's can be asked. Where there is a
+    // program of the name, a link in its place would be written through.
+    for applet in read(program("busybox").arg("--list"))?.lines() {
+        let link = system.join("bin").join(applet);
+        if !link.exists() {
+            symlink("busybox", link)?;
+        }
     }
     image.add_with_libraries(agent, "bin/tokentrail")?;
     let strip =
