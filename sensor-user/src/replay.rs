@@ -103,9 +103,12 @@ fn find_pods(files: &Files) -> Option<PodsWithOpens> {
     let mut buffer = vec![0; CHUNK];
     for path in &files.opens {
         let input = Input::of(path.clone());
-        let content = Content::Opens;
-        let found = Source::find(input.clone(), content, files.lateness, &ProgressBar::hidden());
-        let mut source = input.is_repeatable().then_some(found.ok()?.ok()?)?;
+        // To look into it would take from it.
+        if !input.is_repeatable() {
+            return None;
+        }
+        let hidden = ProgressBar::hidden();
+        let mut source = Source::find(input, Content::Opens, files.clock(), &hidden).ok()?.ok()?;
         loop {
             let filled = source.fill(&mut buffer).ok()?;
             let chunk = buffer.get(..filled).unwrap_or_default();
