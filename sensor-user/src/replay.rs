@@ -18,7 +18,7 @@ use crate::{
     alert::ecs::Document,
     audit::{
         BadLine,
-        lines::{Fit, Line, shortened},
+        lines::{Fit, Line, without_bodies},
         scan::last_stage_timestamp,
     },
     time::Micros,
@@ -313,8 +313,8 @@ impl Replay<'_> {
                 Judged::Keep { time } => {
                     tally.kept += 1;
                     let place = Place { time, kind: Kind::Request, file, line: number };
-                    let line =
-                        if line.bytes.len() > LONG { &shortened(line.bytes) } else { line.bytes };
+                    let long = line.bytes.len() > LONG;
+                    let line = if long { &without_bodies(line.bytes) } else { line.bytes };
                     ahead.waiting.keep(place, line, line.len(), || Item::Request(line.into()));
                 }
             }

@@ -245,6 +245,19 @@ fn a_line_with_an_absurd_time_spoils_nothing_before_or_after_it() {
 }
 
 #[test]
+fn what_waits_for_its_turn_is_judged_by_all_that_it_says() {
+    let groups: Vec<_> = (0..400).map(|n| format!("group-{n:036}")).collect();
+    let mut event: Value = serde_json::from_str(&answer(SECOND, "till")).unwrap();
+    event["verb"] = json!("create");
+    event["user"] = json!({"username": "jane", "groups": groups});
+    event["objectRef"] = json!({"resource": "serviceaccounts", "subresource": "token"});
+    event["requestObject"] = json!("x".repeat(9_000));
+    let (documents, _) = of_lines(&[], &[event.to_string()]);
+    let told = &documents[0]["kubernetes"]["audit"]["user"];
+    assert_eq!(told["groups"].as_array().unwrap().len(), 400);
+}
+
+#[test]
 fn bad_lines_are_counted_by_reason_and_hide_nothing() {
     let bomb = format!("{{\"user\":{}", "[".repeat(100_000));
     let huge = answer(10 * SECOND, "till").replacen(
