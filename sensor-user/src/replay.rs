@@ -71,9 +71,15 @@ pub struct Files {
     pub audit: Vec<PathBuf>,
     /// How far a line of either may be behind an earlier one of its file.
     pub lateness: Micros,
+    /// No line is of after this: what says so has a broken clock.
+    pub latest: Micros,
 }
 
 impl Files {
+    fn clock(&self) -> Clock {
+        Clock::new(self.lateness, self.latest)
+    }
+
     /// Bytes on disk; `None` where that shows only at their end.
     pub fn size(&self) -> Option<u64> {
         self.opens.iter().chain(&self.audit).map(|path| Input::of(path.clone()).size()).sum()
@@ -162,12 +168,12 @@ fn run_in_chunks(
         return Err(ReplayError::StdinTwice);
     }
     let mut replay = Replay {
-        audit: find(audit, Content::Audit, files.lateness, progress)?,
+        audit: find(audit, Content::Audit, files, progress)?,
         buffer: vec![0; chunk],
         tally: Tally::default(),
         unread: Vec::new(),
         ahead: Ahead {
-            opens: find(opens, Content::Opens, files.lateness, progress)?,
+            opens: find(opens, Content::Opens, files, progress)?,
             buffer: vec![0; chunk],
             tally: Tally::default(),
             waiting: Waiting {
@@ -195,13 +201,13 @@ fn run_in_chunks(
 fn find(
     inputs: Vec<Input>,
     content: Content,
-    lateness: Micros,
+    files: &Files,
     progress: &ProgressBar,
 ) -> Result<Side, ReplayError> {
     let mut sources = Vec::new();
     for input in inputs {
         let name = input.name();
-        match Source::find(input, content, lateness, progress) {
+        match Source::find(input, content, files.clock(), progress) {
             Ok(Ok(source)) => sources.push(source),
             Ok(Err(found)) => {
                 return Err(ReplayError::Mistaken {
@@ -214,7 +220,7 @@ fn find(
             Err(source) => return Err(ReplayError::Open { name, source }),
         }
     }
-    Ok(Side::new(sources, lateness))
+    Ok(Side::new(sources, files.lateness))
 }
 
 /// What waits for its turn.
@@ -299,6 +305,7 @@ impl Replay<'_> {
             // Its time may be in several chunks.
             if line.carried
                 && let Some(time) = last_stage_timestamp(line.bytes)
+                && time <= clock.latest()
             {
                 clock.note(time);
                 ahead.read_to(time + clock.lateness(), unread);
@@ -310,6 +317,7 @@ impl Replay<'_> {
             match judged {
                 Judged::Skip => {}
                 Judged::Bad(reason) => tally.bad(reason),
+                Judged::Keep { time } if time > clock.latest() => tally.bad(BadLine::BadTime),
                 Judged::Keep { time } => {
                     tally.kept += 1;
                     let place = Place { time, kind: Kind::Request, file, line: number };
@@ -408,6 +416,7 @@ impl Ahead<'_> {
             match parsed {
                 Err(reason) => tally.bad(reason),
                 Ok(None) => {}
+                Ok(Some(open)) if open.time > clock.latest() => tally.bad(BadLine::BadTime),
                 Ok(Some(open)) => {
                     clock.note(open.time);
                     if semantics.expect(&open) {
@@ -463,6 +472,7 @@ fn note_times(clock: &mut Clock, chunk: &[u8]) -> Micros {
     // What a line that is not whole yet says may be a body's.
     let end = memchr::memrchr(b'\n', chunk).unwrap_or_default();
     let whole = chunk.get(..end).unwrap_or_default();
+    let latest = clock.latest();
     match last_stage_timestamp(whole) {
         Some(last) if !clock.is_leap(last) && last >= clock.watermark() => {
             clock.note(last);
@@ -471,6 +481,7 @@ fn note_times(clock: &mut Clock, chunk: &[u8]) -> Micros {
         // A gap, or times that break all bounds: each line is asked.
         _ => {
             let times = whole.split(|byte| *byte == b'\n').filter_map(last_stage_timestamp);
+            let times = times.filter(|time| *time <= latest);
             let greatest = times.inspect(|time| clock.note(*time)).max();
             greatest.unwrap_or(Micros::MIN) + clock.lateness()
         }

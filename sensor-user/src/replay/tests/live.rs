@@ -229,7 +229,7 @@ proptest! {
         let open_files = scatter(&open_lines, files.0, salt, folder.path(), "opens");
         let audit_files = scatter(&audit_lines, files.1, salt / 3, folder.path(), "audit");
         // The same too if nobody is looked at who has no open.
-        let files = Files { opens: open_files.clone(), audit: vec![], lateness: Micros(0) };
+        let files = Files { opens: open_files.clone(), audit: vec![], lateness: Micros(0), latest: Micros::MAX };
         let pods = pods_with_opens(&files);
         prop_assert!(matches!(pods, PodsWithOpens::Uids(_)));
         let mut live = LiveSemantics::new(Micros::from_secs(75), settings(), pods, Arc::default(), writer());
