@@ -51,8 +51,10 @@ const WAITING: usize = 24 << 20;
 /// From here on it waits on disk, and only its place takes memory.
 const WAITING_HERE: usize = 4 << 20;
 /// For how long after the last event what ends is told second by second: in memory one second's
-/// documents at a time.
+/// documents at a time. It begins when nothing can come late any more.
 const END: i64 = 16 * 60;
+/// So long at most, whatever the lateness.
+const LONGEST_END: i64 = 2 * 3_600;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
 /// What an open takes while it waits in memory, roughly, bytes.
@@ -181,6 +183,7 @@ fn run_in_chunks(
                 spill: Spill::new(sorted.folder()),
                 failed: None,
             },
+            lateness: files.lateness,
             semantics,
         },
         last: Micros(0),
@@ -193,6 +196,7 @@ fn run_in_chunks(
         audit: tally,
         late: ahead.waiting.merge.late(),
         early: ahead.waiting.merge.early(),
+        excepted: ahead.semantics.excepted(),
         losses: ahead.semantics.losses(),
         unread,
     })
@@ -248,6 +252,7 @@ struct Ahead<'a> {
     buffer: Vec<u8>,
     tally: Tally,
     waiting: Waiting,
+    lateness: Micros,
     semantics: &'a mut dyn Semantics,
 }
 
@@ -286,7 +291,8 @@ impl Replay<'_> {
         while let Some((place, item)) = self.ahead.waiting.merge.pop(Micros::MAX) {
             self.give(place, item)?;
         }
-        for second in 1..=END {
+        let end = END + self.ahead.lateness.0 / Micros::from_secs(1).0;
+        for second in 1..=end.min(LONGEST_END) {
             self.advance(self.last + Micros::from_secs(second))?;
         }
         self.advance(Micros::MAX)
@@ -403,7 +409,7 @@ impl Ahead<'_> {
     /// A chunk of the opens that are furthest behind; `false` when there is none.
     fn read(&mut self, unread: &mut Vec<String>) -> bool {
         let Some(index) = self.opens.next() else { return false };
-        let Self { opens, buffer, tally, waiting, semantics } = self;
+        let Self { opens, buffer, tally, waiting, semantics, .. } = self;
         let Some(source) = opens.sources.get_mut(index) else { return false };
         let filled = fill(source, buffer, unread);
         let chunk = buffer.get(..filled).unwrap_or_default();

@@ -32,15 +32,20 @@ impl<'a> Who<'a> {
             .and_then(|uid| pods.pod(uid))
             .or(open.and_then(|open| open.pod.as_ref()))
             .map(AsRef::as_ref);
+        let (named_in, named) = open
+            .and_then(|open| open.named.as_ref())
+            .map(|(namespace, name)| (&**namespace, &**name))
+            .unzip();
         let account = minted_for.or_else(|| request.and_then(AuditRecord::service_account));
         let (namespace, _) = account.unzip();
         Self {
             pod_uid,
             pod,
-            namespace: namespace.or(pod.map(|pod| &*pod.namespace)),
+            namespace: namespace.or(pod.map(|pod| &*pod.namespace)).or(named_in),
             pod_name: request
                 .and_then(|request| request.extra(audit::POD_NAME))
-                .or(pod.map(|pod| &*pod.name)),
+                .or(pod.map(|pod| &*pod.name))
+                .or(named),
         }
     }
 }

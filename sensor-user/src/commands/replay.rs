@@ -206,6 +206,9 @@ fn report(summary: &Summary, count: u64, seconds: f64) {
             summary.late
         ));
     }
+    for (exception, count) in &summary.excepted {
+        warn(format!("{count} opens and requests are not told: exception {exception}"));
+    }
     if summary.early > 0 {
         warn(format!("{} did not fit into memory until their turn", summary.early));
     }
