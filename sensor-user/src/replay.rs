@@ -51,10 +51,8 @@ const WAITING: usize = 24 << 20;
 /// From here on it waits on disk, and only its place takes memory.
 const WAITING_HERE: usize = 4 << 20;
 /// For how long after the last event what ends is told second by second: in memory one second's
-/// documents at a time. It begins when nothing can come late any more.
+/// documents at a time.
 const END: i64 = 16 * 60;
-/// So long at most, whatever the lateness.
-const LONGEST_END: i64 = 2 * 3_600;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
 /// What an open takes while it waits in memory, roughly, bytes.
@@ -183,7 +181,6 @@ fn run_in_chunks(
                 spill: Spill::new(sorted.folder()),
                 failed: None,
             },
-            lateness: files.lateness,
             semantics,
         },
         last: Micros(0),
@@ -291,8 +288,7 @@ impl Replay<'_> {
         while let Some((place, item)) = self.ahead.waiting.merge.pop(Micros::MAX) {
             self.give(place, item)?;
         }
-        let end = END + self.ahead.lateness.0 / Micros::from_secs(1).0;
-        for second in 1..=end.min(LONGEST_END) {
+        for second in 1..=END {
             self.advance(self.last + Micros::from_secs(second))?;
         }
         self.advance(Micros::MAX)
