@@ -42,7 +42,7 @@ use merge::{Kind, Merge, Place};
 use opens::OpenDocument;
 use output::Sorted;
 use semantics::{Judged, Semantics, live::can_begin_incident};
-use source::{CHUNK, Content, Side, Source};
+use source::{CHUNK, Content, Side, Source, without_mark};
 use spill::{Spill, Spilled};
 use summary::{ReplayError, Summary, Tally};
 
@@ -210,6 +210,7 @@ fn find(
         let name = input.name();
         match Source::find(input, content, files.clock(), progress) {
             Ok(Ok(source)) => sources.push(source),
+            Ok(Err(Content::Alerts)) => return Err(ReplayError::Alerts { name }),
             Ok(Err(found)) => {
                 return Err(ReplayError::Mistaken {
                     name,
@@ -249,7 +250,6 @@ struct Ahead<'a> {
     buffer: Vec<u8>,
     tally: Tally,
     waiting: Waiting,
-    lateness: Micros,
     semantics: &'a mut dyn Semantics,
 }
 
@@ -405,7 +405,7 @@ impl Ahead<'_> {
     /// A chunk of the opens that are furthest behind; `false` when there is none.
     fn read(&mut self, unread: &mut Vec<String>) -> bool {
         let Some(index) = self.opens.next() else { return false };
-        let Self { opens, buffer, tally, waiting, semantics, .. } = self;
+        let Self { opens, buffer, tally, waiting, semantics } = self;
         let Some(source) = opens.sources.get_mut(index) else { return false };
         let filled = fill(source, buffer, unread);
         let chunk = buffer.get(..filled).unwrap_or_default();
@@ -421,6 +421,14 @@ impl Ahead<'_> {
                 Ok(Some(open)) if open.time > clock.latest() => tally.bad(BadLine::BadTime),
                 Ok(Some(open)) => {
                     clock.note(open.time);
+                    for field in &open.unread {
+                        *tally.in_part.entry(field).or_default() += 1;
+                    }
+                    if open.pod_uid.is_none() && (open.names.is_empty() || open.namespace.is_none())
+                    {
+                        // Nothing can be joined with it, or under `elastic` by its name at most.
+                        *tally.in_part.entry("no_pod").or_default() += 1;
+                    }
                     if semantics.expect(&open) {
                         tally.kept += 1;
                         let place = Place { time: open.time, kind: Kind::Open, file, line: number };
@@ -461,7 +469,8 @@ fn for_each_line(
         let Some(line) = next else { break };
         reading.line += 1;
         tally.lines += 1;
-        take(&line, reading.line, clock, tally);
+        let bytes = if reading.line == 1 { without_mark(line.bytes) } else { line.bytes };
+        take(&Line { bytes, ..line }, reading.line, clock, tally);
     }
     if chunk.is_empty() {
         source.end();
