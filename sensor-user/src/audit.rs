@@ -196,8 +196,10 @@ impl AuditRecord {
         self.extra_values(key).first().map(String::as_str)
     }
 
-    /// Uid of the pod that the request's token is bound to.
+    /// Uid of the pod that the request's token is bound to. Nobody but a service account has such a
+    /// token, whatever else an authenticator lets users say of themselves.
     pub fn pod_uid(&self) -> Option<&str> {
+        self.service_account()?;
         self.extra(POD_UID)
     }
 

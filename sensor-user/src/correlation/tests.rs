@@ -18,6 +18,7 @@ use crate::{
 mod foreign;
 mod given_up;
 mod habits;
+mod identity;
 mod order;
 mod rules;
 mod stages;
