@@ -6,7 +6,7 @@
 //! literally, or an escape that could decode to a part of them. Pure; called by the sources and by
 //! `replay`.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, str, sync::LazyLock};
+use std::{borrow::Cow, fmt, str, sync::LazyLock};
 
 use memchr::{
     memchr_iter, memchr2,
@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::{
     AuditRecord, BadLine, NODE_NAME, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT,
-    Stage, User, canary,
+    Stage, Unique, User, canary,
 };
 use crate::{redact::redact, time::Micros};
 
@@ -372,7 +372,7 @@ struct Event {
     response_status: Option<ResponseStatus>,
     request_received_timestamp: Option<String>,
     stage_timestamp: Option<String>,
-    annotations: Option<BTreeMap<String, Option<String>>>,
+    annotations: Option<Unique<Option<String>>>,
 }
 
 /// What is kept of one text, bytes: a URI may take most of a line, and records are stored.
@@ -475,6 +475,7 @@ pub fn decode(line: &[u8], interest: &Interest<'_>) -> Result<Option<AuditRecord
         annotations: event
             .annotations
             .unwrap_or_default()
+            .0
             .into_iter()
             .map(|(key, value)| (clean(key), clean(value.unwrap_or_default())))
             .collect(),

@@ -287,6 +287,9 @@ fn lines_that_cannot_be_used_are_named() {
         event[key] = value;
         event.to_string()
     };
+    let twice = |map: &str, line: String, member: &str| {
+        line.replacen(&format!("\"{map}\":{{"), &format!("\"{map}\":{{{member},"), 1)
+    };
     let bomb = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     for (line, reason) in [
         (String::new(), BadLine::Blank),
@@ -304,6 +307,14 @@ fn lines_that_cannot_be_used_are_named() {
         (with("verb", json!(1)), BadLine::WrongShape),
         (with("sourceIPs", json!("10.0.0.1")), BadLine::WrongShape),
         (event().to_string().replacen('{', "{\"user\":{},", 1), BadLine::WrongShape),
+        (
+            twice("extra", event().to_string(), &format!("\"{POD_UID}\":[\"u-2\"]")),
+            BadLine::WrongShape,
+        ),
+        (
+            twice("annotations", with("annotations", json!({"a": "b"})), "\"a\":\"c\""),
+            BadLine::WrongShape,
+        ),
         (with("stageTimestamp", Value::Null), BadLine::BadTime),
         (with("requestReceivedTimestamp", Value::Null), BadLine::BadTime),
         (with("stageTimestamp", json!("yesterday")), BadLine::BadTime),
