@@ -18,7 +18,10 @@ use super::{
     AuditRecord, BadLine, NODE_NAME, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT,
     Stage, Unique, User, canary,
 };
-use crate::{redact::redact, time::Micros};
+use crate::{
+    redact::{redact, redact_name},
+    time::Micros,
+};
 
 /// Which events are of use to the caller.
 #[derive(Clone, Copy, Debug)]
@@ -379,7 +382,11 @@ struct Event {
 const MAX_TEXT: usize = 4 << 10;
 
 /// Text that a client chose, without what looks like a secret: records are stored.
-fn clean(mut text: String) -> String {
+fn clean(text: String) -> String {
+    clean_by(redact, text)
+}
+
+fn clean_by(redact: fn(&str) -> Cow<'_, str>, mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT));
     match redact(&text) {
         Cow::Borrowed(_) => text,
@@ -390,22 +397,13 @@ fn clean(mut text: String) -> String {
 fn clean_user(user: User) -> User {
     let User { username, uid, groups, extra } = user;
     let values = |values: Vec<String>| values.into_iter().map(clean).collect();
+    let name = |name| clean_by(redact_name, name);
     User {
-        username: if is_account(&username) { username } else { clean(username) },
+        username: name(username),
         uid: clean(uid),
-        groups: values(groups),
+        groups: groups.into_iter().map(name).collect(),
         extra: extra.into_iter().map(|(key, list)| (clean(key), values(list))).collect(),
     }
-}
-
-/// Whether a name is a service account's as Kubernetes makes it: `…:vault-token:x` is no secret, and
-/// who it is must not be changed.
-fn is_account(username: &str) -> bool {
-    username.len() <= MAX_TEXT
-        && username.strip_prefix(SERVICE_ACCOUNT).is_some_and(|name| {
-            let allowed = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit();
-            name.bytes().all(|it| allowed(it) || b"-.:".contains(&it))
-        })
 }
 
 fn clean_status(status: ResponseStatus) -> ResponseStatus {

@@ -223,6 +223,24 @@ fn a_secret_that_a_client_put_into_its_request_is_not_in_the_record() {
 }
 
 #[test]
+fn the_names_of_users_and_groups_stay_as_they_are_unless_they_hold_a_token() {
+    let jwt = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnLW5hdHVyZV8";
+    let named = |name: &str| {
+        let mut line = event();
+        line["user"] = json!({
+            "username": name, "groups": [name], "extra": {POD_UID: ["u-1"]},
+        });
+        let user = record(&line.to_string()).user;
+        assert_eq!(user.groups, [user.username.as_str()]);
+        user.username
+    };
+    for name in ["corp-token:alice", "password=x", "system:serviceaccount:shop:vault-token:x"] {
+        assert_eq!(named(name), name);
+    }
+    assert_eq!(named(&format!("corp:{jwt}:x")), "corp:[redacted]:x");
+}
+
+#[test]
 fn a_real_request_is_decoded_in_full() {
     let forbidden = REAL.lines().find(|line| {
         line.contains("\"code\":403") && line.contains(POD_UID) && line.contains("\"pods\"")
