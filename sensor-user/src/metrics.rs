@@ -45,6 +45,7 @@ pub struct CorrelationMetrics {
     dropped_pods: Counter,
     dropped_hourly: Counter,
     false_claims: Counter,
+    crowded: Counter,
     unlisted: Counter,
     forgotten: Counter,
     merged: Counter,
@@ -74,6 +75,7 @@ impl Default for CorrelationMetrics {
             dropped_pods: Counter::default(),
             dropped_hourly: Counter::default(),
             false_claims: Counter::default(),
+            crowded: Counter::default(),
             unlisted: Counter::default(),
             forgotten: Counter::default(),
             merged: Counter::default(),
@@ -132,6 +134,12 @@ impl CorrelationMetrics {
             self.false_claims.clone(),
         );
         registry.register(
+            "crowded_events",
+            "Opens and requests told by the summary of one incident for all, as their maker has too many \
+             in one hour for an alert of their own",
+            self.crowded.clone(),
+        );
+        registry.register(
             "unlisted_requests",
             "Requests that summaries do not list as there were too many incidents at once",
             self.unlisted.clone(),
@@ -184,6 +192,7 @@ impl CorrelationMetrics {
         counter(&self.dropped_pods, losses.pods);
         counter(&self.dropped_hourly, losses.hourly);
         counter(&self.false_claims, losses.false_claims);
+        counter(&self.crowded, losses.crowded);
         counter(&self.unlisted, losses.unlisted);
         counter(&self.forgotten, losses.forgotten);
         counter(&self.merged, losses.merged);

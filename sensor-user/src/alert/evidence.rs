@@ -280,6 +280,11 @@ pub fn reasons(finding: &Finding, node_name: &str) -> Vec<String> {
                    a request followed";
         reasons.push(why.to_owned());
     }
+    if finding.crowded {
+        let why = "so many incidents like it began in one hour that this one is for all that follow: its \
+                   summary alone tells of them";
+        reasons.push(why.to_owned());
+    }
     let Some(request) = &finding.request else { return reasons };
     let record = &request.record;
     if finding.rule == RuleId::TokenAccessThenApiRequest {

@@ -83,6 +83,7 @@ pub struct Story {
     overtaken: u64,
     open_count: u64,
     early: bool,
+    crowded: bool,
     victims: BTreeMap<String, u64>,
     related: BTreeSet<String>,
     first: Micros,
@@ -117,6 +118,7 @@ impl Story {
             overtaken: 0,
             open_count: 0,
             early: false,
+            crowded: false,
             victims: BTreeMap::new(),
             related: BTreeSet::new(),
         };
@@ -220,6 +222,11 @@ impl Story {
         self.early = true;
     }
 
+    /// Says whether it is the one for all that its maker has beyond a bound.
+    pub fn set_crowded(&mut self, crowded: bool) {
+        self.crowded = crowded;
+    }
+
     /// Lets it last from or until this time, wall clock.
     pub fn cover(&mut self, wall: Micros) {
         self.first = self.first.min(wall);
@@ -320,6 +327,7 @@ impl Story {
             overtaken: self.overtaken,
             open_count: self.open_count,
             early: self.early,
+            crowded: self.crowded,
             victims: self.victims.clone(),
             first: self.first,
             last: self.last,
