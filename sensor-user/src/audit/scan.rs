@@ -6,7 +6,7 @@
 //! literally, or an escape that could decode to a part of them. Pure; called by the sources and by
 //! `replay`.
 
-use std::{borrow::Cow, fmt, str, sync::LazyLock};
+use std::{borrow::Cow, fmt, net::IpAddr, str, sync::LazyLock};
 
 use memchr::{
     memchr_iter, memchr2,
@@ -394,6 +394,14 @@ fn clean_by(redact: fn(&str) -> Cow<'_, str>, mut text: String) -> String {
     }
 }
 
+/// An address in the one form in which it is compared: an IPv4 address may be given as an IPv6 one.
+fn clean_address(text: String) -> String {
+    match text.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().to_string(),
+        Err(_) => clean(text),
+    }
+}
+
 fn clean_user(user: User) -> User {
     let User { username, uid, groups, extra } = user;
     let values = |values: Vec<String>| values.into_iter().map(clean).collect();
@@ -464,7 +472,7 @@ pub fn decode(line: &[u8], interest: &Interest<'_>) -> Result<Option<AuditRecord
         verb: clean(event.verb.unwrap_or_default()),
         user: clean_user(user),
         impersonated_user: event.impersonated_user.map(clean_user),
-        source_ips: event.source_ips.unwrap_or_default().into_iter().map(clean).collect(),
+        source_ips: event.source_ips.unwrap_or_default().into_iter().map(clean_address).collect(),
         user_agent: event.user_agent.map(clean),
         object_ref: object_ref.map(clean_object),
         response_status: event.response_status.map(clean_status),

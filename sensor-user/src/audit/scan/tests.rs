@@ -241,6 +241,21 @@ fn the_names_of_users_and_groups_stay_as_they_are_unless_they_hold_a_token() {
 }
 
 #[test]
+fn an_address_has_one_form_however_it_is_written() {
+    for (written, expected) in [
+        ("10.1.1.1", "10.1.1.1"),
+        ("::ffff:10.1.1.1", "10.1.1.1"),
+        ("::FFFF:a01:101", "10.1.1.1"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("no address", "no address"),
+    ] {
+        let mut line = event();
+        line["sourceIPs"] = json!([written]);
+        assert_eq!(record(&line.to_string()).source_ip(), Some(expected));
+    }
+}
+
+#[test]
 fn a_real_request_is_decoded_in_full() {
     let forbidden = REAL.lines().find(|line| {
         line.contains("\"code\":403") && line.contains(POD_UID) && line.contains("\"pods\"")
