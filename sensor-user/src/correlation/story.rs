@@ -74,7 +74,10 @@ pub struct Story {
     /// Whether only requests that the workload makes anyway were told.
     own_only: bool,
     open: Option<Arc<Open>>,
+    /// The one that it was told with.
     request: Option<Attached>,
+    /// The one that it is summed up with: of those that are worst, the earliest.
+    worst: Option<Attached>,
     initiators: Vec<Arc<AuditRecord>>,
     requests: BTreeMap<Place, Listed>,
     request_count: u64,
@@ -110,6 +113,7 @@ impl Story {
             last: times.max().unwrap_or_default(),
             open,
             request: None,
+            worst: None,
             initiators: Vec::new(),
             requests: BTreeMap::new(),
             request_count: 0,
@@ -124,6 +128,7 @@ impl Story {
         };
         if let Some(request) = request {
             story.request = Some(story.attach(request, Share::among(1)));
+            story.worst.clone_from(&story.request);
         }
         if let Some(request) = &story.request {
             story.told = request.band;
@@ -171,7 +176,27 @@ impl Story {
         self.known.insert(place, Known { time, request, address, by_address });
         self.requests.insert(place, self.listed(&attached));
         self.keep_within(share);
+        self.note_worst(&attached);
         attached
+    }
+
+    /// Sums it up with this request, or a later stage of the one that it is summed up with. `true` if that
+    /// is news of the same.
+    fn note_worst(&mut self, attached: &Attached) -> bool {
+        // What was told by an open alone is summed up by that.
+        let Some(worst) = &mut self.worst else { return false };
+        if worst.id == attached.id {
+            worst.band = worst.band.max(attached.band);
+            let later = worst.record.is_before(&attached.record);
+            if later {
+                Arc::make_mut(&mut worst.record).take_outcome(&attached.record);
+            }
+            return later;
+        }
+        if badness(worst) < badness(attached) {
+            *worst = attached.clone();
+        }
+        false
     }
 
     fn listed(&self, attached: &Attached) -> Listed {
@@ -244,6 +269,9 @@ impl Story {
             self.request.clone_from(&other.request);
             self.initiators.clone_from(&other.initiators);
         }
+        if let Some(others) = &other.worst {
+            self.note_worst(others);
+        }
         self.told = self.told.max(other.told);
         self.own_only &= other.own_only;
         self.cover(other.first);
@@ -280,12 +308,7 @@ impl Story {
             }
             self.requests.insert(place, later);
         }
-        if let Some(first) = self.request.as_mut().filter(|first| first.id == id)
-            && first.record.is_before(&attached.record)
-        {
-            Arc::make_mut(&mut first.record).take_outcome(&attached.record);
-            is_news = true;
-        }
+        is_news |= self.note_worst(&attached);
         Some((attached, is_news))
     }
 
@@ -307,7 +330,7 @@ impl Story {
 
     /// What is told when it has ended.
     pub fn summary(&self) -> Finding {
-        self.tell(Kind::Incident, self.request.clone())
+        self.tell(Kind::Incident, self.worst.clone())
     }
 
     fn tell(&self, kind: Kind, request: Option<Attached>) -> Finding {
@@ -333,4 +356,14 @@ impl Story {
             last: self.last,
         }
     }
+}
+
+/// What of two requests the worse one has more of.
+fn badness(request: &Attached) -> (Band, u8, Reverse<Place>) {
+    let kind = match request.request {
+        RequestKind::Own => 0,
+        RequestKind::Unknown => 1,
+        RequestKind::New => 2,
+    };
+    (request.band, kind, Reverse((request.record.request_received_timestamp, request.id)))
 }
