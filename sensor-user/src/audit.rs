@@ -236,14 +236,21 @@ impl AuditRecord {
         object.namespace.as_deref().zip(object.name.as_deref())
     }
 
-    /// Whether the API server did what was asked; `None` while that is not known.
+    /// Whether the API server did what was asked; `None` while that is not known, and where it failed by
+    /// itself (5xx): that says nothing of what was done until then.
     pub fn allowed(&self) -> Option<bool> {
         let code = self.response_status.as_ref().and_then(|status| status.code);
         match (self.decision(), code) {
-            (Some("forbid"), _) | (_, Some(400..)) => Some(false),
+            (Some("forbid"), _) | (_, Some(400..500)) => Some(false),
+            (_, Some(500..)) => None,
             (Some("allow"), _) | (_, Some(_)) => Some(true),
             (_, None) => None,
         }
+    }
+
+    /// Whether what was asked is done or may be: a list that ended in a timeout was sent in part.
+    pub fn may_be_done(&self) -> bool {
+        self.allowed().unwrap_or(self.decision() == Some("allow"))
     }
 
     /// Whether `other` is of a later stage of the same request: by the time, and by the stage where that

@@ -96,10 +96,10 @@ pub fn band(record: &AuditRecord, request: RequestKind, address: Address) -> Ban
     if request == RequestKind::Own {
         return BASE_BAND;
     }
-    let allowed = record.allowed() == Some(true);
-    if allowed && (is_cluster_admin(record) || lists_all_secrets(record)) {
+    let done = record.may_be_done();
+    if done && (is_cluster_admin(record) || lists_all_secrets(record)) {
         Band::Critical
-    } else if address == Address::Neither || (allowed && is_powerful(record)) {
+    } else if address == Address::Neither || (done && is_powerful(record)) {
         Band::High
     } else {
         BASE_BAND

@@ -67,6 +67,24 @@ fn what_a_request_gives_its_maker_raises_the_risk() {
 }
 
 #[test]
+fn what_was_allowed_and_failed_in_the_api_server_may_have_been_done() {
+    for (decision, code, expected) in [
+        ("allow", json!(200), Band::Critical),
+        ("allow", json!(504), Band::Critical),
+        ("allow", Value::Null, Band::Critical),
+        ("allow", json!(404), Band::Medium),
+        ("forbid", json!(504), Band::Medium),
+    ] {
+        let more = json!({
+            "responseStatus": {"code": code},
+            "annotations": {"authorization.k8s.io/decision": decision},
+        });
+        let found = record("list", "secrets", None, &more);
+        assert_eq!(band(&found, RequestKind::New, Address::Pod), expected, "{decision} {code}");
+    }
+}
+
+#[test]
 fn a_refusal_raises_nothing_but_a_strange_address_does() {
     let refused = json!({
         "responseStatus": {"code": 403},
