@@ -2,7 +2,7 @@
 
 use super::{evidence, who::Who};
 use crate::{
-    attribution::{Grade, TokenOpen},
+    attribution::{Grade, TokenFile, TokenOpen},
     audit::AuditRecord,
     correlation::{Finding, Kind, Listed},
     rules::catalogue::RuleId,
@@ -61,10 +61,15 @@ fn ended(finding: &Finding, pod: &str) -> String {
              {requests} request(s)",
             finding.victims.len()
         ),
-        RuleId::TokenAccessThenApiRequest | RuleId::TokenRead | RuleId::DecoyUsed => format!(
-            "the incident in {pod} has ended after {opens} open(s) of its token and {requests} \
-             request(s)"
-        ),
+        RuleId::TokenAccessThenApiRequest | RuleId::TokenRead | RuleId::DecoyUsed => {
+            // What came after the first one may have been either.
+            let public = finding.open.as_ref().is_some_and(|it| it.open.file == TokenFile::CaCert);
+            let file = if public { "ca.crt or token" } else { "token" };
+            format!(
+                "the incident in {pod} has ended after {opens} open(s) of its {file} and \
+                 {requests} request(s)"
+            )
+        }
     }
 }
 
@@ -140,13 +145,28 @@ fn decoy(request: &AuditRecord) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use super::accounts;
+    use super::{Who, accounts, of};
     use crate::{
+        attribution::{TokenFile, TokenOpen, pods::PodIndex},
         audit::Stage,
-        correlation::{Asked, Listed, ids::RequestId},
-        rules::{Band, RequestKind},
+        correlation::{Asked, Listed, Open, ids::RequestId, story::Story},
+        rules::{Band, RequestKind, catalogue::RuleId},
         time::Micros,
     };
+
+    #[test]
+    fn where_the_certificate_was_opened_nobody_is_told_of_the_token() {
+        for (file, says) in
+            [(TokenFile::Token, "its token "), (TokenFile::CaCert, "its ca.crt or token ")]
+        {
+            let open = TokenOpen { file, ..TokenOpen::example(Micros(0)) };
+            let open = Some(Arc::new(Open::new("boot", open)));
+            let rule = RuleId::TokenAccessThenApiRequest;
+            let summary = Story::begin(rule, "i".into(), open, None).summary();
+            let said = of(&summary, &Who::of(&summary, &PodIndex::default()));
+            assert!(said.contains(says), "{said}");
+        }
+    }
 
     #[test]
     fn each_account_is_named_once_and_the_rest_is_counted() {
