@@ -14,9 +14,10 @@ use tokentrail_ebpf::{Counter, Offsets, SessionCommand, TaskKey, VOLUME_WORDS, V
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// Key: [`Counter`]. Value: events since load, per CPU. Writer: [`count`]. Reader: user space.
+/// Key: [`Counter`]. Value: events since load, per CPU. Writer: [`count`]; of the slots behind
+/// them, user space. Reader: user space.
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::SLOTS, 0);
 
 /// Key: minor number / 64 of a device with major number 0, which all tmpfs have. Value: one bit a
 /// minor number. Writer: user space. Reader: the filter, which gets an array's value without a
