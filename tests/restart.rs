@@ -17,7 +17,8 @@ use std::{
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use serde_json::Value;
 use tokentrail_tests::{
-    Agent, Finished, Node, PATIENCE, Sandbox, TOKEN_PATH, Workload, tokentrail, wait_until,
+    Agent, Finished, NODE_NAME, Node, PATIENCE, Sandbox, TOKEN_PATH, Workload, tokentrail,
+    wait_until,
 };
 
 /// Opens of the tests that count them, each of a process of its own.
@@ -45,15 +46,20 @@ impl<'sandbox> Kept<'sandbox> {
         self.sandbox.run(tokentrail().arg("uninstall").arg("--pin-dir").arg(&self.pins)).unwrap()
     }
 
-    /// Folders below the directory of all pins, as `v2/12345`.
+    /// Where this node's are.
+    fn of_node(&self) -> PathBuf {
+        self.pins.join(NODE_NAME)
+    }
+
+    /// Folders below the directory of this node's pins, as `v2/12345`.
     fn sets(&self) -> Vec<String> {
         let names = |folder: &Path| -> Vec<String> {
             let entries = fs::read_dir(folder).into_iter().flatten().map(Result::unwrap);
             entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
         };
-        let versions = names(&self.pins).into_iter();
+        let versions = names(&self.of_node()).into_iter();
         let sets = versions.flat_map(|version| {
-            let sets = names(&self.pins.join(&version)).into_iter();
+            let sets = names(&self.of_node().join(&version)).into_iter();
             sets.map(move |set| format!("{version}/{set}")).collect::<Vec<_>>()
         });
         sets.collect()
@@ -201,9 +207,9 @@ fn programs_of_another_version_are_read_as_far_as_they_can_be_and_removed() {
     agent.kill().unwrap();
     let set = kept.sets().pop().unwrap();
     let (version, number) = set.split_once('/').unwrap();
-    fs::rename(kept.pins.join(version), kept.pins.join("v1")).unwrap();
+    fs::rename(kept.of_node().join(version), kept.of_node().join("v1")).unwrap();
     // And what a start left that did not come to its end.
-    fs::create_dir(kept.pins.join("v1/new-1")).unwrap();
+    fs::create_dir(kept.of_node().join("v1/new-1")).unwrap();
     victim.attack().unwrap();
     node.request_by(&victim.pod).unwrap();
     let _agent = node.agent.start().unwrap();
@@ -214,7 +220,7 @@ fn programs_of_another_version_are_read_as_far_as_they_can_be_and_removed() {
     let sets = kept.sets();
     assert_eq!(sets.len(), 1, "{sets:?}");
     assert!(sets[0].starts_with(&format!("{version}/")) && !sets[0].ends_with(number), "{sets:?}");
-    assert!(!kept.pins.join("v1").exists());
+    assert!(!kept.of_node().join("v1").exists());
 }
 
 #[test]
@@ -250,15 +256,15 @@ fn uninstall_removes_what_every_version_left_and_nothing_of_others() {
     agent.kill().unwrap();
     let [set] = &*kept.sets() else { panic!("{:?}", kept.sets()) };
     let (version, number) = set.split_once('/').unwrap();
-    fs::rename(kept.pins.join(version), kept.pins.join("v1")).unwrap();
+    fs::rename(kept.of_node().join(version), kept.of_node().join("v1")).unwrap();
     let others = kept.pins.join("of-somebody-else");
     fs::create_dir(&others).unwrap();
 
     let removed = kept.uninstall();
     assert_eq!(removed.code, Some(0), "{removed:?}");
-    let expected = format!("removed {}\n", kept.pins.join("v1").join(number).display());
+    let expected = format!("removed {}\n", kept.of_node().join("v1").join(number).display());
     assert_eq!(removed.output, expected);
-    assert!(others.exists() && !kept.pins.join("v1").exists());
+    assert!(others.exists() && !kept.of_node().join("v1").exists());
 
     fs::remove_dir(&others).unwrap();
     for _ in 0..2 {
@@ -288,7 +294,7 @@ fn two_agents_do_not_keep_their_programs_in_one_directory() {
     let (status, log) = other.agent.spawn().unwrap().wait().unwrap();
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("another tokentrail keeps its programs in"), "{log}");
-    assert!(log.contains(&kept.pins.display().to_string()), "{log}");
+    assert!(log.contains(&kept.of_node().display().to_string()), "{log}");
     assert_eq!(agent.get("/readyz").unwrap().status, 200, "the first one goes on");
 }
 

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     api::Access,
     audit::webhook::WebhookConfig,
-    kernel::{RouteChoice, SensorConfig},
+    kernel::{RouteChoice, SensorConfig, pins},
 };
 
 mod webhook;
@@ -278,7 +278,7 @@ impl Config {
             route: self.route,
             btf: self.btf.clone(),
             canary_dir: self.canary_dir.clone(),
-            pin_dir: self.pin_dir.clone(),
+            pin_dir: self.pin_dir.as_ref().map(|it| pins::of_node(it, &self.node_name)),
         }
     }
 

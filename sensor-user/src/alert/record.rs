@@ -116,6 +116,6 @@ mod tests {
         let read: Vec<_> = lines.map(|line| opens::parse(line).unwrap().unwrap()).collect();
         let skews: Vec<_> = read.iter().map(|it| it.skew).collect();
         assert_eq!(skews, [Some(Micros(1_000_000)), Some(Micros(2_500))]);
-        assert_eq!(read[0].open(), open.open);
+        assert_eq!(read[1].open(), open.open);
     }
 }

@@ -35,7 +35,7 @@ pub fn execute(args: RunArgs) -> Exit {
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
     let canary::Proof { access, warnings } = canary::prove(&config);
     let others: Vec<Finding> = files::look(&config).into_iter().chain(access).collect();
-    let pins = config.pin_dir.as_deref().map(pins);
+    let pins = config.sensor().pin_dir.as_deref().map(pins);
     let doubts = doubts(&config, rules.current());
     let mut output = io::stdout().lock();
     let mut print = |findings: &[Finding], otherwise: &str| {

@@ -3,7 +3,7 @@
 //! `predecessor`.
 //!
 //! ```text
-//! <directory>/v<ABI version>/<boot clock when it was made, ns>/
+//! <directory>/<node>/v<ABI version>/<boot clock when it was made, ns>/
 //!     EVENTS COUNTERS SESSIONS LINEAGE     maps, by their names
 //!     open-<hook> session-<hook>           what keeps programs attached
 //! ```
@@ -95,7 +95,14 @@ pub enum PinError {
     },
 }
 
-/// The directory of all sets, one agent's for as long as this lives.
+/// The directory of a node's sets: nodes may share a kernel, and then its BPF file system.
+pub fn of_node(directory: &Path, node: &str) -> PathBuf {
+    // A BPF file system takes no dot in a name.
+    let plain = |it: char| if it.is_ascii_alphanumeric() || it == '-' { it } else { '_' };
+    directory.join(node.chars().map(plain).collect::<String>())
+}
+
+/// The directory of a node's sets, one agent's for as long as this lives.
 #[derive(Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -266,27 +273,34 @@ pub fn look(root: &Path) -> Result<String, PinError> {
     Ok(format!("{}: {} set(s) of programs to take over from", root.display(), whole.len()))
 }
 
-/// Removes all that was ever pinned here, of whatever version, and returns what that was. Other entries
-/// of the directory stay, and so does the directory then.
-pub fn uninstall(root: &Path) -> Result<Vec<PathBuf>, PinError> {
-    if !root.exists() {
+/// Removes all that was ever pinned in a directory, of whatever node and version, and returns what that
+/// was. Other entries stay, and so do the directories that they are in.
+pub fn uninstall(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
+    if !directory.exists() {
         return Ok(Vec::new());
     }
-    if !is_on_bpf_fs(root) {
-        return Err(PinError::NoBpfFs { path: root.to_owned() });
+    if !is_on_bpf_fs(directory) {
+        return Err(PinError::NoBpfFs { path: directory.to_owned() });
     }
-    let _pins = Pins::lock(root)?;
-    let (whole, unfinished) = sets_in(root);
     let mut removed = Vec::new();
-    for set in whole.into_iter().chain(unfinished) {
-        set.remove()?;
-        removed.push(set.path);
+    for node in entries(directory).map(|name| directory.join(name)) {
+        let (whole, unfinished) = sets_in(&node);
+        let sets: Vec<Set> = whole.into_iter().chain(unfinished).collect();
+        if sets.is_empty() && versions(&node).is_empty() {
+            continue;
+        }
+        let _pins = Pins::lock(&node)?;
+        for set in sets {
+            set.remove()?;
+            removed.push(set.path);
+        }
+        let left = versions(&node).into_iter().map(|version| node.join(format!("v{version}")));
+        for folder in left.chain([node.clone()]) {
+            // Where it is not empty, the rest is somebody else's.
+            let _: io::Result<()> = fs::remove_dir(folder);
+        }
     }
-    let left = versions(root).into_iter().map(|version| root.join(format!("v{version}")));
-    for folder in left.chain([root.to_owned()]) {
-        // Where it is not empty, the rest is somebody else's.
-        let _: io::Result<()> = fs::remove_dir(folder);
-    }
+    let _: io::Result<()> = fs::remove_dir(directory);
     Ok(removed)
 }
 
