@@ -159,13 +159,15 @@ fn whenever_agents_are_killed_each_open_is_read_once() {
         agent
     });
     agent.wait_until_ready().unwrap();
+    // Where starts are slow, the opens of before are too long ago for a request by now.
+    victim.attack().unwrap();
     node.request_by(&victim.pod).unwrap();
     node.settled_alert_about(&victim.pod).unwrap();
     let lost = agent.metric("tokentrail_kernel_lost_total", &[]).unwrap();
     assert!(lost.abs() < f64::EPSILON, "{lost}");
     let gaps = status(&agent)["gaps"].clone();
     if keeps {
-        assert_eq!(kept.opens_by_cat(&victim), OPENS);
+        assert_eq!(kept.opens_by_cat(&victim), OPENS + 1);
         assert_eq!(gaps, Value::Array(Vec::new()));
     }
     assert_eq!(kept.sets().len(), 1, "{:?}", kept.sets());

@@ -282,11 +282,13 @@ pub enum Counter {
     LostRingFull = 0,
     /// Opens that matched, but whose file could not be read a second time.
     LostUnreadable = 1,
+    /// Sessions and processes of sessions for which the maps had no room, even after others gave way.
+    SessionsFull = 2,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
     /// Slots of the map: behind the counters, how far user space has told of each, which outlives it
     /// beside them.
     pub const SLOTS: u32 = 2 * Self::COUNT;

@@ -362,6 +362,10 @@ impl Sensor {
                 Err(error) => debug!(%error, "cannot read a counter"),
             }
         }
+        match self.reader.losses().take(Counter::SessionsFull) {
+            Ok(new) => self.metrics.sessions_full(new),
+            Err(error) => debug!(%error, "cannot read a counter"),
+        }
     }
 }
 

@@ -52,6 +52,7 @@ pub struct KernelMetrics {
     lag: Gauge<f64, AtomicU64>,
     canary: Gauge,
     attached_anew: Counter,
+    sessions_full: Counter,
     unseen: Counter<f64, AtomicU64>,
 }
 
@@ -87,6 +88,11 @@ impl KernelMetrics {
             "tokentrail_kernel_attached_anew",
             "Times that the sensor was attached anew, since its self-test had failed",
             self.attached_anew.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_sessions_full",
+            "Sessions and processes of sessions that were not noted, since the kernel had no room",
+            self.sessions_full.clone(),
         );
         registry.register(
             "tokentrail_kernel_unseen_seconds",
@@ -129,6 +135,10 @@ impl KernelMetrics {
 
     pub(super) fn lost(&self, reason: Loss, count: u64) {
         self.lost.get_or_create(&LossLabels { reason }).inc_by(count);
+    }
+
+    pub(super) fn sessions_full(&self, count: u64) {
+        self.sessions_full.inc_by(count);
     }
 
     pub(super) fn attached_anew(&self) {

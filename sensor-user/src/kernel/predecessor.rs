@@ -144,3 +144,39 @@ impl Predecessor {
         (!why.is_empty() && gap.from < gap.to).then_some(gap)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_until(seconds: i64, blind: Option<&str>) -> Predecessor {
+        Predecessor {
+            ring: None,
+            losses: None,
+            _links: Vec::new(),
+            set: None,
+            read_until: Micros::from_secs(seconds),
+            blind: blind.map(str::to_owned),
+            unreadable: 3,
+        }
+    }
+
+    #[test]
+    fn what_nobody_saw_or_can_read_is_a_gap_up_to_the_proof_that_another_one_sees() {
+        let proven = Micros::from_secs(20);
+        let mut before = read_until(10, Some("blind"));
+        let lost = before.lost();
+        assert_eq!(lost, [(Loss::OtherVersion, 3)]);
+        let gap = before.gap(&lost, proven).unwrap();
+        assert_eq!((gap.from, gap.to), (Micros::from_secs(10), proven));
+        let why = "blind; 3 opens were noted by another version and cannot be read";
+        assert_eq!(gap.why, why);
+        assert_eq!(read_until(10, None).gap(&[], proven), None, "nothing is missing");
+    }
+
+    #[test]
+    fn who_was_there_while_the_other_one_was_read_has_no_gap() {
+        let before = read_until(20, Some("blind"));
+        assert_eq!(before.gap(&[(Loss::RingFull, 1)], Micros::from_secs(15)), None);
+    }
+}

@@ -89,28 +89,35 @@ pub(super) fn read(ring: &mut RingBuf<MapData>, mut each: impl FnMut(Decoded)) -
 
 /// The kernel side's counters, of which each is told once: how far they were told is kept beside them,
 /// and outlives the agent as they do.
-pub(super) struct Losses(PerCpuArray<MapData, u64>);
+pub(super) struct Losses {
+    counters: PerCpuArray<MapData, u64>,
+    told: [u64; Counter::COUNT as usize],
+}
 
 impl Losses {
     pub(super) fn of(map: Map) -> Result<Self, MapError> {
-        PerCpuArray::try_from(map).map(Self)
+        let counters: PerCpuArray<MapData, u64> = PerCpuArray::try_from(map)?;
+        let mut told = [0; Counter::COUNT as usize];
+        for (slot, told) in (Counter::COUNT..).zip(&mut told) {
+            *told = counters.get(&slot, 0)?.iter().sum();
+        }
+        Ok(Self { counters, told })
     }
 
     /// How far a counter has come since this was last asked.
     pub(super) fn take(&mut self, counter: Counter) -> Result<u64, MapError> {
-        let total: u64 = self.0.get(&(counter as u32), 0)?.iter().sum();
-        let told = self.0.get(&counter.told(), 0)?;
-        let new = total.saturating_sub(told.iter().sum());
+        let values = self.counters.get(&(counter as u32), 0)?;
+        let total: u64 = values.iter().sum();
+        let Some(told) = self.told.get_mut(counter as usize) else { return Ok(0) };
+        let new = total.saturating_sub(*told);
         if new > 0 {
-            let mut told = vec![0; told.len()];
-            if let Some(first) = told.first_mut() {
+            let mut values = vec![0; values.len()];
+            if let Some(first) = values.first_mut() {
                 *first = total;
             }
-            self.0.set(
-                counter.told(),
-                PerCpuValues::try_from(told).map_err(MapError::IoError)?,
-                0,
-            )?;
+            let values = PerCpuValues::try_from(values).map_err(MapError::IoError)?;
+            self.counters.set(counter.told(), values, 0)?;
+            *told = total;
         }
         Ok(new)
     }

@@ -35,8 +35,9 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Two sensors that are attached at once read the clock one after the other.
-    const APART_NS: u64 = 10_000_000;
+    /// Two sensors that are attached at once read the clock one after the other, and the opener may have
+    /// to wait for its core in between.
+    const APART_NS: u64 = 100_000_000;
     /// How long after another one was ended its last opens may be told.
     const LINGER: Duration = Duration::from_secs(10);
 
@@ -59,8 +60,13 @@ impl Known {
     /// Whether it is known; each is so once.
     pub(super) fn take(&mut self, open: &TokenOpen) -> bool {
         let Some(times) = self.opens.get_mut(&(open.process, open.inode)) else { return false };
-        let is = |time: &u64| time.abs_diff(open.ktime_ns) < Self::APART_NS;
-        times.iter().position(is).map(|at| times.swap_remove(at)).is_some()
+        let apart = |time: &u64| time.abs_diff(open.ktime_ns);
+        let nearest = (0..).zip(&*times).min_by_key(|(_, time)| apart(time));
+        let Some((at, _)) = nearest.filter(|(_, time)| apart(time) < Self::APART_NS) else {
+            return false;
+        };
+        times.swap_remove(at);
+        true
     }
 
     /// From now on nothing more is added.
@@ -207,5 +213,42 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_that_two_sensors_saw_is_known_once_and_others_are_not() {
+        let at = |ktime_ns: u64| {
+            let mut open = TokenOpen::example(Micros(0));
+            open.ktime_ns = ktime_ns;
+            open
+        };
+        let mut known = Known::default();
+        known.add(&at(1_000_000_000));
+        let mut other = at(1_000_000_000);
+        other.inode += 1;
+        assert!(!known.take(&other), "another file");
+        assert!(!known.take(&at(1_500_000_000)), "another time");
+        // The other one's clock was read a moment later.
+        assert!(known.take(&at(1_000_002_000)));
+        assert!(!known.take(&at(1_000_002_000)), "a second one of the same process");
+    }
+
+    #[test]
+    fn what_is_known_is_forgotten_when_nobody_tells_of_it_any_more() {
+        let open = TokenOpen::example(Micros(0));
+        let mut known = Known::default();
+        known.add(&open);
+        known.settle();
+        known.forget();
+        assert!(known.take(&open), "not at once");
+        known.add(&open);
+        known.until = Some(Instant::now());
+        known.forget();
+        assert!(!known.take(&open));
     }
 }
