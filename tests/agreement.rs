@@ -25,6 +25,8 @@ use scene::{LATENESS, Scene};
 const SEEDS: [u64; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 /// In these the agent is killed on the way.
 const KILLED: [u64; 2] = [3, 8];
+/// In these nothing is left to learn: what a workload reads is foreign, what it asks is new.
+const LEARNED: [u64; 3] = [2, 5, 6];
 
 /// What each document is compared by, under its `event.id`.
 type Told = BTreeMap<String, Value>;
@@ -36,9 +38,12 @@ fn what_run_tells_while_it_happens_replay_tells_of_what_was_recorded() {
     let scenes: Vec<_> = SEEDS
         .iter()
         .zip(&sandboxes)
-        .map(|(seed, sandbox)| Scene::play(sandbox, *seed, KILLED.contains(seed)))
+        .map(|(seed, sandbox)| {
+            let learning = if LEARNED.contains(seed) { 0 } else { 600 };
+            Scene::play(sandbox, *seed, KILLED.contains(seed), learning)
+        })
         .collect();
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut grades) = (BTreeSet::new(), BTreeSet::new());
     for scene in scenes {
         let replayed = replay(&scene);
         let expected = told(&scene, &replayed);
@@ -53,7 +58,9 @@ fn what_run_tells_while_it_happens_replay_tells_of_what_was_recorded() {
         assert!(differences.is_empty(), "seed {seed}: {differences:#?}\n{}", scene.story());
         ended.unwrap();
         seen.extend(replayed.iter().map(|it| (text(&it["rule"]["id"]), kind(it))));
+        grades.extend(replayed.iter().map(|it| text(&it["tokentrail"]["grade"])));
     }
+    assert!(grades.contains("foreign"), "{grades:?}");
     for (rule, kind) in [
         ("token-access-then-api-request", "alert"),
         ("token-access-then-api-request", "escalation"),
@@ -79,6 +86,7 @@ fn replay(scene: &Scene<'_>) -> Vec<Value> {
     command.arg("--audit").arg(scene.node.audit.path()).arg("-o").arg(&output);
     command.arg("--rules-file").arg(scene.rules());
     command.args(["--lateness", &format!("{LATENESS}s")]);
+    command.args(["--learning", &format!("{}s", scene.learning)]);
     let finished = scene.sandbox.run(&mut command).unwrap();
     assert_eq!(finished.code, Some(0), "{finished:?}");
     for trouble in ["--lateness", "given up", "unusable"] {

@@ -8,14 +8,14 @@
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{bpf_d_path, bpf_get_current_task, bpf_get_current_task_btf},
-    programs::{FExitContext, ProbeContext, TracePointContext},
+    programs::{FExitContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
 use tokentrail_ebpf::{MatchedBy, Route, TEXT_LEN};
 
 use crate::{
     emit,
-    maps::{self, off},
+    maps::{self, known, off},
     read::{Buffer, Probed, Read, Span, Typed},
 };
 
@@ -43,6 +43,17 @@ const REGULAR: u16 = 0o100_000;
 const FMODE_PATH: u32 = 0x4000;
 /// Where `struct trace_event_raw_sys_exit` has `ret`, in words.
 const EXIT_RET: usize = 2;
+/// `IORING_OP_OPENAT`, `IORING_OP_OPENAT2` and `IORING_FILE_INDEX_ALLOC` of
+/// `include/uapi/linux/io_uring.h`.
+const URING_OPENS: [u8; 2] = [18, 28];
+const ANY_SLOT: u32 = u32::MAX;
+/// The low bits of a pointer in a ring's file table are flags.
+const SLOT_FLAGS: u64 = 7;
+/// `TS_COMPAT` of `arch/x86/include/asm/thread_info.h`: the running call is a 32-bit one.
+const COMPAT: u32 = 2;
+/// `open`, `openat`, `open_by_handle_at`, `pidfd_getfd` and `openat2` of
+/// `arch/x86/entry/syscalls/syscall_32.tbl`. By those numbers other calls go natively.
+const COMPAT_OPENS: [u32; 5] = [5, 295, 342, 438, 437];
 
 #[inline(always)]
 pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
@@ -62,6 +73,22 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
         });
         // Last, so that the verifier does not go through the record once for each path in here.
         debug!(ctx, "fexit: reported an open that matched by {}", matched as u32);
+    }
+    0
+}
+
+#[inline(always)]
+pub(crate) fn on_receive_fexit(ctx: &FExitContext) -> i32 {
+    let denied: i32 = ctx.arg(1);
+    if denied != 0 {
+        return 0;
+    }
+    // SAFETY: the first argument of the traced function, which BTF types as `struct file *`.
+    let file = unsafe { Typed::new(ctx.arg(0)) };
+    if let Some(matched) = token_like(file) {
+        // `bpf_d_path` is not allowed in this function.
+        emit::open(Route::Fexit, file.probed(), matched, |path| path[0] = 0);
+        debug!(ctx, "fexit: reported a received file that matched by {}", matched as u32);
     }
     0
 }
@@ -98,6 +125,79 @@ pub(crate) fn on_exit(ctx: &TracePointContext) -> u32 {
         debug!(ctx, "exit: reported an open that matched by {}", matched as u32);
     }
     0
+}
+
+#[inline(always)]
+pub(crate) fn on_uring_complete(ctx: &TracePointContext) -> u32 {
+    if !known!(uring_res, uring_req, uring_ring, io_kiocb_opcode) {
+        return 0;
+    }
+    // With the helper: the verifier lets no computed offset into a context.
+    let event = Probed::at(ctx.as_ptr() as u64);
+    let request = event.next(off!(uring_req));
+    let opcode: u8 = request.load(off!(io_kiocb_opcode));
+    let result: i32 = event.load(off!(uring_res));
+    if URING_OPENS.contains(&opcode)
+        && let Ok(result) = u32::try_from(result)
+        && let Some(file) = opened_by_uring(event.next(off!(uring_ring)), request, result)
+        && let Some(matched) = token_like(file)
+    {
+        emit::open(Route::Exit, file, matched, |path| path[0] = 0);
+        debug!(ctx, "io_uring: reported an open that matched by {}", matched as u32);
+    }
+    0
+}
+
+/// What a request opened: a descriptor of the process, or a place in the ring's own table, of which
+/// the request gives the number plus one.
+#[inline(always)]
+fn opened_by_uring(ring: Probed, request: Probed, result: u32) -> Option<Probed> {
+    let slot: u32 = request.load(off!(io_open_file_slot));
+    if slot == 0 {
+        return descriptors().map(|table| table.element(result));
+    }
+    let entry = ring.next(off!(io_ring_files));
+    let entry = entry.element(if slot == ANY_SLOT { result } else { slot - 1 });
+    let file = if known!(io_rsrc_node_file) { entry.next(off!(io_rsrc_node_file)) } else { entry };
+    file.address().map(|address| Probed::at(address & !SLOT_FLAGS))
+}
+
+/// Nearly every call leaves after one comparison.
+#[inline(always)]
+pub(crate) fn on_compat_exit(ctx: &RawTracePointContext) -> i32 {
+    if !is_compat() {
+        return 0;
+    }
+    let number: u32 = Probed::at(ctx.arg(0)).load(off!(pt_regs_orig_ax));
+    let result: i32 = ctx.arg(1);
+    if COMPAT_OPENS.contains(&number)
+        && let Ok(descriptor) = u32::try_from(result)
+        && let Some(table) = descriptors()
+        && let file = table.element(descriptor)
+        && let Some(matched) = token_like(file)
+    {
+        emit::open(Route::Exit, file, matched, |path| path[0] = 0);
+        debug!(ctx, "compat: reported an open that matched by {}", matched as u32);
+    }
+    0
+}
+
+/// Whether the current task is in a 32-bit call.
+#[inline(always)]
+fn is_compat() -> bool {
+    if !known!(task_thread_status) {
+        return false;
+    }
+    let status: u32 = if off!(have_task_btf) != 0 {
+        // SAFETY: helper without arguments.
+        let task = unsafe { bpf_get_current_task_btf() };
+        // SAFETY: the helper returns the current `struct task_struct *` with its BTF type.
+        unsafe { Typed::new(task.cast_const().cast()) }.get(off!(task_thread_status))
+    } else {
+        // SAFETY: helper without arguments.
+        Probed::at(unsafe { bpf_get_current_task() }).get(off!(task_thread_status))
+    };
+    status & COMPAT != 0
 }
 
 /// The current process's array of `struct file *`. A descriptor that was just returned is below

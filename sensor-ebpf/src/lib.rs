@@ -225,7 +225,7 @@ pub enum Route {
     Fexit = 1,
     /// kprobe at the entry of `security_file_open`.
     Kprobe = 2,
-    /// Tracepoints at the exits of `open`, `openat`, `openat2`, `open_by_handle_at`.
+    /// Tracepoints at the exits of the calls that return an open file, and at io_uring's completions.
     Exit = 3,
 }
 
@@ -461,6 +461,24 @@ pub struct Offsets {
     pub kernfs_parent: u32,
     /// `kernfs_node.id`
     pub kernfs_id: u32,
+    /// `trace_event_raw_io_uring_complete.ctx`
+    pub uring_ring: u32,
+    /// `trace_event_raw_io_uring_complete.req`
+    pub uring_req: u32,
+    /// `trace_event_raw_io_uring_complete.res`
+    pub uring_res: u32,
+    /// `io_kiocb.opcode`
+    pub io_kiocb_opcode: u32,
+    /// `io_open.file_slot`, which lies at the start of an `io_kiocb`
+    pub io_open_file_slot: u32,
+    /// `io_ring_ctx.file_table.data.nodes` / `file_table.files`
+    pub io_ring_files: u32,
+    /// `io_rsrc_node.file_ptr`; absent where the table holds the files themselves
+    pub io_rsrc_node_file: u32,
+    /// `task_struct.thread_info.status`, on x86-64 alone
+    pub task_thread_status: u32,
+    /// `pt_regs.orig_ax`, on x86-64 alone
+    pub pt_regs_orig_ax: u32,
 }
 
 impl Offsets {

@@ -49,18 +49,43 @@ mod programs {
         filter::on_fexit(&ctx)
     }
 
-    /// Entry of the same function. Sees opens that a security module then denies.
+    /// Return of `int security_file_receive(struct file *)`: a descriptor comes from another
+    /// process, over a socket or by `pidfd_getfd`. All callers since 5.9.
+    /// <https://github.com/torvalds/linux/blob/v6.12/security/security.c#L3061>
+    #[fexit(function = "security_file_receive")]
+    fn receive_fexit(ctx: FExitContext) -> i32 {
+        filter::on_receive_fexit(&ctx)
+    }
+
+    /// Entry of the same functions. Sees opens that a security module then denies.
     #[kprobe]
     fn open_kprobe(ctx: ProbeContext) -> u32 {
         filter::on_kprobe(&ctx)
     }
 
-    /// Tracepoints `syscalls:sys_exit_{open,openat,openat2,open_by_handle_at}`: the returned
-    /// descriptor leads to the file. Their layout: `include/trace/syscall.h`, stable since 2.6.
+    /// Tracepoints `syscalls:sys_exit_{open,openat,openat2,open_by_handle_at,pidfd_getfd}`: the
+    /// returned descriptor leads to the file. Their layout: `include/trace/syscall.h`, stable since
+    /// 2.6.
     /// <https://github.com/torvalds/linux/blob/v6.12/kernel/trace/trace_syscalls.c#L646>
     #[tracepoint]
     fn open_exit(ctx: TracePointContext) -> u32 {
         filter::on_exit(&ctx)
+    }
+
+    /// Tracepoint `io_uring:io_uring_complete`: a request is done and its result known. Names the
+    /// request since 5.19.
+    /// <https://github.com/torvalds/linux/blob/v6.12/io_uring/io_uring.h#L130>
+    #[tracepoint]
+    fn open_uring(ctx: TracePointContext) -> u32 {
+        filter::on_uring_complete(&ctx)
+    }
+
+    /// Exit of every system call of the machine: `struct pt_regs *`, result. For 32-bit calls, which
+    /// the tracepoints of single calls leave out.
+    /// <https://github.com/torvalds/linux/blob/v6.12/kernel/entry/common.c#L149>
+    #[raw_tracepoint(tracepoint = "sys_exit")]
+    fn open_compat(ctx: RawTracePointContext) -> i32 {
+        filter::on_compat_exit(&ctx)
     }
 
     /// A program was executed: the new memory holds its arguments, nothing of it has run yet.

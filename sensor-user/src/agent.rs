@@ -23,14 +23,18 @@ use crate::{
     correlation::journal::JournalError,
     kernel::{
         KernelMetrics, Sensor, SensorError,
+        clock::{Sampler as _, System},
         pins::{PinError, Pins},
     },
     metrics::{CorrelationMetrics, Metrics},
+    time::Micros,
 };
 
 mod canaryfeed;
 mod engine;
 pub mod files;
+mod kept;
+mod learned;
 mod podfeed;
 pub mod rulebook;
 mod senses;
@@ -39,6 +43,7 @@ mod state;
 
 use canaryfeed::CanaryFeed;
 use engine::Engine;
+use learned::LearnedStore;
 use podfeed::PodFeed;
 use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
 use senses::Senses;
@@ -229,13 +234,16 @@ async fn start_sensor(
 ) -> Result<(Sensor, Attributor), AgentError> {
     let mut attribution = AttributionConfig {
         kubelet_cgroup: config.kubelet_cgroup.clone(),
+        learning: Micros::from_duration(config.learning),
+        since_ns: System.sample().0,
         ..AttributionConfig::default()
     };
     if !attribution.kubelet_roots.contains(&config.kubelet_root) {
         attribution.kubelet_roots.push(config.kubelet_root.clone());
     }
     let sensor = Sensor::start(&config.sensor(), metrics.kernel.clone()).await?;
-    let attributor =
+    let mut attributor =
         Attributor::new(attribution, sensor.own_record(), metrics.attribution.clone())?;
+    attributor.restore_learning(LearnedStore::new(&config.state_dir).read());
     Ok((sensor, attributor))
 }

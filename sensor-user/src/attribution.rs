@@ -11,6 +11,7 @@ use tokentrail_ebpf::{Missing, OpenRecord};
 
 use self::{
     kubelet::Kubelet,
+    learned::{Learned, OwnRead},
     pods::PodIndex,
     processes::{ProcessTime, Processes},
     reader::Reader,
@@ -18,6 +19,7 @@ use self::{
     volumes::{Volume, VolumeMap, VolumesError},
 };
 pub use self::{
+    learned::Saved as SavedLearning,
     metrics::AttributionMetrics,
     open::{ContainerRef, Grade, ProcessKey, RelatedProcess, TokenFile, TokenOpen, VolumeRef},
 };
@@ -28,6 +30,7 @@ mod facts;
 #[cfg(test)]
 mod fixture;
 mod kubelet;
+mod learned;
 mod metrics;
 mod open;
 pub mod pods;
@@ -53,6 +56,11 @@ pub struct AttributionConfig {
     pub kubelet_cgroup: Option<String>,
     /// The agent's own process id in the initial pid namespace: its opens are its canary's.
     pub own_tgid: u32,
+    /// How long it is learned which executables a workload reads its token with: from the start of
+    /// the agent, and of each container.
+    pub learning: Micros,
+    /// From when on opens are seen, on the boot clock, nanoseconds.
+    pub since_ns: u64,
 }
 
 impl Default for AttributionConfig {
@@ -63,6 +71,8 @@ impl Default for AttributionConfig {
             kubelet_roots: vec!["/var/lib/kubelet".into()],
             kubelet_cgroup: None,
             own_tgid: std::process::id(),
+            learning: Micros::from_secs(600),
+            since_ns: 0,
         }
     }
 }
@@ -124,6 +134,7 @@ pub struct Attributor {
     scope: Option<Scope>,
     volumes: VolumeMap,
     processes: Processes,
+    learned: Learned,
     kubelet: Option<Kubelet>,
     kubelet_searched: Option<Micros>,
     metrics: AttributionMetrics,
@@ -156,6 +167,7 @@ impl Attributor {
             scope,
             volumes: VolumeMap::open(&source, config.kubelet_roots, metrics.clone())?,
             processes,
+            learned: Learned::new(config.learning, config.since_ns, metrics.clone()),
             kubelet,
             kubelet_searched: None,
             metrics,
@@ -199,6 +211,16 @@ impl Attributor {
         self.volumes.take_changed_devices()
     }
 
+    /// Goes on with what an earlier agent learned about workloads.
+    pub fn restore_learning(&mut self, saved: SavedLearning) {
+        self.learned.restore(saved);
+    }
+
+    /// What is learned about workloads, if that changed since it was last asked.
+    pub fn take_changed_learning(&mut self) -> Option<SavedLearning> {
+        self.learned.take_changed()
+    }
+
     fn decide(
         &mut self,
         record: &OpenRecord,
@@ -212,7 +234,9 @@ impl Attributor {
         if volume.is_none() && !facts::mounted_as_token_volume(record) {
             return Err(Ignored::NotServiceAccountVolume);
         }
-        let file = facts::token_file(record).ok_or(Ignored::OtherFile)?;
+        let file = facts::token_file(record)
+            .or_else(|| self.volumes.linked_file(record.s_dev, record.file_ino))
+            .ok_or(Ignored::OtherFile)?;
         if facts::is_write_only(record) {
             return Err(Ignored::WriteOnly);
         }
@@ -248,13 +272,14 @@ impl Attributor {
             // "Unknown" is no ground to say that somebody entered: where ancestors cannot be read,
             // each read of each workload would alert. `degraded` tells what is missing.
             let entered = native == Some(false) || is_ephemeral(&reader, pods);
-            facts::terminal_grade(record).unwrap_or_else(|| {
-                if entered && !self.is_hook(record, &reader, pods) {
-                    Grade::Exec
-                } else {
-                    Grade::Workload
+            match facts::terminal_grade(record) {
+                Some(grade) => grade,
+                None if entered && !self.is_hook(record, &reader, pods) => Grade::Exec,
+                None if native == Some(true) && self.is_foreign(record, &reader, pods) => {
+                    Grade::Foreign
                 }
-            })
+                None => Grade::Workload,
+            }
         };
         Ok(describe(record, times, Findings { grade, native, volume, reader, file, degraded }))
     }
@@ -310,6 +335,28 @@ impl Attributor {
             .or_else(|| self.processes.command(ProcessTime::from(entry)));
         let id = container.container_id.as_deref();
         command.is_some_and(|command| pods.is_hook(&container.pod_uid, id, &command))
+    }
+
+    /// Whether a process of the container's own tree reads with an executable that is none of its
+    /// workload's. "Unknown" is no ground to say so.
+    fn is_foreign(&mut self, record: &OpenRecord, reader: &Reader, pods: &PodIndex) -> bool {
+        let executable = facts::executable(record);
+        let container = reader.container.as_ref();
+        let Some((container, id)) = container.and_then(|it| Some((it, it.container_id.as_ref()?)))
+        else {
+            return false;
+        };
+        if record.missing & Missing::EXECUTABLE != 0 || executable.is_empty() {
+            return false;
+        }
+        let began = facts::entry(record).start_boottime_ns;
+        self.learned.is_foreign(OwnRead {
+            container_id: id,
+            container: pods.pod(&container.pod_uid).and_then(|pod| pod.container(id)),
+            executable: &executable,
+            ktime_ns: record.ktime_ns,
+            main_start_ns: self.processes.main_start_ns(id).unwrap_or(began),
+        })
     }
 
     /// Whether the kubelet opened. Looked for again if an opener bears its name: it may have been

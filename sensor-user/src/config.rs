@@ -78,6 +78,10 @@ pub struct RunArgs {
     /// Hook route; `auto` takes the first that works [default: auto]
     #[arg(long, value_enum)]
     pub route: Option<RouteChoice>,
+    /// Where the route is `exit`, see opens by 32-bit calls (`int 0x80`) too; each system call of the
+    /// machine then costs some 50 ns more
+    #[arg(long)]
+    pub compat_opens: bool,
     /// Also write every token open that is seen to this file, as ECS documents
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -151,6 +155,7 @@ struct FileConfig {
     take_over: bool,
     pin_dir: Option<PathBuf>,
     route: Option<RouteChoice>,
+    compat_opens: bool,
     record: Option<PathBuf>,
     rules_file: Option<PathBuf>,
     no_sensor: bool,
@@ -159,6 +164,7 @@ struct FileConfig {
     audit_lateness_seconds: Option<u32>,
     audit_canary_seconds: Option<u32>,
     self_test_seconds: Option<u32>,
+    learning_seconds: Option<u32>,
     canary_dir: Option<PathBuf>,
     btf: Option<PathBuf>,
 }
@@ -200,6 +206,8 @@ pub struct Config {
     pub pin_dir: Option<PathBuf>,
     /// Hook route.
     pub route: RouteChoice,
+    /// Whether the exit route looks at 32-bit calls.
+    pub compat_opens: bool,
     /// Where to record opens.
     pub record: Option<PathBuf>,
     /// Exceptions to rules, exclusions, decoys.
@@ -218,6 +226,8 @@ pub struct Config {
     pub audit_webhook_lateness: Duration,
     /// Time between two self-tests of the sensor.
     pub self_test_every: Duration,
+    /// How long a workload is watched before what it was not seen to do counts as new.
+    pub learning: Duration,
     /// Directory on tmpfs for the self-test's file.
     pub canary_dir: Option<PathBuf>,
     /// BTF of the kernel, where it is not at its usual place.
@@ -276,6 +286,7 @@ impl Config {
     pub fn sensor(&self) -> SensorConfig {
         SensorConfig {
             route: self.route,
+            compat_opens: self.compat_opens,
             btf: self.btf.clone(),
             canary_dir: self.canary_dir.clone(),
             pin_dir: self.pin_dir.as_ref().map(|it| pins::of_node(it, &self.node_name)),
@@ -325,6 +336,7 @@ impl Config {
             take_over: args.take_over || file.take_over,
             pin_dir: args.pin_dir.or(file.pin_dir),
             route: args.route.or(file.route).unwrap_or_default(),
+            compat_opens: args.compat_opens || file.compat_opens,
             record: args.record.or(file.record),
             rules_file: args.rules_file.or(file.rules_file),
             no_sensor: args.no_sensor || file.no_sensor,
@@ -335,6 +347,7 @@ impl Config {
                 .filter(|every| !every.is_zero()),
             audit_webhook_lateness: seconds(file.audit_webhook_lateness_seconds, 300),
             self_test_every: seconds(file.self_test_seconds, 300),
+            learning: seconds(file.learning_seconds, 600),
             canary_dir: file.canary_dir,
             btf: file.btf,
         };

@@ -52,7 +52,7 @@ use hourly::Hourly;
 use ids::{Key, RequestId};
 use incident::{Cause, Incident};
 use journal::{Entry, Journal, JournalError};
-use pod::{Known, PodState, Waiting};
+use pod::{Grounds, Known, PodState, Waiting};
 use sessions::Sessions;
 use window::Exposure;
 
@@ -155,10 +155,10 @@ impl<J: Journal> Correlator<J> {
     /// An empty correlator.
     pub fn new(settings: Settings, journal: J) -> Self {
         Self {
+            habits: Habits::new(settings.learning),
             settings,
             rulebook: Arc::default(),
             pods: HashMap::new(),
-            habits: Habits::default(),
             indexed: false,
             sessions: Sessions::default(),
             minted: Hourly::default(),
@@ -251,7 +251,7 @@ impl<J: Journal> Correlator<J> {
                 return;
             }
         }
-        let explained = pod.explains(&request, &self.settings);
+        let explained = pod.explains(&request, &self.habits, &self.settings);
         if explained && token_access::answered(&request.record) {
             self.attach(id, request, findings);
             return;
@@ -288,7 +288,7 @@ impl<J: Journal> Correlator<J> {
             let explained = request
                 .pod_uid()
                 .and_then(|pod_uid| self.pods.get(pod_uid))
-                .is_some_and(|pod| pod.explains(&request, &self.settings));
+                .is_some_and(|pod| pod.explains(&request, &self.habits, &self.settings));
             if explained {
                 self.attach(id, request, findings);
             }
@@ -312,6 +312,7 @@ impl<J: Journal> Correlator<J> {
             let listed = summary.request_count.min(story::Share::MOST_LISTED);
             self.losses.unlisted += listed.saturating_sub(summary.requests.len() as u64);
             self.losses.forgotten += summary.forgotten;
+            self.losses.overtaken += summary.overtaken;
         }
         ended.sort_by(|a, b| (a.first, &a.event_id).cmp(&(b.first, &b.event_id)));
         findings.extend(ended);
@@ -446,11 +447,11 @@ impl<J: Journal> Correlator<J> {
         pod.touched = now;
         given_up.extend(pod.expose(open, &self.settings, &mut self.losses));
         self.losses.merged += pod.merge_incidents(&self.settings);
-        for receipt in pod.explained_receipts(&self.settings) {
+        for receipt in pod.explained_receipts(&self.habits, &self.settings) {
             self.journal(&Entry::Request(receipt));
         }
         let Some(pod) = self.pods.get_mut(&pod_uid) else { return given_up };
-        for (id, request) in pod.take_explained(&self.settings) {
+        for (id, request) in pod.take_explained(&self.habits, &self.settings) {
             self.attach(id, request, findings);
         }
         given_up
@@ -461,23 +462,17 @@ impl<J: Journal> Correlator<J> {
     fn attach(&mut self, id: RequestId, mut request: Request, findings: &mut Vec<Finding>) {
         let Some(pod_uid) = request.pod_uid().map(str::to_owned) else { return };
         let Some(pod) = self.pods.get(&pod_uid) else { return };
-        let anchor = window::anchor(&pod.exposures, request.time, &self.settings);
+        let Some(Grounds { anchor, joined, kind }) =
+            pod.grounds(&request, &self.habits, &self.settings)
+        else {
+            return;
+        };
         let anchor = anchor.map(|(exposure, open)| (exposure.clone(), open));
-        let joined = pod.incidents.iter().position(|incident| {
-            anchor.as_ref().is_some_and(|(it, _)| incident.touches(it, &self.settings))
-                || incident.continues(&request, &self.settings)
-        });
-        let exposed = anchor.as_ref().map(|(exposure, _)| exposure.first_open());
-        let begun = joined.and_then(|at| pod.incidents.get(at)).map(Incident::first_time);
-        let exposed = exposed.into_iter().chain(begun).min().unwrap_or(request.time);
+        let known = request.judged.is_some();
         let count = joined.and_then(|at| pod.incidents.get(at)).map(|it| it.story.request_count());
-        let known = request.judged.map(|(kind, _)| kind);
-        let facts = request.pod.as_deref();
-        let kind =
-            known.unwrap_or_else(|| self.habits.kind(&pod_uid, facts, &request.record, exposed));
         let attached = Attached::new(id, &request, kind);
         let open = anchor.as_ref().map(|(_, open)| Arc::clone(open));
-        if known.is_none() {
+        if !known {
             if self.excepted(RuleId::TokenAccessThenApiRequest, open.as_deref(), Some(&attached)) {
                 return;
             }
@@ -518,7 +513,7 @@ impl<J: Journal> Correlator<J> {
         };
         self.losses.merged += pod.merge_incidents(&self.settings);
         // The incident now lasts longer, so requests of the same client may belong to it as well.
-        let more = pod.take_explained(&self.settings);
+        let more = pod.take_explained(&self.habits, &self.settings);
         if let Some((outside, told_in)) = outside.zip(told_in)
             && let Some(story) = self.outside.stories().find(|story| story.id() == outside)
         {
@@ -578,7 +573,6 @@ impl<J: Journal> Correlator<J> {
         };
         self.losses.pods += 1;
         findings.extend(pod.end_incidents(Micros::MAX, &self.settings));
-        pod.exposures.retain(|exposure| !exposure.settled);
         pod.exposures
     }
 }

@@ -103,6 +103,9 @@ pub struct SensorConfig {
     pub route: RouteChoice,
     /// BTF of the running kernel, if it is not at [`btf::KERNEL_BTF`].
     pub btf: Option<PathBuf>,
+    /// Whether the exit route looks for opens by 32-bit calls too, at a price for every call of the
+    /// machine.
+    pub compat_opens: bool,
     /// Directory on tmpfs for the canary, if not the first of `/run` and `/dev/shm` that is.
     pub canary_dir: Option<PathBuf>,
     /// Directory on a BPF file system in which what is attached outlives the agent, if it is to.
@@ -206,6 +209,17 @@ impl Sensor {
                         sensor.links = attached.links;
                         sensor.route = plan.route;
                         sensor.degraded.extend(attached.blind);
+                        if plan.route == Route::Exit {
+                            let absent = layout.absent_of_uring.iter();
+                            sensor.degraded.extend(absent.map(|name| {
+                                format!("opens by io_uring are not seen: this kernel has no {name}")
+                            }));
+                            if config.compat_opens {
+                                let compat = attach::compat(&mut ebpf);
+                                sensor.links.extend(compat.links);
+                                sensor.degraded.extend(compat.blind);
+                            }
+                        }
                         drop(ebpf);
                         release_memory();
                         return Ok(sensor);

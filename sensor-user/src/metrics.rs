@@ -47,6 +47,7 @@ pub struct CorrelationMetrics {
     unlisted: Counter,
     forgotten: Counter,
     merged: Counter,
+    overtaken: Counter,
     journal_failures: Counter,
     /// Alerts told.
     pub alerts: Counter,
@@ -74,6 +75,7 @@ impl Default for CorrelationMetrics {
             unlisted: Counter::default(),
             forgotten: Counter::default(),
             merged: Counter::default(),
+            overtaken: Counter::default(),
             journal_failures: Counter::default(),
             alerts: Counter::default(),
             escalations: Counter::default(),
@@ -137,6 +139,11 @@ impl CorrelationMetrics {
             self.merged.clone(),
         );
         registry.register(
+            "overtaken_requests",
+            "Requests that came after the alert of an incident that began with them",
+            self.overtaken.clone(),
+        );
+        registry.register(
             "journal_failures",
             "Entries that could not be written to the journal",
             self.journal_failures.clone(),
@@ -171,6 +178,7 @@ impl CorrelationMetrics {
         counter(&self.unlisted, losses.unlisted);
         counter(&self.forgotten, losses.forgotten);
         counter(&self.merged, losses.merged);
+        counter(&self.overtaken, losses.overtaken);
         counter(&self.journal_failures, losses.journal);
     }
 }

@@ -10,7 +10,7 @@
 //! its end are read ahead, so that the scan knows which pods matter; what matters waits in `merge`
 //! until nothing earlier can come. Called by the command of the same name.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, io, path::PathBuf};
 
 use indicatif::ProgressBar;
 
@@ -33,6 +33,7 @@ pub mod opens;
 pub mod output;
 pub mod semantics;
 pub mod source;
+pub mod spill;
 pub mod summary;
 
 use clock::Clock;
@@ -42,16 +43,19 @@ use opens::OpenDocument;
 use output::Sorted;
 use semantics::{Judged, Semantics, live::can_begin_incident};
 use source::{CHUNK, Content, Side, Source};
+use spill::{Spill, Spilled};
 use summary::{ReplayError, Summary, Tally};
 
 /// What may wait for its turn, bytes.
 const WAITING: usize = 24 << 20;
+/// From here on it waits on disk, and only its place takes memory.
+const WAITING_HERE: usize = 4 << 20;
 /// For how long after the last event what ends is told second by second: in memory one second's
 /// documents at a time.
 const END: i64 = 16 * 60;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
-/// What an open takes while it waits, roughly, bytes.
+/// What an open takes while it waits in memory, roughly, bytes.
 const OPEN_SIZE: usize = 3 << 10;
 /// What anything takes besides, bytes.
 const ITEM_SIZE: usize = 192;
@@ -163,11 +167,14 @@ fn run_in_chunks(
             opens: find(opens, Content::Opens, files.lateness, progress)?,
             buffer: vec![0; chunk],
             tally: Tally::default(),
-            merge: Merge::new(WAITING),
+            waiting: Waiting {
+                merge: Merge::new(WAITING),
+                spill: Spill::new(sorted.folder()),
+                failed: None,
+            },
             semantics,
         },
         last: Micros(0),
-        documents: Vec::new(),
         sorted,
     };
     replay.run()?;
@@ -175,8 +182,8 @@ fn run_in_chunks(
     Ok(Summary {
         opens: ahead.tally,
         audit: tally,
-        late: ahead.merge.late(),
-        early: ahead.merge.early(),
+        late: ahead.waiting.merge.late(),
+        early: ahead.waiting.merge.early(),
         losses: ahead.semantics.losses(),
         unread,
     })
@@ -211,6 +218,8 @@ fn find(
 enum Item {
     Open(Box<OpenDocument>),
     Request(Box<[u8]>),
+    /// The line of either.
+    OnDisk(Spilled),
 }
 
 struct Replay<'a> {
@@ -221,7 +230,6 @@ struct Replay<'a> {
     ahead: Ahead<'a>,
     /// Time of the last that had its turn.
     last: Micros,
-    documents: Vec<Document>,
     sorted: &'a mut Sorted,
 }
 
@@ -230,8 +238,29 @@ struct Ahead<'a> {
     opens: Side,
     buffer: Vec<u8>,
     tally: Tally,
-    merge: Merge<Item>,
+    waiting: Waiting,
     semantics: &'a mut dyn Semantics,
+}
+
+/// What waits, in memory or on disk.
+struct Waiting {
+    merge: Merge<Item>,
+    spill: Spill,
+    /// What kept a temporary file from being written. Whoever goes on asks.
+    failed: Option<io::Error>,
+}
+
+impl Waiting {
+    /// Lets a line wait, or what was made of it and takes so many bytes.
+    fn keep(&mut self, place: Place, line: &[u8], bytes: usize, item: impl FnOnce() -> Item) {
+        if self.merge.bytes() < WAITING_HERE {
+            return self.merge.push(place, item(), bytes + ITEM_SIZE);
+        }
+        match self.spill.put(line) {
+            Ok(spilled) => self.merge.push(place, Item::OnDisk(spilled), ITEM_SIZE),
+            Err(error) => self.failed = Some(error),
+        }
+    }
 }
 
 impl Replay<'_> {
@@ -245,16 +274,13 @@ impl Replay<'_> {
         while self.ahead.read(&mut self.unread) {
             self.hand_out(self.ahead.opens.watermark())?;
         }
-        while let Some((place, item)) = self.ahead.merge.pop(Micros::MAX) {
+        while let Some((place, item)) = self.ahead.waiting.merge.pop(Micros::MAX) {
             self.give(place, item)?;
         }
         for second in 1..=END {
-            let watermark = self.last + Micros::from_secs(second);
-            self.ahead.semantics.advance(watermark, &mut self.documents);
-            self.keep()?;
+            self.advance(self.last + Micros::from_secs(second))?;
         }
-        self.ahead.semantics.advance(Micros::MAX, &mut self.documents);
-        self.keep()
+        self.advance(Micros::MAX)
     }
 
     /// A chunk of an audit file, and before it the opens that its lines can follow.
@@ -284,13 +310,9 @@ impl Replay<'_> {
                 Judged::Keep { time } => {
                     tally.kept += 1;
                     let place = Place { time, kind: Kind::Request, file, line: number };
-                    let kept = if line.bytes.len() > LONG {
-                        shortened(line.bytes)
-                    } else {
-                        line.bytes.into()
-                    };
-                    let size = kept.len() + ITEM_SIZE;
-                    ahead.merge.push(place, Item::Request(kept), size);
+                    let line =
+                        if line.bytes.len() > LONG { &shortened(line.bytes) } else { line.bytes };
+                    ahead.waiting.keep(place, line, line.len(), || Item::Request(line.into()));
                 }
             }
         });
@@ -298,33 +320,61 @@ impl Replay<'_> {
 
     /// Gives everything its turn that belongs before the watermark.
     fn hand_out(&mut self, watermark: Micros) -> Result<(), ReplayError> {
-        while let Some((place, item)) = self.ahead.merge.pop(watermark) {
+        while let Some((place, item)) = self.ahead.waiting.merge.pop(watermark) {
             self.give(place, item)?;
         }
-        self.ahead.semantics.advance(watermark, &mut self.documents);
-        self.keep()
+        self.advance(watermark)
+    }
+
+    fn advance(&mut self, watermark: Micros) -> Result<(), ReplayError> {
+        let Ahead { semantics, waiting, .. } = &mut self.ahead;
+        semantics.advance(watermark, &mut telling(self.sorted, &mut waiting.failed));
+        self.check()
     }
 
     fn give(&mut self, place: Place, item: Item) -> Result<(), ReplayError> {
-        let (semantics, documents) = (&mut self.ahead.semantics, &mut self.documents);
         self.last = self.last.max(place.time);
-        semantics.advance(place.time, documents);
-        match item {
-            Item::Open(open) => semantics.open(*open, documents),
-            Item::Request(line) => {
-                if let Err(reason) = semantics.request(&line, documents) {
-                    self.tally.bad(reason);
+        self.advance(place.time)?;
+        let Ahead { semantics, waiting, .. } = &mut self.ahead;
+        let mut tell = telling(self.sorted, &mut waiting.failed);
+        let outcome = match item {
+            Item::Open(open) => {
+                semantics.open(*open, &mut tell);
+                Ok(())
+            }
+            Item::Request(line) => semantics.request(&line, &mut tell),
+            Item::OnDisk(spilled) => {
+                let line = spilled.take().map_err(ReplayError::Temporary)?;
+                match place.kind {
+                    // It was parsed before.
+                    Kind::Open => opens::parse(&line).map(|open| {
+                        open.into_iter().for_each(|open| semantics.open(open, &mut tell));
+                    }),
+                    Kind::Request => semantics.request(&line, &mut tell),
                 }
             }
+        };
+        drop(tell);
+        if let Err(reason) = outcome {
+            self.tally.bad(reason);
         }
-        self.keep()
+        self.check()
     }
 
-    fn keep(&mut self) -> Result<(), ReplayError> {
-        for document in self.documents.drain(..) {
-            self.sorted.push(&document).map_err(ReplayError::Spill)?;
+    fn check(&mut self) -> Result<(), ReplayError> {
+        self.ahead.waiting.failed.take().map_or(Ok(()), |error| Err(ReplayError::Temporary(error)))
+    }
+}
+
+/// Puts what is told where documents go.
+fn telling<'a>(
+    sorted: &'a mut Sorted,
+    failed: &'a mut Option<io::Error>,
+) -> impl FnMut(Document) + 'a {
+    |document| {
+        if failed.is_none() {
+            *failed = sorted.push(&document).err();
         }
-        Ok(())
     }
 }
 
@@ -332,7 +382,7 @@ impl Ahead<'_> {
     /// Reads all opens up to this time. Where times are absurd the bound holds, and what is beyond
     /// it is expected too late.
     fn read_to(&mut self, horizon: Micros, unread: &mut Vec<String>) {
-        while self.opens.watermark() <= horizon && !self.merge.is_half_full() {
+        while self.opens.watermark() <= horizon && self.waiting.merge.takes_opens() {
             if !self.read(unread) {
                 return;
             }
@@ -342,7 +392,7 @@ impl Ahead<'_> {
     /// A chunk of the opens that are furthest behind; `false` when there is none.
     fn read(&mut self, unread: &mut Vec<String>) -> bool {
         let Some(index) = self.opens.next() else { return false };
-        let Self { opens, buffer, tally, merge, semantics } = self;
+        let Self { opens, buffer, tally, waiting, semantics } = self;
         let Some(source) = opens.sources.get_mut(index) else { return false };
         let filled = fill(source, buffer, unread);
         let chunk = buffer.get(..filled).unwrap_or_default();
@@ -360,7 +410,8 @@ impl Ahead<'_> {
                     if semantics.expect(&open) {
                         tally.kept += 1;
                         let place = Place { time: open.time, kind: Kind::Open, file, line: number };
-                        merge.push(place, Item::Open(Box::new(open)), OPEN_SIZE);
+                        let open = || Item::Open(Box::new(open));
+                        waiting.keep(place, line.bytes, OPEN_SIZE, open);
                     }
                 }
             }

@@ -29,6 +29,8 @@ const DECOY: usize = 0;
 pub(crate) struct Scene<'sandbox> {
     pub(crate) sandbox: &'sandbox Sandbox,
     pub(crate) seed: u64,
+    /// For how long workloads are learned, seconds.
+    pub(crate) learning: u64,
     pub(crate) node: Node<'sandbox>,
     agent: Option<Agent>,
     dice: Rng,
@@ -57,8 +59,8 @@ struct Line {
 
 impl<'sandbox> Scene<'sandbox> {
     /// Lets it all happen; then all of it has gone through the agent.
-    pub(crate) fn play(sandbox: &'sandbox Sandbox, seed: u64, killed: bool) -> Self {
-        let mut scene = Self::set(sandbox, seed);
+    pub(crate) fn play(sandbox: &'sandbox Sandbox, seed: u64, killed: bool, learning: u64) -> Self {
+        let mut scene = Self::set(sandbox, seed, learning);
         let steps = scene.dice.usize(20..=40);
         let kill = scene.dice.usize(5..steps);
         if killed {
@@ -81,10 +83,12 @@ impl<'sandbox> Scene<'sandbox> {
         scene
     }
 
-    fn set(sandbox: &'sandbox Sandbox, seed: u64) -> Self {
+    fn set(sandbox: &'sandbox Sandbox, seed: u64, learning: u64) -> Self {
         let mut node = Node::new(sandbox).unwrap();
         let (config, rules) = (sandbox.folder().join("config.yaml"), rules(sandbox));
-        fs::write(&config, format!("audit-lateness-seconds: {LATENESS}\n")).unwrap();
+        let settings =
+            format!("audit-lateness-seconds: {LATENESS}\nlearning-seconds: {learning}\n");
+        fs::write(&config, settings).unwrap();
         fs::write(&rules, "decoys: [shop/backup-admin]\n").unwrap();
         node.agent = node.agent.args([OsStr::new("--config"), config.as_os_str()]);
         node.agent = node.agent.args([OsStr::new("--rules-file"), rules.as_os_str()]);
@@ -94,14 +98,18 @@ impl<'sandbox> Scene<'sandbox> {
         let thief = Pod::create(sandbox).unwrap();
         let thief =
             Container::start_with_host_path(sandbox, &thief, &sandbox.kubelet_root()).unwrap();
+        let bystander = Pod::create(sandbox).unwrap();
+        // A replay begins to learn with the first line, the agent with its start.
+        node.request_by(&bystander).unwrap();
         Self {
             sandbox,
             seed,
+            learning,
             node,
             agent: Some(agent),
             dice: Rng::with_seed(seed),
             victims,
-            bystander: Pod::create(sandbox).unwrap(),
+            bystander,
             thief,
             latest: BTreeMap::new(),
             opened: BTreeSet::new(),

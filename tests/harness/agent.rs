@@ -29,6 +29,7 @@ pub struct AgentSetup<'sandbox> {
     state_dir: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    kubeconfig: Option<PathBuf>,
 }
 
 impl<'sandbox> AgentSetup<'sandbox> {
@@ -41,6 +42,7 @@ impl<'sandbox> AgentSetup<'sandbox> {
             state_dir: sandbox.folder().join("state"),
             arguments: Vec::new(),
             environment: Vec::new(),
+            kubeconfig: None,
         }
     }
 
@@ -55,6 +57,13 @@ impl<'sandbox> AgentSetup<'sandbox> {
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// With a Kubernetes API; else there is none.
+    #[must_use]
+    pub fn kubeconfig(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kubeconfig = Some(path.into());
         self
     }
 
@@ -118,12 +127,16 @@ impl<'sandbox> AgentSetup<'sandbox> {
             .args(["--admin-listen", &admin.to_string()])
             .arg("--kubelet-root")
             .arg(self.sandbox.kubelet_root())
-            .args(["--node-name", NODE_NAME, "--no-kube"])
+            .args(["--node-name", NODE_NAME])
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(stderr.try_clone()?)
             .stderr(stderr);
+        match &self.kubeconfig {
+            Some(path) => command.arg("--kubeconfig").arg(path),
+            None => command.arg("--no-kube"),
+        };
         let process = self
             .sandbox
             .ledger()

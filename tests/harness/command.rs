@@ -67,6 +67,19 @@ pub(crate) fn run_with_input(
 
 /// Runs a program whose three standard descriptors are one new pseudo terminal.
 pub(crate) fn run_with_terminal(ledger: &Arc<Ledger>, command: &mut Command) -> Result<Finished> {
+    let Console { mut process, shown } = spawn_with_terminal(ledger, command)?;
+    let code = finish(&mut process, command)?;
+    Ok(Finished { code, output: collect(Some(shown)), errors: String::new() })
+}
+
+/// A running program with a terminal.
+pub(crate) struct Console {
+    process: Process,
+    shown: JoinHandle<Vec<u8>>,
+}
+
+/// Starts a program whose three standard descriptors are one new pseudo terminal.
+pub(crate) fn spawn_with_terminal(ledger: &Arc<Ledger>, command: &mut Command) -> Result<Console> {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
         .context("could not open a pseudo terminal")?;
     grantpt(&ours)?;
@@ -75,12 +88,10 @@ pub(crate) fn run_with_terminal(ledger: &Arc<Ledger>, command: &mut Command) -> 
     let theirs = open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
         .context("could not open the other end of a pseudo terminal")?;
     command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
-    let mut process = ledger.spawn(command)?;
+    let process = ledger.spawn(command)?;
     // The command holds the terminal's other end; only without it does reading come to an end.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let shown = read_to_end(File::from(ours));
-    let code = finish(&mut process, command)?;
-    Ok(Finished { code, output: collect(Some(shown)), errors: String::new() })
+    Ok(Console { process, shown: read_to_end(File::from(ours)) })
 }
 
 fn finish(process: &mut Process, command: &Command) -> Result<Option<i32>> {

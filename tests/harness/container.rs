@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cgroups,
-    command::{Finished, run_with_pipes, run_with_terminal},
+    command::{Console, Finished, run_with_pipes, run_with_terminal, spawn_with_terminal},
     machine::{find_program, random_container_id},
     pod::{Pod, SERVICE_ACCOUNT_FOLDER},
     sandbox::{Ledger, Sandbox, Undo},
@@ -33,8 +33,38 @@ const MAIN: &str = r#"while true; do
     { eval "$command"; echo "exit $?"; } > /workload/output 2>&1
 done"#;
 
+/// How a container differs from an ordinary pod's.
+#[derive(Clone, Copy, Default)]
+pub struct ContainerSetup<'a> {
+    /// This folder of the node is mounted at `/host`, as a `hostPath` volume does it.
+    pub host_path: Option<&'a Path>,
+    /// Whose processes it sees.
+    pub processes: Processes<'a>,
+    /// Its main process has a terminal (`tty: true`).
+    pub terminal: bool,
+    /// It has some capabilities of a privileged one.
+    pub privileged: bool,
+}
+
+/// To mount, to open by handle, to look into other processes.
+const PRIVILEGED: [&str; 3] = ["CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"];
+
+/// Whose processes a container sees.
+#[derive(Clone, Copy, Default)]
+pub enum Processes<'a> {
+    /// Its own.
+    #[default]
+    Own,
+    /// Another container's as well (`shareProcessNamespace`, where that is the pause container).
+    SharedWith(&'a Container),
+    /// All of the node (`hostPID`).
+    Host,
+}
+
 /// A running container of one pod. Lives as long as its sandbox.
 pub struct Container {
+    /// Keeps the main process's terminal.
+    _console: Option<Console>,
     ledger: Arc<Ledger>,
     id: String,
     runc: PathBuf,
@@ -50,7 +80,17 @@ impl Container {
     /// # Errors
     /// If runc or busybox are missing, or the container does not start (needs root).
     pub fn start(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
-        Self::start_with(sandbox, pod, None)
+        Self::start_as(sandbox, pod, ContainerSetup::default())
+    }
+
+    /// As [`Container::start`], with some capabilities of a privileged one: to mount, to open by
+    /// handle, to look into other processes.
+    ///
+    /// # Errors
+    /// As [`Container::start`].
+    pub fn start_privileged(sandbox: &Sandbox, pod: &Pod) -> Result<Self> {
+        let setup = ContainerSetup { privileged: true, ..ContainerSetup::default() };
+        Self::start_as(sandbox, pod, setup)
     }
 
     /// As [`Container::start`], with this folder of the node mounted at `/host`, as a `hostPath`
@@ -59,10 +99,15 @@ impl Container {
     /// # Errors
     /// As [`Container::start`].
     pub fn start_with_host_path(sandbox: &Sandbox, pod: &Pod, folder: &Path) -> Result<Self> {
-        Self::start_with(sandbox, pod, Some(folder))
+        let setup = ContainerSetup { host_path: Some(folder), ..ContainerSetup::default() };
+        Self::start_as(sandbox, pod, setup)
     }
 
-    fn start_with(sandbox: &Sandbox, pod: &Pod, host_path: Option<&Path>) -> Result<Self> {
+    /// As [`Container::start`], set up otherwise.
+    ///
+    /// # Errors
+    /// As [`Container::start`].
+    pub fn start_as(sandbox: &Sandbox, pod: &Pod, setup: ContainerSetup<'_>) -> Result<Self> {
         let runc = find_program("runc").context("runc is not installed")?;
         let runc_root = sandbox.folder().join("runc");
         let id = random_container_id()?;
@@ -71,36 +116,45 @@ impl Container {
         let cgroup = pod_cgroup.join(&id);
         write_root(&bundle.join("rootfs"))?;
         write_pipes(&bundle.join("workload"))?;
-        let config = config(&bundle, &cgroup, pod, host_path);
+        let config = config(&bundle, &cgroup, pod, setup);
         fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
 
         let log = bundle.join("log");
         let pid_file = bundle.join("pid");
         let mut run = Command::new(&runc);
-        run.arg("--root")
-            .arg(&runc_root)
-            .args(["run", "--detach", "--pid-file"])
-            .arg(&pid_file)
-            .arg("--bundle")
-            .arg(&bundle)
-            .arg(&id)
-            // The container keeps these descriptors: a pipe of ours would never see its end.
-            .stdin(Stdio::null())
-            .stdout(File::create(&log)?)
-            .stderr(OpenOptions::new().append(true).open(&log)?);
-        let status = sandbox.ledger().change(|undo| {
-            let _making = cgroups::about_to_make(&cgroup)?;
-            undo.push(Undo::Cgroup(pod_cgroup));
-            let (runc, root, id) = (runc.clone(), runc_root.clone(), id.clone());
-            undo.push(Undo::Container { runc, root, id });
-            run.status().context("could not start runc")
+        run.arg("--root").arg(&runc_root).arg("run").arg("--pid-file").arg(&pid_file);
+        run.arg("--bundle").arg(&bundle);
+        let undo = [
+            Undo::Cgroup(pod_cgroup),
+            Undo::Container { runc: runc.clone(), root: runc_root.clone(), id: id.clone() },
+        ];
+        let making = cgroups::about_to_make(&cgroup)?;
+        sandbox.ledger().change(|list| {
+            list.extend(undo);
+            Ok(())
         })?;
-        if !status.success() {
-            bail!("runc could not start a container: {}", fs::read_to_string(&log)?.trim());
-        }
-        let main_pid = fs::read_to_string(&pid_file)?.trim().parse()?;
+        let console = if setup.terminal {
+            // What passes the terminal on is runc itself, for as long as the container lives.
+            Some(spawn_with_terminal(sandbox.ledger(), run.arg(&id))?)
+        } else {
+            run.args(["--detach", &id])
+                // The container keeps these descriptors: a pipe of ours would never see its end.
+                .stdin(Stdio::null())
+                .stdout(File::create(&log)?)
+                .stderr(OpenOptions::new().append(true).open(&log)?);
+            let status =
+                sandbox.ledger().change(|_| run.status().context("could not start runc"))?;
+            if !status.success() {
+                bail!("runc could not start a container: {}", fs::read_to_string(&log)?.trim());
+            }
+            None
+        };
+        let main_pid = wait_until(PATIENCE, "runc has started the container", || {
+            Ok(fs::read_to_string(&pid_file).ok().and_then(|it| it.trim().parse().ok()))
+        })?;
+        drop(making);
         let ledger = Arc::clone(sandbox.ledger());
-        Ok(Self { ledger, id, runc, runc_root, bundle, cgroup, main_pid })
+        Ok(Self { _console: console, ledger, id, runc, runc_root, bundle, cgroup, main_pid })
     }
 
     /// Its id, 64 hexadecimal digits.
@@ -113,9 +167,49 @@ impl Container {
         self.main_pid
     }
 
+    /// Its folder on the host: `rootfs` is its root, `workload` is mounted at `/workload`.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
     /// Its cgroup, as a path from each hierarchy's root.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// Its root directory, seen from the host.
+    pub fn root(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
+
+    /// Adds a program of this machine to its `/bin`, with the shared libraries that it needs.
+    ///
+    /// # Errors
+    /// If the program is not installed, or cannot be copied.
+    pub fn install(&self, name: &str) -> Result<()> {
+        let program = find_program(name).with_context(|| format!("{name} is not installed"))?;
+        self.add(&program, &Path::new("/bin").join(name))?;
+        // Asked so, the dynamic linker lists what it would load: `name => /path (address)`.
+        let libraries = Command::new(&program).env("LD_TRACE_LOADED_OBJECTS", "1").output()?;
+        for line in String::from_utf8_lossy(&libraries.stdout).lines() {
+            if let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) {
+                self.add(Path::new(path), Path::new(path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a copy of a file of this machine, at this absolute path within.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn add(&self, file: &Path, at: &Path) -> Result<()> {
+        let inside = self.root().join(at.strip_prefix("/")?);
+        if let Some(parent) = inside.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::copy(file, &inside).with_context(|| format!("could not copy {file:?}"))?;
+        Ok(())
     }
 
     /// Runs a program in it as `kubectl exec` does: no terminal, output through pipes.
@@ -231,8 +325,8 @@ fn write_root(root: &Path) -> Result<()> {
 }
 
 /// The OCI configuration, with what containerd gives an ordinary pod's container.
-fn config(bundle: &Path, cgroup: &Path, pod: &Pod, host_path: Option<&Path>) -> Value {
-    let capabilities = json!([
+fn config(bundle: &Path, cgroup: &Path, pod: &Pod, setup: ContainerSetup<'_>) -> Value {
+    let mut capabilities = vec![
         "CAP_CHOWN",
         "CAP_DAC_OVERRIDE",
         "CAP_FOWNER",
@@ -243,7 +337,8 @@ fn config(bundle: &Path, cgroup: &Path, pod: &Pod, host_path: Option<&Path>) -> 
         "CAP_SETGID",
         "CAP_SETUID",
         "CAP_SYS_CHROOT",
-    ]);
+    ];
+    capabilities.extend(setup.privileged.then_some(PRIVILEGED).into_iter().flatten());
     let bind = |source: &Path, destination: &str, access: &str| {
         json!({"destination": destination, "type": "bind", "source": source,
                "options": ["rbind", "rprivate", access]})
@@ -259,13 +354,23 @@ fn config(bundle: &Path, cgroup: &Path, pod: &Pod, host_path: Option<&Path>) -> 
         bind(&bundle.join("workload"), "/workload", "rw"),
         bind(pod.volume(), SERVICE_ACCOUNT_FOLDER, "ro"),
     ];
-    mounts.extend(host_path.map(|folder| bind(folder, "/host", "ro")));
+    mounts.extend(setup.host_path.map(|folder| bind(folder, "/host", "ro")));
+    let mut namespaces =
+        vec![json!({"type": "mount"}), json!({"type": "ipc"}), json!({"type": "uts"})];
+    namespaces.extend(match setup.processes {
+        Processes::Own => Some(json!({"type": "pid"})),
+        Processes::SharedWith(other) => {
+            Some(json!({"type": "pid", "path": format!("/proc/{}/ns/pid", other.main_pid)}))
+        }
+        Processes::Host => None,
+    });
     json!({
         "ociVersion": "1.0.2",
         "hostname": pod.name,
         "root": {"path": "rootfs"},
         "process": {
             "args": ["sh", "-c", MAIN],
+            "terminal": setup.terminal,
             "cwd": "/",
             "env": ["PATH=/bin", "HOME=/", "TERM=dumb"],
             "user": {"uid": 0, "gid": 0},
@@ -276,9 +381,7 @@ fn config(bundle: &Path, cgroup: &Path, pod: &Pod, host_path: Option<&Path>) -> 
         "mounts": mounts,
         "linux": {
             "cgroupsPath": Path::new("/").join(cgroup),
-            "namespaces": [
-                {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"},
-            ],
+            "namespaces": namespaces,
         },
     })
 }

@@ -40,7 +40,7 @@ pub use agent::{Agent, AgentSetup, Answer, tokentrail};
 pub use alerts::Alerts;
 pub use audit::{AuditLine, AuditLog, Request, Stage, compress};
 pub use command::Finished;
-pub use container::Container;
+pub use container::{Container, ContainerSetup, Processes};
 pub use node::{Node, Workload};
 pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};
 pub use sandbox::Sandbox;

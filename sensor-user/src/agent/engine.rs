@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    AgentError, CanaryFeed, RulesFile, Senses, StageMetrics, rulebook::RulebookKeeper,
-    senses::ready, state,
+    AgentError, CanaryFeed, LearnedStore, RulesFile, Senses, StageMetrics,
+    rulebook::RulebookKeeper, senses::ready, state,
 };
 use crate::{
     admin::{Condition, Health},
@@ -63,6 +63,7 @@ pub(super) struct Engine {
     senses: Senses,
     canary: CanaryFeed,
     rulebook: RulebookKeeper,
+    learned: LearnedStore,
     join: Join,
     sources: Vec<Source>,
     sources_optional: bool,
@@ -130,12 +131,14 @@ impl Engine {
         let no_index = "no pod index: names come from audit events alone".to_owned();
         let now = senses.clock.now().wall;
         let rulebook = RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, now);
+        let learning = Micros::from_duration(config.learning);
+        let settings = Settings { learning, ..Settings::new(cluster) };
         let mut engine = Self {
             join: Join {
                 boot_id: state::boot_id(),
                 recorder,
                 skew: Micros(0),
-                correlator: Correlator::new(Settings::new(cluster), journal),
+                correlator: Correlator::new(settings, journal),
                 findings: Vec::new(),
             },
             sources: Vec::new(),
@@ -160,6 +163,7 @@ impl Engine {
             sensor_failure: None,
             known: Known::default(),
             senses,
+            learned: LearnedStore::new(&config.state_dir),
             canary: CanaryFeed::start(config, metrics.canary, tasks),
             rulebook,
         };
@@ -410,6 +414,7 @@ impl Engine {
         let checkpoint = self.checkpoint(now);
         self.senses.keep_up();
         self.known.forget();
+        self.learned.keep(self.senses.take_changed_learning());
         self.publish(journal.map_err(|error| error.to_string()), checkpoint);
         Ok(())
     }
@@ -513,6 +518,7 @@ impl Engine {
         self.alert_log.maintain();
         let now = self.senses.clock.now().wall;
         self.keep_rules(now);
+        self.learned.keep(self.senses.take_changed_learning());
         let now = self.senses.clock.now().steady;
         if let Err(error) = self.join.correlator.flush_journal() {
             tracing::error!(%error, "the next start does not know of all opens");

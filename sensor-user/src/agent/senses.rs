@@ -5,7 +5,7 @@ use tokentrail_ebpf::OpenRecord;
 
 use super::PodFeed;
 use crate::{
-    attribution::{Attributor, OpenTimes, TokenOpen, pods::PodIndex},
+    attribution::{Attributor, OpenTimes, SavedLearning, TokenOpen, pods::PodIndex},
     kernel::{self, Sensor, SensorError, clock::Clock, pins::Pins},
     time::Micros,
 };
@@ -120,6 +120,11 @@ impl Senses {
             sensor.beat();
         }
         self.watch_volumes();
+    }
+
+    /// What is learned about workloads, if that changed since it was last asked.
+    pub(super) fn take_changed_learning(&mut self) -> Option<SavedLearning> {
+        self.sensor.as_mut().and_then(|(_, attributor)| attributor.take_changed_learning())
     }
 
     fn watch_volumes(&mut self) {

@@ -317,6 +317,10 @@ fn of_open(open: &TokenOpen) -> Vec<&'static str> {
             "the opener has a controlling terminal, with standard input or error elsewhere"
         }
         Grade::Exec => "the opener entered the container after its start",
+        Grade::Foreign => {
+            "the opener belongs to the container's own process tree, but its executable was not \
+             seen to read the token while the workload was learned"
+        }
         Grade::Workload => "the opener belongs to the container's own process tree",
     };
     let public = "only the CA certificate was opened, which is public";

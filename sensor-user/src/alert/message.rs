@@ -70,6 +70,7 @@ fn opened(open: &TokenOpen, pod: &str) -> String {
         Grade::Interactive => "interactively",
         Grade::Terminal => "in a terminal session",
         Grade::Exec => "in an exec session",
+        Grade::Foreign => "by a program that the workload does not read it with",
         Grade::Workload => "as the workload",
     };
     format!("{process} opened the {file} of {pod} {how}")

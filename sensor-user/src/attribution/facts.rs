@@ -29,11 +29,8 @@ pub(super) fn text(bytes: &[u8]) -> String {
 
 /// Which of a volume's files has this name; `None` for all others.
 pub(super) fn token_file(record: &OpenRecord) -> Option<TokenFile> {
-    match until_nul(&record.file_name) {
-        b"token" => Some(TokenFile::Token),
-        b"ca.crt" => Some(TokenFile::CaCert),
-        _ => None,
-    }
+    let name = until_nul(&record.file_name);
+    TokenFile::ALL.into_iter().find(|file| file.name().as_bytes() == name)
 }
 
 /// Whether nothing can be read through the descriptor (`O_ACCMODE` is `O_WRONLY`).
@@ -43,11 +40,7 @@ pub(super) fn is_write_only(record: &OpenRecord) -> bool {
 
 /// The path that rules and people know the file by.
 pub(super) fn canonical_path(file: TokenFile) -> String {
-    let name = match file {
-        TokenFile::Token => "token",
-        TokenFile::CaCert => "ca.crt",
-    };
-    format!("{CANONICAL}/{name}")
+    format!("{CANONICAL}/{}", file.name())
 }
 
 /// Whether the file system is mounted where, or under the name that, token volumes are.

@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Grade, Ignored};
+use super::{Grade, Ignored, learned::Unlearned};
 
 /// Counters of the attribution stage. Cheap to clone; clones count together.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,7 @@ pub struct AttributionMetrics {
     ignored: Family<IgnoredLabels, Counter>,
     volumes: Gauge,
     refreshes: Family<RefreshLabels, Counter>,
+    unlearned: Family<UnlearnedLabels, Counter>,
 }
 
 impl AttributionMetrics {
@@ -28,6 +29,9 @@ impl AttributionMetrics {
         }
         for result in [Refresh::Read, Refresh::Failed, Refresh::Limited] {
             let _ = self.refreshes.get_or_create(&RefreshLabels { result: result.as_str() });
+        }
+        for what in Unlearned::ALL {
+            let _ = self.unlearned.get_or_create(&UnlearnedLabels { what: what.as_str() });
         }
         registry.register(
             "tokentrail_attribution_opens",
@@ -49,6 +53,11 @@ impl AttributionMetrics {
             "Readings of the node's mounts, by result; limited ones were put off by the rate limit",
             self.refreshes.clone(),
         );
+        registry.register(
+            "tokentrail_attribution_unlearned",
+            "Workloads forgotten, and reads by executables not remembered, for want of room",
+            self.unlearned.clone(),
+        );
     }
 
     pub(super) fn opened(&self, grade: Grade) {
@@ -61,6 +70,10 @@ impl AttributionMetrics {
 
     pub(super) fn refreshed(&self, result: Refresh) {
         self.refreshes.get_or_create(&RefreshLabels { result: result.as_str() }).inc();
+    }
+
+    pub(super) fn unlearned(&self, what: Unlearned) {
+        self.unlearned.get_or_create(&UnlearnedLabels { what: what.as_str() }).inc();
     }
 
     pub(super) fn volumes(&self, count: usize) {
@@ -105,4 +118,9 @@ struct IgnoredLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefreshLabels {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UnlearnedLabels {
+    what: &'static str,
 }

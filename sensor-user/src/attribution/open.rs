@@ -30,14 +30,23 @@ pub enum Grade {
     Terminal,
     /// By a process that entered the container after its start, without a terminal.
     Exec,
+    /// By the container's own tree, but with an executable that this workload was not seen to read
+    /// its token with while it was learned.
+    Foreign,
     /// By the container's own tree.
     Workload,
 }
 
 impl Grade {
     /// All grades, most telling first.
-    pub const ALL: [Self; 5] =
-        [Self::Outside, Self::Interactive, Self::Terminal, Self::Exec, Self::Workload];
+    pub const ALL: [Self; 6] = [
+        Self::Outside,
+        Self::Interactive,
+        Self::Terminal,
+        Self::Exec,
+        Self::Foreign,
+        Self::Workload,
+    ];
 
     /// The grade's name in alerts and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -46,6 +55,7 @@ impl Grade {
             Self::Interactive => "interactive",
             Self::Terminal => "terminal",
             Self::Exec => "exec",
+            Self::Foreign => "foreign",
             Self::Workload => "workload",
         }
     }
@@ -59,6 +69,19 @@ pub enum TokenFile {
     Token,
     /// The cluster's CA certificate, public data that a client reads beside the token.
     CaCert,
+}
+
+impl TokenFile {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Token, Self::CaCert];
+
+    /// Its name in a volume.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::CaCert => "ca.crt",
+        }
+    }
 }
 
 /// A process, identified by id and start time: ids are reused, pairs are not.

@@ -150,6 +150,11 @@ impl Processes {
         self.same_ids.then(|| self.top_of(entry, container) == main)
     }
 
+    /// Start of the container's main process on the boot clock, nanoseconds, if it was found before.
+    pub(super) fn main_start_ns(&self, container_id: &str) -> Option<u64> {
+        Some(self.mains.peek(container_id)?.start_ticks.saturating_mul(NANOS_PER_TICK))
+    }
+
     /// The live process of the container that started first.
     fn main_process(
         &mut self,

@@ -134,6 +134,24 @@ fn what_is_no_token_of_a_service_account_is_ignored() {
 }
 
 #[test]
+fn a_hard_link_to_the_token_is_the_token_by_another_name() {
+    let node = Node::new();
+    let volume = "proc/1/root/var/lib/kubelet/pods/".to_owned()
+        + &format!("{POD}/volumes/kubernetes.io~projected/kube-api-access-x2v9d");
+    let inode = |name: &str| {
+        let found = fs::metadata(node.path(&format!("{volume}/{name}"))).unwrap();
+        std::os::unix::fs::MetadataExt::ino(&found)
+    };
+    let link = |file_ino| OpenRecord { file_name: name("innocent"), file_ino, ..record() };
+    let open = attribute(&node, &link(inode("token"))).unwrap();
+    assert_eq!((open.file, open.grade), (TokenFile::Token, Grade::Workload));
+    assert_eq!(grade(&node, &link(inode("namespace"))), Err(Ignored::OtherFile));
+    // Inode numbers are a volume's own.
+    let elsewhere = OpenRecord { s_dev: 4_000, ..link(inode("token")) };
+    assert_eq!(grade(&node, &elsewhere), Err(Ignored::OtherFile));
+}
+
+#[test]
 fn pods_of_another_node_on_this_kernel_are_out_of_scope() {
     let node = Node::new();
     let config = AttributionConfig { kubelet_cgroup: Some("/node-a".to_owned()), ..node.config() };
@@ -435,6 +453,36 @@ fn a_shared_pid_namespace_does_not_make_the_workload_an_intruder() {
 }
 
 #[test]
+fn an_executable_that_was_not_learned_is_foreign_to_the_containers_own_tree() {
+    let node = Node::new();
+    let mut attributor = node.attributor();
+    let mut grade = |record: OpenRecord| {
+        attributor.attribute(&record, TIMES, &PodIndex::default()).unwrap().grade
+    };
+    assert_eq!(grade(record()), Grade::Workload);
+    // Ten minutes after the start of its main process, 100.
+    let later = |record| OpenRecord { ktime_ns: (5_000 + 60_001) * TICK, ..record };
+    let shell = |record| OpenRecord { exe_names: names(["sh", "bin", "/"]), ..later(record) };
+    let tty = |record| OpenRecord { tty_dev: PTS, fds: [PTY; 3], ..record };
+    for (record, expected) in [
+        (later(record()), Grade::Workload),
+        (shell(record()), Grade::Foreign),
+        // The same program elsewhere.
+        (OpenRecord { exe_names: names(["app", "tmp", "/"]), ..later(record()) }, Grade::Foreign),
+        (shell(exec_record()), Grade::Exec),
+        (tty(shell(record())), Grade::Interactive),
+        // Unknown is no accusation: not which executable, not whether it entered.
+        (OpenRecord { missing: Missing::EXECUTABLE, ..shell(record()) }, Grade::Workload),
+        (OpenRecord { exe_names: names(["", "", ""]), ..later(record()) }, Grade::Workload),
+        (OpenRecord { missing: Missing::ANCESTORS, ..shell(record()) }, Grade::Workload),
+        // Learning is over.
+        (shell(record()), Grade::Foreign),
+    ] {
+        assert_eq!(grade(record), expected);
+    }
+}
+
+#[test]
 fn opens_and_ignored_records_are_counted_by_kind() {
     let node = Node::new();
     let metrics = AttributionMetrics::default();
@@ -452,6 +500,7 @@ fn opens_and_ignored_records_are_counted_by_kind() {
         r#"tokentrail_attribution_opens_total{grade="outside"} 0"#,
         r#"tokentrail_attribution_ignored_total{reason="own"} 1"#,
         r#"tokentrail_attribution_ignored_total{reason="kubelet"} 0"#,
+        r#"tokentrail_attribution_unlearned_total{what="executable"} 0"#,
         "tokentrail_attribution_volumes 1",
         r#"tokentrail_attribution_volume_refreshes_total{result="read"} 1"#,
     ] {

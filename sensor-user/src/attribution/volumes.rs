@@ -10,13 +10,16 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
     io::{self, Read, Seek},
-    os::unix::ffi::OsStringExt,
+    os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::metrics::{AttributionMetrics, Refresh};
+use super::{
+    TokenFile,
+    metrics::{AttributionMetrics, Refresh},
+};
 use crate::time::Micros;
 
 /// Readings of mountinfo in a second at most: a churn of mounts must not keep the agent busy.
@@ -78,7 +81,7 @@ pub struct VolumeMap {
     /// Whether `mountinfo` is the kernel's, which tells of changes; a saved copy does not.
     watched: bool,
     stale: bool,
-    volumes: HashMap<u32, Volume>,
+    volumes: HashMap<u32, (Volume, PathBuf)>,
     /// Volumes of the kubelet without a token *so far*: at mount time they are still empty.
     others: HashMap<u32, (Volume, PathBuf)>,
     /// Uids of the pods of both.
@@ -138,12 +141,21 @@ impl VolumeMap {
         if let Some((volume, directory)) = self.others.get(&s_dev)
             && holds_token(volume.kind, directory)
         {
-            self.volumes.insert(s_dev, volume.clone());
+            self.volumes.insert(s_dev, (volume.clone(), directory.clone()));
             self.others.remove(&s_dev);
             self.devices_changed = true;
             self.metrics.volumes(self.volumes.len());
         }
-        self.volumes.get(&s_dev)
+        self.volumes.get(&s_dev).map(|(volume, _)| volume)
+    }
+
+    /// Which file of the volume on `s_dev` has this inode: one that was opened by another name is a
+    /// hard link.
+    pub fn linked_file(&self, s_dev: u32, inode: u64) -> Option<TokenFile> {
+        let (_, directory) = self.volumes.get(&s_dev)?;
+        TokenFile::ALL.into_iter().find(|file| {
+            fs::metadata(directory.join(file.name())).is_ok_and(|found| found.ino() == inode)
+        })
     }
 
     /// Reads the mounts again if they changed, or may have. Whether they are known as they are now.
@@ -175,12 +187,11 @@ impl VolumeMap {
     /// Reads the mounts again if they changed, and twice more afterwards: the kubelet mounts a
     /// volume first and writes its files then. To be called about once a second.
     pub fn keep_up(&mut self) -> Result<(), VolumesError> {
-        if self.stale || self.changed() {
-            self.settling = 2;
-        } else if self.settling > 0 {
+        if !self.changed() && !self.stale {
+            if self.settling == 0 {
+                return Ok(());
+            }
             self.settling -= 1;
-        } else {
-            return Ok(());
         }
         self.refresh()
     }
@@ -198,12 +209,10 @@ impl VolumeMap {
         self.others.clear();
         self.pods.clear();
         for mount in parse_mountinfo(&text, &self.kubelet_roots) {
-            // Through the process's root: the agent has a mount namespace of its own.
-            let below_root = mount.point.strip_prefix("/").unwrap_or(&mount.point);
-            let directory = self.process.join("root").join(below_root);
+            let directory = mount.directory(&self.process);
             self.pods.insert(mount.volume.pod_uid.clone());
             if holds_token(mount.volume.kind, &directory) {
-                self.volumes.insert(mount.s_dev, mount.volume);
+                self.volumes.insert(mount.s_dev, (mount.volume, directory));
             } else {
                 self.others.insert(mount.s_dev, (mount.volume, directory));
             }
@@ -225,10 +234,16 @@ impl VolumeMap {
         std::mem::take(&mut self.devices_changed).then(|| self.devices().collect())
     }
 
-    /// Whether mounts changed since this was last asked (`mounts_poll` in the kernel).
-    fn changed(&self) -> bool {
+    /// Whether mounts changed since this was last asked (`mounts_poll` in the kernel). Whoever asks,
+    /// what is new has to settle.
+    fn changed(&mut self) -> bool {
         let mut fds = [PollFd::new(&self.mountinfo, PollFlags::PRI)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        let changed =
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0);
+        if changed {
+            self.settling = 2;
+        }
+        changed
     }
 
     fn read(&mut self) -> io::Result<Vec<u8>> {
@@ -269,6 +284,22 @@ struct VolumeMount {
     s_dev: u32,
     volume: Volume,
     point: PathBuf,
+}
+
+impl VolumeMount {
+    /// Where its files are: through the process's root, since the agent may have a mount namespace of
+    /// its own. Where it may not look there, it may see the volume in its own.
+    fn directory(&self, process: &Path) -> PathBuf {
+        let below_root = self.point.strip_prefix("/").unwrap_or(&self.point);
+        let directory = process.join("root").join(below_root);
+        let is_it = |found: fs::Metadata| {
+            kernel_dev(rustix::fs::major(found.dev()), rustix::fs::minor(found.dev())) == self.s_dev
+        };
+        if fs::read_dir(&directory).is_err() && fs::metadata(&self.point).is_ok_and(is_it) {
+            return self.point.clone();
+        }
+        directory
+    }
 }
 
 /// The kubelet's tmpfs volumes in a text of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).

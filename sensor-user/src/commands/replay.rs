@@ -16,6 +16,7 @@ use crate::{
     agent::rulebook::RulesFile,
     alert::document::Origin,
     attribution::pods::PodIndex,
+    correlation::Settings,
     replay::{
         self, Files,
         document::Writer,
@@ -42,8 +43,12 @@ pub struct ReplayArgs {
     semantics: Choice,
     /// How far a line may be behind an earlier one, as `90s` or `5m`
     /// [default: 75s live, 5s elastic]
-    #[arg(long, value_name = "DURATION", value_parser = lateness)]
+    #[arg(long, value_name = "DURATION", value_parser = span)]
     lateness: Option<Micros>,
+    /// How long a workload is watched before a request of a kind that was not seen is new, as
+    /// `learning-seconds` of `run`; not under `elastic`
+    #[arg(long, value_name = "DURATION", value_parser = span, default_value = "10m")]
+    learning: Micros,
     /// Where alerts go, one JSON document a line in order of time; `-` is standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -74,8 +79,8 @@ impl Choice {
     }
 }
 
-fn lateness(text: &str) -> Result<Micros, String> {
-    // A week: nobody waits longer for a line, and no sum of times overflows.
+fn span(text: &str) -> Result<Micros, String> {
+    // A week: nobody waits or learns for longer, and no sum of times overflows.
     const LONGEST: SignedDuration = SignedDuration::from_hours(7 * 24);
     let duration = text.parse::<SignedDuration>().map_err(|error| error.to_string())?;
     if !(SignedDuration::ZERO..=LONGEST).contains(&duration) {
@@ -138,8 +143,9 @@ fn replay(
     sorted: &mut Sorted,
     progress: &ProgressBar,
 ) -> Result<Summary, ReplayError> {
+    let cluster = args.cluster_name.clone().unwrap_or_default();
     let writer = Writer {
-        cluster: args.cluster_name.clone().unwrap_or_default(),
+        cluster: cluster.clone(),
         origin: Origin {
             cluster_name: args.cluster_name.clone(),
             node_name: String::new(),
@@ -154,7 +160,8 @@ fn replay(
     let mut semantics: Box<dyn Semantics> = match args.semantics {
         Choice::Live => {
             let pods = replay::pods_with_opens(files);
-            Box::new(LiveSemantics::new(files.lateness, pods, rulebook, writer))
+            let settings = Settings { learning: args.learning, ..Settings::new(cluster) };
+            Box::new(LiveSemantics::new(files.lateness, settings, pods, rulebook, writer))
         }
         Choice::Elastic => Box::new(ElasticSemantics::new(writer)),
     };
@@ -223,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lateness_is_a_span_of_time_within_reason() {
+    fn a_span_of_time_is_within_reason() {
         for (text, expected) in [
             ("0s", Some(0)),
             ("90s", Some(90_000_000)),
@@ -236,7 +243,7 @@ mod tests {
             ("soon", None),
             ("", None),
         ] {
-            assert_eq!(lateness(text).ok(), expected.map(Micros), "{text}");
+            assert_eq!(span(text).ok(), expected.map(Micros), "{text}");
         }
     }
 }

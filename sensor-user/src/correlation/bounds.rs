@@ -16,6 +16,8 @@ pub struct Settings {
     pub longest_tail: Micros,
     /// How long after its begin an `exec` session can explain an open.
     pub session_memory: Micros,
+    /// How long a pod must have been watched before a request of a kind that was not seen is new.
+    pub learning: Micros,
     /// Exposures of one pod.
     pub exposures_per_pod: usize,
     /// Requests of one pod that wait for an open.
@@ -33,6 +35,7 @@ impl Settings {
             patience: Micros::from_secs(10),
             longest_tail: Micros::from_secs(15 * 60),
             session_memory: Micros::from_secs(12 * 3_600),
+            learning: Micros::from_secs(10 * 60),
             exposures_per_pod: 16,
             waiting_per_pod: 64,
             pods: 1_024,
@@ -60,6 +63,9 @@ pub struct Losses {
     /// Incidents that were told to have begun, and turned out to be part of an earlier one: input
     /// came in another order than it happened in.
     pub merged: u64,
+    /// Requests that an incident would have begun with, had they not come after it was told: in the
+    /// order of event time its alert names another request, and without an exposure has another id.
+    pub overtaken: u64,
     /// Entries that the journal refused.
     pub journal: u64,
 }

@@ -161,6 +161,8 @@ pub struct Finding {
     /// Requests that would be counted again if anything more came of them, as their identity was
     /// forgotten for want of room.
     pub forgotten: u64,
+    /// Requests that are earlier than the one that it was told with, and came after it.
+    pub overtaken: u64,
     /// Opens in this incident.
     pub open_count: u64,
     /// Whether it is told before the exposure has ended, as that had to give way to others.

@@ -5,12 +5,11 @@ use std::{collections::HashMap, num::NonZeroUsize};
 
 use lru::LruCache;
 
+use super::Request;
 use crate::{attribution::pods::Pod, audit::AuditRecord, rules::RequestKind, time::Micros};
 
 /// How long something that was seen counts.
 const REMEMBERED: Micros = Micros::from_secs(24 * 3_600);
-/// How long a pod must have been watched before what was not seen is new.
-const WATCHED: Micros = Micros::from_secs(10 * 60);
 /// Different words of one kind that are remembered of one workload.
 const WORDS: usize = 64;
 /// Longest word remembered, bytes; a longer user agent is known by its beginning.
@@ -25,6 +24,8 @@ pub struct Habits {
     workloads: LruCache<Workload, Habit>,
     /// Since when nothing was missed or forgotten.
     since: Option<Micros>,
+    /// How long a pod must have been watched before what was not seen is new.
+    learning: Micros,
 }
 
 /// What outlives a pod: its owner with the images it runs.
@@ -46,13 +47,13 @@ struct Habit {
 #[derive(Debug, Default)]
 struct Words(HashMap<Box<str>, (Micros, Micros)>);
 
-impl Default for Habits {
-    fn default() -> Self {
-        Self { pods: LruCache::new(PODS), workloads: LruCache::new(PODS), since: None }
-    }
-}
-
 impl Habits {
+    /// Nothing yet. What was not seen is new where a pod was watched for at least `learning`.
+    pub fn new(learning: Micros) -> Self {
+        let (pods, workloads) = (LruCache::new(PODS), LruCache::new(PODS));
+        Self { pods, workloads, since: None, learning }
+    }
+
     /// Watching begins, if it has not.
     pub fn begin(&mut self, now: Micros) {
         self.since.get_or_insert(now);
@@ -70,22 +71,17 @@ impl Habits {
     }
 
     /// Whether the workload made requests like this one before `exposed`.
-    pub fn kind(
-        &self,
-        uid: &str,
-        pod: Option<&Pod>,
-        record: &AuditRecord,
-        exposed: Micros,
-    ) -> RequestKind {
+    pub fn kind(&self, request: &Request, exposed: Micros) -> RequestKind {
+        let (pod, record) = (request.pod.as_deref(), &request.record);
         let earlier = pod.and_then(Workload::of).and_then(|it| self.workloads.peek(&it));
-        let habits = [self.pods.peek(uid), earlier];
+        let habits = [request.pod_uid().and_then(|uid| self.pods.peek(uid)), earlier];
         if habits.into_iter().flatten().any(|habit| habit.has(record, exposed)) {
             return RequestKind::Own;
         }
         let born = pod.and_then(|pod| pod.created);
         let since = self.since.max(born).filter(|_| self.since.is_some());
         match since {
-            Some(since) if exposed - since >= WATCHED => RequestKind::New,
+            Some(since) if exposed - since >= self.learning => RequestKind::New,
             _ => RequestKind::Unknown,
         }
     }

@@ -42,9 +42,11 @@ impl Hourly {
         Key { rest: Vec::new(), ..key }
     }
 
-    /// The incident that an event of this time belongs to.
+    /// The incident that an event of this time belongs to, which begins with it if it is earlier.
     pub fn find(&mut self, key: &Key, time: Micros) -> Option<&mut Standing> {
-        self.live.iter_mut().find(|standing| standing.takes(key, time))
+        let standing = self.live.iter_mut().find(|standing| standing.takes(key, time))?;
+        standing.first = standing.first.min(time);
+        Some(standing)
     }
 
     /// Whether a restart needs an event of this key and time: an incident that has not ended began

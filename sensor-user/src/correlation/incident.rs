@@ -1,7 +1,7 @@
 //! R1's incident: one pod, one story, one alert; every further request joins it silently, unless it
 //! makes it worse.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, mem, sync::Arc};
 
 use super::{
     Open, Request, Settings,
@@ -14,6 +14,8 @@ use crate::{audit::AuditRecord, rules::catalogue::RuleId, time::Micros};
 
 /// Different clients (user agent and address) whose further requests join.
 const CLIENTS: usize = 16;
+/// Exposures of which is remembered when they were.
+const SPANS: usize = 64;
 
 /// What led to an incident.
 #[derive(Debug)]
@@ -52,6 +54,38 @@ pub struct Incident {
     first: Micros,
     last_attached: Micros,
     exposed_until: Micros,
+    folded: Folded,
+}
+
+/// Exposures of an incident that nothing can extend any more.
+#[derive(Debug, Default)]
+struct Folded {
+    opens: u64,
+    /// From when until when, the newest ones: for requests that come later than they may.
+    spans: VecDeque<(Micros, Micros)>,
+}
+
+impl Folded {
+    fn add(&mut self, exposure: &Exposure, settings: &Settings) {
+        self.opens += exposure.count;
+        self.note((exposure.start(), exposure.end(settings)));
+    }
+
+    fn note(&mut self, span: (Micros, Micros)) {
+        if self.spans.len() == SPANS {
+            self.spans.pop_front();
+        }
+        self.spans.push_back(span);
+    }
+
+    fn absorb(&mut self, other: Self) {
+        self.opens += other.opens;
+        other.spans.into_iter().for_each(|span| self.note(span));
+    }
+
+    fn holds(&self, time: Micros) -> bool {
+        self.spans.iter().any(|(from, to)| *from <= time && time <= *to)
+    }
 }
 
 impl Incident {
@@ -82,6 +116,7 @@ impl Incident {
             first: exposure.first_open().min(time),
             last_attached: time,
             exposed_until: exposure.end(settings),
+            folded: Folded::default(),
         };
         incident.cover(exposures, settings);
         incident
@@ -118,7 +153,7 @@ impl Incident {
     pub fn cover(&mut self, exposures: &[Exposure], settings: &Settings) {
         loop {
             let before = (self.first, self.exposed_until);
-            let (mut until, mut opens) = (self.exposed_until, 0);
+            let (mut until, mut opens) = (self.exposed_until, self.folded.opens);
             for exposure in exposures {
                 if !self.touches(exposure, settings) {
                     continue;
@@ -136,6 +171,20 @@ impl Incident {
                 return;
             }
         }
+    }
+
+    /// Takes over what counts of its exposures that ended before `watermark`: an incident may last for
+    /// hours, and the opens of a pod are many.
+    pub fn fold(&mut self, exposures: &mut Vec<Exposure>, watermark: Micros, settings: &Settings) {
+        let mut folded = mem::take(&mut self.folded);
+        exposures.retain(|exposure| {
+            let over = exposure.end(settings) < watermark && self.touches(exposure, settings);
+            if over {
+                folded.add(exposure, settings);
+            }
+            !over
+        });
+        self.folded = folded;
     }
 
     /// Whether an exposure begins before the incident ends, and ends after it began.
@@ -156,12 +205,17 @@ impl Incident {
         self.first = self.first.min(other.first);
         self.last_attached = self.last_attached.max(other.last_attached);
         self.exposed_until = self.exposed_until.max(other.exposed_until);
+        self.folded.absorb(other.folded);
         self.story.absorb(other.story);
         self.cover(exposures, settings);
     }
 
-    /// Whether a request outside every exposure is one more of a client that is already in.
+    /// Whether a request outside every exposure is one more of a client that is already in, or came so
+    /// late that its exposure is held no more.
     pub fn continues(&self, request: &Request, settings: &Settings) -> bool {
+        if self.folded.holds(request.time) {
+            return true;
+        }
         let client = Client::of(&request.record);
         let known = self.clients.iter().find(|(known, _)| *known == client);
         known.is_some_and(|(_, first)| *first <= request.time) && request.time <= self.end(settings)

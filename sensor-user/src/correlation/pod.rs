@@ -5,11 +5,15 @@ use std::sync::Arc;
 use super::{
     JOURNALLED, Losses, Open, Request, Settings,
     finding::Finding,
+    habits::Habits,
     ids::RequestId,
     incident::Incident,
     window::{self, Exposure},
 };
-use crate::{rules::token_access, time::Micros};
+use crate::{
+    rules::{RequestKind, token_access},
+    time::Micros,
+};
 
 /// A request that no open explains yet.
 #[derive(Clone, Debug)]
@@ -31,6 +35,17 @@ pub(super) enum Known {
     Same,
     /// It is, and changes what a restart would find.
     News,
+}
+
+/// What explains a request.
+#[derive(Debug)]
+pub(super) struct Grounds<'a> {
+    /// The exposure that holds it, and the open that it follows from.
+    pub(super) anchor: Option<(&'a Exposure, Arc<Open>)>,
+    /// The incident that it joins, by its place.
+    pub(super) joined: Option<usize>,
+    /// Whether the workload makes such requests by itself.
+    pub(super) kind: RequestKind,
 }
 
 /// One pod.
@@ -79,10 +94,36 @@ impl PodState {
         Known::Same
     }
 
-    /// Whether an exposure holds the request, or the incident's client goes on.
-    pub(super) fn explains(&self, request: &Request, settings: &Settings) -> bool {
-        window::anchor(&self.exposures, request.time, settings).is_some()
-            || self.incidents.iter().any(|incident| incident.continues(request, settings))
+    /// What explains a request: an exposure that holds it, or an incident whose client goes on; where
+    /// there is neither, an exposure that explains what is new, if that is.
+    pub(super) fn grounds(
+        &self,
+        request: &Request,
+        habits: &Habits,
+        settings: &Settings,
+    ) -> Option<Grounds<'_>> {
+        let grounds = |only_new| {
+            let anchor = window::anchor(&self.exposures, only_new, request.time, settings);
+            let joined = self.incidents.iter().position(|incident| {
+                anchor.as_ref().is_some_and(|(it, _)| incident.touches(it, settings))
+                    || incident.continues(request, settings)
+            });
+            if anchor.is_none() && joined.is_none() {
+                return None;
+            }
+            let exposed = anchor.as_ref().map(|(exposure, _)| exposure.first_open());
+            let begun = joined.and_then(|at| self.incidents.get(at)).map(Incident::first_time);
+            let exposed = exposed.into_iter().chain(begun).min().unwrap_or(request.time);
+            let judged = request.judged.map(|(kind, _)| kind);
+            let kind = judged.unwrap_or_else(|| habits.kind(request, exposed));
+            Some(Grounds { anchor, joined, kind })
+        };
+        grounds(false).or_else(|| grounds(true).filter(|it| it.kind == RequestKind::New))
+    }
+
+    /// Whether anything explains a request.
+    pub(super) fn explains(&self, request: &Request, habits: &Habits, settings: &Settings) -> bool {
+        self.grounds(request, habits, settings).is_some()
     }
 
     /// Lets an open start or extend an exposure. Where there are too many, the oldest gives way; it is
@@ -98,7 +139,7 @@ impl PodState {
             if self.exposures.len() >= settings.exposures_per_pod {
                 let oldest = self.exposures.remove(0);
                 let is_told = |it: &Incident| it.touches(&oldest, settings);
-                let is_told = oldest.settled || self.incidents.iter().any(is_told);
+                let is_told = self.incidents.iter().any(is_told);
                 given_up = (!is_told).then_some(oldest);
                 losses.exposures += 1;
             }
@@ -119,11 +160,15 @@ impl PodState {
     }
 
     /// Waiting requests that are explained by now, in the order of time.
-    pub(super) fn take_explained(&mut self, settings: &Settings) -> Vec<(RequestId, Request)> {
+    pub(super) fn take_explained(
+        &mut self,
+        habits: &Habits,
+        settings: &Settings,
+    ) -> Vec<(RequestId, Request)> {
         let waiting = std::mem::take(&mut self.waiting);
         let (explained, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
             token_access::answered(&waiting.request.record)
-                && self.explains(&waiting.request, settings)
+                && self.explains(&waiting.request, habits, settings)
         });
         self.waiting = rest;
         let mut explained: Vec<_> =
@@ -133,13 +178,17 @@ impl PodState {
     }
 
     /// Receipts that an open explains by now and that the journal does not have yet.
-    pub(super) fn explained_receipts(&mut self, settings: &Settings) -> Vec<Request> {
+    pub(super) fn explained_receipts(
+        &mut self,
+        habits: &Habits,
+        settings: &Settings,
+    ) -> Vec<Request> {
         let mut waiting = std::mem::take(&mut self.waiting);
         let mut receipts = Vec::new();
         for waiting in &mut waiting {
             if !waiting.journalled
                 && !token_access::answered(&waiting.request.record)
-                && self.explains(&waiting.request, settings)
+                && self.explains(&waiting.request, habits, settings)
             {
                 waiting.journalled = true;
                 receipts.push(waiting.request.clone());
@@ -201,17 +250,16 @@ impl PodState {
             from = earlier;
         }
         let over = self.exposures.extract_if(.., |it| it.end(settings) < from);
-        over.filter(|it| !it.settled).collect()
+        over.collect()
     }
 
-    /// Tells incidents that ended before `watermark`; exposures that they explain are settled.
+    /// Tells incidents that ended before `watermark`. Exposures that ended before are forgotten with those
+    /// that they explain: nothing else is told of them.
     pub(super) fn end_incidents(&mut self, watermark: Micros, settings: &Settings) -> Vec<Finding> {
         let Self { exposures, incidents, .. } = self;
         let mut ended = Vec::new();
-        incidents.retain(|incident| {
-            for exposure in exposures.iter_mut() {
-                exposure.settled |= incident.touches(exposure, settings);
-            }
+        incidents.retain_mut(|incident| {
+            incident.fold(exposures, watermark, settings);
             let live = incident.end(settings) >= watermark;
             ended.extend((!live).then(|| incident.story.summary()));
             live

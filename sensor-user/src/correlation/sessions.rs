@@ -113,7 +113,7 @@ impl Sessions {
             Grade::Interactive | Grade::Terminal => Some(true),
             Grade::Exec => Some(false),
             // The token was not opened from within, or not by way of a session.
-            Grade::Outside | Grade::Workload => return Vec::new(),
+            Grade::Outside | Grade::Foreign | Grade::Workload => return Vec::new(),
         };
         let mut fitting: Vec<&Session> = sessions
             .filter(|session| {

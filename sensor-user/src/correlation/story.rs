@@ -80,6 +80,7 @@ pub struct Story {
     request_count: u64,
     known: BTreeMap<Place, Known>,
     forgotten: u64,
+    overtaken: u64,
     open_count: u64,
     early: bool,
     victims: BTreeMap<String, u64>,
@@ -113,6 +114,7 @@ impl Story {
             request_count: 0,
             known: BTreeMap::new(),
             forgotten: 0,
+            overtaken: 0,
             open_count: 0,
             early: false,
             victims: BTreeMap::new(),
@@ -158,6 +160,8 @@ impl Story {
     pub fn attach(&mut self, mut attached: Attached, share: Share) -> Attached {
         attached.band = self.rule.band_of(&attached.record, attached.request, attached.address);
         self.request_count += 1;
+        let told = self.request.as_ref();
+        self.overtaken += u64::from(told.is_some_and(|told| attached.time < told.time));
         let received = attached.record.request_received_timestamp;
         self.cover(received);
         let Attached { id, time, request, address, by_address, .. } = attached;
@@ -243,6 +247,7 @@ impl Story {
         let both = (before + others).saturating_sub(self.known.len());
         self.request_count += other.request_count.saturating_sub(both as u64);
         self.forgotten += other.forgotten;
+        self.overtaken += other.overtaken;
         self.requests.extend(other.requests);
         self.keep_within(Share::among(1));
         for id in other.related.iter().chain([&other.id]) {
@@ -312,6 +317,7 @@ impl Story {
             requests: self.requests.values().cloned().collect(),
             request_count: self.request_count,
             forgotten: self.forgotten,
+            overtaken: self.overtaken,
             open_count: self.open_count,
             early: self.early,
             victims: self.victims.clone(),

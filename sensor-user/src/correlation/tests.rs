@@ -15,6 +15,7 @@ use crate::{
     rules::RequestKind,
 };
 
+mod foreign;
 mod given_up;
 mod habits;
 mod order;

@@ -25,8 +25,6 @@ pub struct Exposure {
     pub count: u64,
     /// The first open that is worth telling where no request follows.
     pub read: Option<Arc<Open>>,
-    /// Whether something was told of it, or is known to be harmless.
-    pub settled: bool,
 }
 
 impl Exposure {
@@ -39,16 +37,32 @@ impl Exposure {
             first: open,
             newest: VecDeque::new(),
             count: 1,
-            settled: false,
         }
+    }
+
+    /// Whether it explains only requests that are new for the pod.
+    pub fn needs_new_request(&self) -> bool {
+        token_access::needs_new_request(&self.first.open)
     }
 
     /// Takes an open of the same session in; `false` if it is not one.
     pub fn extend(&mut self, open: &Arc<Open>, settings: &Settings) -> bool {
         let time = open.open.time;
-        let near = time <= self.last_open() + settings.window
-            && time + settings.window >= self.first_open();
-        if !near || self.entry != open.open.entry.key || self.boot_id != open.boot_id {
+        let only_new = self.needs_new_request();
+        let is_alike = token_access::needs_new_request(&open.open) == only_new
+            && self.entry == open.open.entry.key
+            && self.boot_id == open.boot_id;
+        if !is_alike || time + settings.window < self.first_open() {
+            return false;
+        }
+        // A workload may read like that for as long as it lives, and so long nothing is held: once
+        // it is over, the next open begins another one, which must not reach back into it.
+        if only_new && time > self.first_open() + settings.longest_tail {
+            let counts = time - Micros(open.skew_us) <= self.end(settings);
+            self.count += u64::from(counts);
+            return counts;
+        }
+        if time > self.end(settings) {
             return false;
         }
         self.count += 1;
@@ -97,15 +111,18 @@ impl Exposure {
     }
 }
 
-/// The exposure and open that a request at `time` is joined with: the newest open not after it,
-/// else the earliest after it (within the skew).
+/// The exposure and open that a request at `time` is joined with, among exposures that explain any
+/// request or that explain new ones only: the newest open not after it, else the earliest after it
+/// (within the skew).
 pub fn anchor<'a>(
     exposures: &'a [Exposure],
+    only_new: bool,
     time: Micros,
     settings: &Settings,
 ) -> Option<(&'a Exposure, Arc<Open>)> {
     let holding = exposures
         .iter()
+        .filter(|exposure| exposure.needs_new_request() == only_new)
         .filter(|exposure| exposure.start() <= time && time <= exposure.end(settings));
     let opens = holding.flat_map(|exposure| exposure.opens().map(move |open| (exposure, open)));
     let best = opens.min_by_key(|(_, open)| {

@@ -10,13 +10,17 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
+    maps::MapError,
     pin::PinError,
     programs::{
         FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, kprobe::KProbeLink,
         links::FdLink, trace_point::TracePointLink,
     },
 };
-use rustix::mount::{MountFlags, mount};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, mount},
+};
 use tokentrail_ebpf::{Offsets, Route, names};
 use zerocopy::IntoBytes as _;
 
@@ -31,6 +35,16 @@ pub(super) struct Plan {
     #[cfg(feature = "bench")]
     empty: &'static str,
     hook: Hook,
+    /// What else there is to see, by further programs: the route works without.
+    beside: &'static [Beside],
+}
+
+/// A program of a route that sees what its main one cannot.
+struct Beside {
+    program: &'static str,
+    hook: Hook,
+    /// What is not seen without.
+    missed: &'static str,
 }
 
 enum Hook {
@@ -38,9 +52,12 @@ enum Hook {
     Fexit(&'static str),
     /// Breakpoint or ftrace call at the entry of a function.
     Kprobe(&'static str),
-    /// Tracepoints of the category `syscalls`: name, and what is not seen where it is missing.
-    Exits(&'static [(&'static str, Option<&'static str>)]),
+    /// Tracepoints: category, name, and what is not seen where it is missing.
+    Tracepoints(&'static [(&'static str, &'static str, Option<&'static str>)]),
 }
+
+/// What `security_file_receive` tells.
+const RECEIVED: &str = "descriptors received from other processes";
 
 /// In the order of preference: cheapest and most complete first.
 pub(super) const ROUTES: [Plan; 3] = [
@@ -53,6 +70,11 @@ pub(super) const ROUTES: [Plan; 3] = [
         #[cfg(feature = "bench")]
         empty: "empty_fexit",
         hook: Hook::Fexit("security_file_open"),
+        beside: &[Beside {
+            program: "receive_fexit",
+            hook: Hook::Fexit("security_file_receive"),
+            missed: RECEIVED,
+        }],
     },
     // The same function where there are no trampolines; not under lockdown=confidentiality.
     // Through perf_event_open, kernel 4.17.
@@ -63,27 +85,40 @@ pub(super) const ROUTES: [Plan; 3] = [
         #[cfg(feature = "bench")]
         empty: "empty_kprobe",
         hook: Hook::Kprobe("security_file_open"),
+        beside: &[Beside {
+            program: "open_kprobe",
+            hook: Hook::Kprobe("security_file_receive"),
+            missed: RECEIVED,
+        }],
     },
-    // Needs neither; blind to io_uring, execve and compat calls, and to a descriptor that another
-    // thread replaces before the call returns. Kernel 4.7 for BPF on
-    // tracepoints, CONFIG_FTRACE_SYSCALLS for these.
+    // Needs neither; what it does not see is in the README and in `tests/evasion`. Kernel 4.7 for
+    // BPF on tracepoints, CONFIG_FTRACE_SYSCALLS for these.
     // <https://github.com/torvalds/linux/commit/98b5c2c65c2951772a8fc661f50d675e450e8bce>
     Plan {
         route: Route::Exit,
         program: "open_exit",
         #[cfg(feature = "bench")]
         empty: "empty_exit",
-        hook: Hook::Exits(&[
-            ("sys_exit_openat", Some("opens by openat")),
+        hook: Hook::Tracepoints(&[
+            ("syscalls", "sys_exit_openat", Some("opens by openat")),
             // Kernel 5.6.
-            ("sys_exit_openat2", Some("opens by openat2")),
-            ("sys_exit_open_by_handle_at", Some("opens by file handle")),
+            ("syscalls", "sys_exit_openat2", Some("opens by openat2")),
+            ("syscalls", "sys_exit_open_by_handle_at", Some("opens by file handle")),
+            // Kernel 5.6.
+            ("syscalls", "sys_exit_pidfd_getfd", Some("descriptors taken by pidfd_getfd")),
             // Architectures younger than openat, arm64 among them, have no such call.
             (
+                "syscalls",
                 "sys_exit_open",
                 if cfg!(target_arch = "x86_64") { Some("opens by open") } else { None },
             ),
         ]),
+        // Costs nothing where nobody uses io_uring. Where it is missing, nobody can.
+        beside: &[Beside {
+            program: "open_uring",
+            hook: Hook::Tracepoints(&[("io_uring", "io_uring_complete", None)]),
+            missed: "opens by io_uring",
+        }],
     },
 ];
 
@@ -185,6 +220,22 @@ pub(super) fn sessions(ebpf: &mut Ebpf) -> Attached {
     attached
 }
 
+/// Loads and attaches what sees the opens of 32-bit calls where the exit route is taken.
+pub(super) fn compat(ebpf: &mut Ebpf) -> Attached {
+    let link = if cfg!(target_arch = "x86_64") {
+        raw_tracepoint(ebpf, "open_compat", "sys_exit")
+    } else {
+        Err("on x86-64 alone".to_owned())
+    };
+    match link {
+        Ok(link) => Attached { links: vec![link], blind: Vec::new() },
+        Err(why) => {
+            let blind = vec![format!("opens by 32-bit calls are not seen: {why}")];
+            Attached { links: Vec::new(), blind }
+        }
+    }
+}
+
 fn raw_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &'static str) -> Result<Link, String> {
     let program =
         ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
@@ -197,18 +248,30 @@ fn raw_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &'static str) -> Resu
 }
 
 impl Plan {
-    /// Loads and attaches the route's program; `Err` says what refused.
+    /// Loads and attaches the route's programs; `Err` says what refused the main one.
     pub(super) fn attach(&self, ebpf: &mut Ebpf, btf: Option<&Path>) -> Result<Attached, String> {
-        self.attach_program(ebpf, self.program, btf)
+        let mut attached = self.hook.attach(ebpf, self.program, btf)?;
+        for Beside { program, hook, missed } in self.beside {
+            match hook.attach(ebpf, program, btf) {
+                Ok(more) => {
+                    attached.links.extend(more.links);
+                    attached.blind.extend(more.blind);
+                }
+                Err(why) => attached.blind.push(format!("{missed} are not seen: {why}")),
+            }
+        }
+        Ok(attached)
     }
 
     /// The same for the program that does nothing.
     #[cfg(feature = "bench")]
     pub(super) fn attach_empty(&self, ebpf: &mut Ebpf) -> Result<Attached, String> {
-        self.attach_program(ebpf, self.empty, None)
+        self.hook.attach(ebpf, self.empty, None)
     }
+}
 
-    fn attach_program(
+impl Hook {
+    fn attach(
         &self,
         ebpf: &mut Ebpf,
         program: &'static str,
@@ -217,10 +280,10 @@ impl Plan {
         let program = ebpf
             .program_mut(program)
             .ok_or_else(|| format!("the object has no program {program}"))?;
-        match &self.hook {
-            Hook::Fexit(function) => fexit(program, function, btf),
-            Hook::Kprobe(function) => kprobe(program, function),
-            Hook::Exits(tracepoints) => exits(program, tracepoints),
+        match self {
+            Self::Fexit(function) => fexit(program, function, btf),
+            Self::Kprobe(function) => kprobe(program, function),
+            Self::Tracepoints(tracepoints) => exits(program, tracepoints),
         }
     }
 }
@@ -241,7 +304,7 @@ fn fexit(
 
 fn kprobe(program: &mut Program, function: &'static str) -> Result<Attached, String> {
     let program: &mut KProbe = program.try_into().map_err(|error| refusal("load", &error))?;
-    program.load().map_err(|error| refusal("load", &error))?;
+    load_once(program.load())?;
     let attach = || program.attach(function, 0).and_then(|link| program.take_link(link));
     let link = perf(function, attach, PerfLink::Kprobe);
     let link = link.map_err(|error| refusal("attach", &error))?;
@@ -264,16 +327,24 @@ where
     }
 }
 
+/// One program may have two hooks.
+fn load_once(loaded: Result<(), ProgramError>) -> Result<(), String> {
+    match loaded {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(error) => Err(refusal("load", &error)),
+    }
+}
+
 fn exits(
     program: &mut Program,
-    tracepoints: &[(&'static str, Option<&str>)],
+    tracepoints: &[(&'static str, &'static str, Option<&str>)],
 ) -> Result<Attached, String> {
     ensure_tracefs()?;
     let program: &mut TracePoint = program.try_into().map_err(|error| refusal("load", &error))?;
     program.load().map_err(|error| refusal("load", &error))?;
     let mut attached = Attached { links: Vec::new(), blind: Vec::new() };
-    for (name, missed) in tracepoints {
-        let attach = || program.attach("syscalls", name).and_then(|link| program.take_link(link));
+    for (category, name, missed) in tracepoints {
+        let attach = || program.attach(category, name).and_then(|link| program.take_link(link));
         match (perf(name, attach, PerfLink::Tracepoint), missed) {
             (Ok(link), _) => attached.links.push(link),
             (Err(error), Some(missed)) => {
@@ -284,7 +355,7 @@ fn exits(
             (Err(_), None) => {}
         }
     }
-    if attached.links.is_empty() {
+    if attached.links.is_empty() && !attached.blind.is_empty() {
         return Err(attached.blind.join("; "));
     }
     Ok(attached)
@@ -305,13 +376,18 @@ fn ensure_tracefs() -> Result<(), String> {
         return Ok(());
     }
     let [target, _] = TRACEFS;
-    mount("tracefs", target, "tracefs", MountFlags::empty(), None).map_err(|error| {
-        format!(
-            "tracefs is not mounted and mounting it failed: {error}; run `mount -t tracefs tracefs {target}`"
-        )
-    })?;
+    match mount("tracefs", target, "tracefs", MountFlags::empty(), None) {
+        // Mounted already, and nothing is in there.
+        Ok(()) | Err(Errno::BUSY) => {}
+        Err(error) => {
+            return Err(format!(
+                "tracefs is not mounted and mounting it failed: {error}; run `mount -t tracefs tracefs {target}`"
+            ));
+        }
+    }
     match tracefs() {
         Some(_) => Ok(()),
+        None if locked_down() => Err(format!("no system-call tracepoints are shown{LOCKDOWN}")),
         None => Err("this kernel has no system-call tracepoints (CONFIG_FTRACE_SYSCALLS)".into()),
     }
 }
@@ -327,7 +403,8 @@ fn refusal(step: &str, error: &ProgramError) -> String {
         // The last lines are statistics; the verdict is just above them.
         let tail = lines.get(lines.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
         let log = if tail.is_empty() { "no verifier log".into() } else { tail.join(" | ") };
-        return format!("{step}: {io_error}; {log}");
+        let hint = if locked_down() { LOCKDOWN } else { "" };
+        return format!("{step}: {io_error}; {log}{hint}");
     }
     let text = reason(step, error);
     if let ProgramError::SyscallError(error) = error
@@ -338,14 +415,32 @@ fn refusal(step: &str, error: &ProgramError) -> String {
     text
 }
 
+/// Why programs may not read kernel memory, and tracepoints are hidden, where all else is as it should be.
+const LOCKDOWN: &str = "; this kernel runs with lockdown=confidentiality, which forbids that";
+
+/// Whether secrets of the kernel are kept from root, too.
+fn locked_down() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lockdown")
+        .is_ok_and(|levels| levels.contains("[confidentiality]"))
+}
+
+/// What a map that is refused needs where memory of maps counts as locked: a memory cgroup's since 5.11.
+const LOCKED_MEMORY: &str = "; kernels before 5.11 ask CAP_SYS_RESOURCE for it";
+
 /// How many lines of the verifier's log an error keeps.
 const VERIFIER_LINES: usize = 8;
 
 /// An error with its causes on one line.
 pub(super) fn reason(step: &str, error: &dyn Error) -> String {
     let mut text = format!("{step}: {error}");
+    let mut hint = "";
     let mut source = error.source();
     while let Some(cause) = source {
+        if let Some(MapError::CreateError { io_error, .. }) = cause.downcast_ref()
+            && io_error.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            hint = LOCKED_MEMORY;
+        }
         let cause_text = match cause.downcast_ref::<std::io::Error>() {
             // Internal to the kernel, so the C library has no name for it.
             Some(io) if io.raw_os_error() == Some(ENOTSUPP) => {
@@ -360,7 +455,7 @@ pub(super) fn reason(step: &str, error: &dyn Error) -> String {
         }
         source = cause.source();
     }
-    text
+    text + hint
 }
 
 /// `ENOTSUPP` of `include/linux/errno.h`: arm64 kernels without direct calls answer it.

@@ -55,6 +55,8 @@ pub struct Layout {
     pub offsets: Offsets,
     /// Members that this kernel does not have under any known name; their facts will be missing.
     pub absent: Vec<String>,
+    /// The same of those that only the exit route reads, to see io_uring.
+    pub absent_of_uring: Vec<String>,
 }
 
 /// Resolves all offsets from the BTF at `path`. The file's bytes are dropped before return.
@@ -78,6 +80,15 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         let found = btf.offset(structure, members);
         if found == ABSENT {
             absent.push(format!("{structure}.{}", members.join("|")));
+        }
+        found
+    };
+    let mut absent_of_uring = Vec::new();
+    let mut find_uring = |structure: &str, members: &[&str]| {
+        let found = btf.offset(structure, members);
+        // Kernels without io_uring have none of its structures, and nothing is missed.
+        if found == ABSENT && btf.size("io_kiocb") != ABSENT {
+            absent_of_uring.push(format!("{structure}.{}", members.join("|")));
         }
         found
     };
@@ -147,6 +158,18 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         // Renamed in 6.15, when it became an RCU pointer.
         kernfs_parent: find("kernfs_node", &["__parent", "parent"]),
         kernfs_id: find("kernfs_node", &["id"]),
+        uring_ring: find_uring("trace_event_raw_io_uring_complete", &["ctx"]),
+        // Kernel 5.19.
+        uring_req: find_uring("trace_event_raw_io_uring_complete", &["req"]),
+        uring_res: find_uring("trace_event_raw_io_uring_complete", &["res"]),
+        io_kiocb_opcode: find_uring("io_kiocb", &["opcode"]),
+        // Kernel 5.15; before, no request opened into the ring's table.
+        io_open_file_slot: btf.offset("io_open", &["file_slot"]),
+        // Since 6.13 the table holds nodes.
+        io_ring_files: find_uring("io_ring_ctx", &["file_table.data.nodes", "file_table.files"]),
+        io_rsrc_node_file: btf.offset("io_rsrc_node", &["file_ptr"]),
+        task_thread_status: btf.offset("task_struct", &["thread_info.status"]),
+        pt_regs_orig_ax: btf.offset("pt_regs", &["orig_ax"]),
         // Filled in below.
         dentry_glance: 0,
         dentry_glance_len: 0,
@@ -159,7 +182,7 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         (o.dentry_sb, 8),
     ]);
     let offsets = Offsets { dentry_glance, dentry_glance_len, ..offsets };
-    Ok(Layout { offsets, absent })
+    Ok(Layout { offsets, absent, absent_of_uring })
 }
 
 /// Start, down to a multiple of eight, and length of the bytes that hold these members (offset,

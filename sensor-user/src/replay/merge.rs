@@ -32,6 +32,8 @@ pub enum Kind {
 pub struct Merge<T> {
     held: BTreeMap<Place, (T, usize)>,
     bytes: usize,
+    /// Of opens alone.
+    opens: usize,
     limit: usize,
     handed: Option<Place>,
     late: u64,
@@ -41,16 +43,16 @@ pub struct Merge<T> {
 impl<T> Merge<T> {
     /// Holds at most about `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { held: BTreeMap::new(), bytes: 0, limit, handed: None, late: 0, early: 0 }
+        Self { held: BTreeMap::new(), bytes: 0, opens: 0, limit, handed: None, late: 0, early: 0 }
     }
 
     /// Takes an item of this size. One that belongs before what was handed out is late: it is
     /// handed out next.
     pub fn push(&mut self, place: Place, item: T, bytes: usize) {
         self.late += u64::from(self.handed.is_some_and(|handed| place < handed));
-        self.bytes += bytes;
+        self.add(place.kind, bytes);
         if let Some((_, replaced)) = self.held.insert(place, (item, bytes)) {
-            self.bytes -= replaced;
+            self.remove(place.kind, replaced);
         }
     }
 
@@ -62,15 +64,31 @@ impl<T> Merge<T> {
             return None;
         }
         let (place, (item, bytes)) = first.remove_entry();
-        self.bytes -= bytes;
+        self.remove(place.kind, bytes);
         self.early += u64::from(!due);
         self.handed = self.handed.max(Some(place));
         Some((place, item))
     }
 
-    /// Whether half of the bound is used up.
-    pub fn is_half_full(&self) -> bool {
-        self.bytes > self.limit / 2
+    fn add(&mut self, kind: Kind, bytes: usize) {
+        self.bytes += bytes;
+        self.opens += if kind == Kind::Open { bytes } else { 0 };
+    }
+
+    fn remove(&mut self, kind: Kind, bytes: usize) {
+        self.bytes -= bytes;
+        self.opens -= if kind == Kind::Open { bytes } else { 0 };
+    }
+
+    /// What it holds, bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether opens may be read ahead. Requests take no room from them: those that are handed out for
+    /// want of it would find no open.
+    pub fn takes_opens(&self) -> bool {
+        self.opens <= self.limit / 2
     }
 
     /// Items that came too late for their place.

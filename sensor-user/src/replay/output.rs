@@ -54,6 +54,11 @@ impl Sorted {
         Self { folder, held, next, bytes: 0, limit: HELD, runs: Vec::new() }
     }
 
+    /// Where temporary files go; `None` is where they go by themselves.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// Takes a document.
     ///
     /// # Errors
@@ -64,6 +69,7 @@ impl Sorted {
 
     fn push_line(&mut self, key: Key, mut line: Vec<u8>) -> io::Result<()> {
         line.push(b'\n');
+        line.shrink_to_fit();
         self.bytes += line.len();
         let is_passed = self.runs.last().is_some_and(|run| key < run.last);
         let place = if is_passed { &mut self.next } else { &mut self.held };

@@ -25,6 +25,9 @@ pub enum Judged {
 /// What becomes of a kept line when its turn comes.
 pub type Outcome = Result<(), BadLine>;
 
+/// Takes what is told, one by one: a busy second's documents together would be most of all memory.
+pub type Tell<'a> = &'a mut dyn FnMut(Document);
+
 /// Rules, with their state.
 pub trait Semantics {
     /// An open is read, ahead of its turn. Whether it can matter.
@@ -37,16 +40,16 @@ pub trait Semantics {
     fn forget(&mut self, watermark: Micros);
 
     /// An open, in its turn.
-    fn open(&mut self, open: OpenDocument, documents: &mut Vec<Document>);
+    fn open(&mut self, open: OpenDocument, tell: Tell<'_>);
 
     /// An audit event, in its turn.
     ///
     /// # Errors
     /// It turns out to be a broken one.
-    fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome;
+    fn request(&mut self, line: &[u8], tell: Tell<'_>) -> Outcome;
 
     /// Nothing before this is left; [`Micros::MAX`] at the end.
-    fn advance(&mut self, watermark: Micros, documents: &mut Vec<Document>);
+    fn advance(&mut self, watermark: Micros, tell: Tell<'_>);
 
     /// What was given up to stay within bounds, by name.
     fn losses(&self) -> Vec<(&'static str, u64)>;

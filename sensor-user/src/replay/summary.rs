@@ -31,9 +31,9 @@ pub enum ReplayError {
         /// Why.
         source: io::Error,
     },
-    /// Alerts do not fit anywhere.
-    #[error("cannot write alerts to a temporary file; make room there or set TMPDIR")]
-    Spill(#[source] io::Error),
+    /// What memory has no room for does not fit anywhere.
+    #[error("cannot use a temporary file; make room there or set TMPDIR")]
+    Temporary(#[source] io::Error),
 }
 
 impl ReplayError {
@@ -41,7 +41,7 @@ impl ReplayError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Mistaken { .. } | Self::StdinTwice => true,
-            Self::Open { .. } | Self::Spill(_) => false,
+            Self::Open { .. } | Self::Temporary(_) => false,
         }
     }
 }

@@ -54,9 +54,9 @@ impl RuleId {
     pub const fn condition(self) -> &'static str {
         match self {
             Self::TokenAccessThenApiRequest => {
-                "A pod's token or ca.crt is opened with grade outside, interactive, terminal or \
-                 exec, and at most 60 s later the API server receives a request with that pod's \
-                 identity."
+                "A pod's token or ca.crt is opened with grade outside, interactive, terminal, exec \
+                 or foreign, and at most 60 s later the API server receives a request with that \
+                 pod's identity; after grade foreign, one of a kind that is new for the pod."
             }
             Self::TokenRequestByUser => {
                 "A token is minted through the TokenRequest API, or that is refused, for an \

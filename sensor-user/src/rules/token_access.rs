@@ -67,9 +67,17 @@ pub const BASE_BAND: Band = Band::Medium;
 /// Whether an open starts or extends an exposure.
 pub fn qualifies(open: &TokenOpen) -> bool {
     match open.grade {
-        Grade::Outside | Grade::Interactive | Grade::Terminal | Grade::Exec => true,
+        Grade::Outside | Grade::Interactive | Grade::Terminal | Grade::Exec | Grade::Foreign => {
+            true
+        }
         Grade::Workload => false,
     }
+}
+
+/// Whether an open explains only requests of a kind that is new for the pod: a program that was not
+/// seen to read the token while the workload was learned may be one that it rarely runs.
+pub fn needs_new_request(open: &TokenOpen) -> bool {
+    open.grade == Grade::Foreign
 }
 
 /// Whether a stage shows that the API server answered. `RequestReceived` alone counts only when
@@ -136,7 +144,7 @@ fn is_powerful(record: &AuditRecord) -> bool {
 
 /// R0: whether an open is worth telling where no request follows. `ca.crt` is public.
 pub fn is_token_read(open: &TokenOpen) -> bool {
-    qualifies(open) && open.file == TokenFile::Token
+    qualifies(open) && !needs_new_request(open) && open.file == TokenFile::Token
 }
 
 #[cfg(test)]

@@ -85,17 +85,21 @@ enum Variant {
     Nothing,
     Empty,
     Agent,
+    /// The same with `--compat-opens`, which only the exit route heeds.
+    AgentCompat,
     Opensnoop,
 }
 
 impl Variant {
-    const ALL: [Self; 4] = [Self::Nothing, Self::Empty, Self::Agent, Self::Opensnoop];
+    const ALL: [Self; 5] =
+        [Self::Nothing, Self::Empty, Self::Agent, Self::AgentCompat, Self::Opensnoop];
 
     fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::Empty => "empty program",
             Self::Agent => "tokentrail",
+            Self::AgentCompat => "tokentrail --compat-opens",
             Self::Opensnoop => "opensnoop",
         }
     }
@@ -153,6 +157,10 @@ impl Bench {
             Variant::Nothing => Attached::Nothing,
             Variant::Empty => Attached::Other(self.empty()?),
             Variant::Agent => Attached::Agent(AgentSetup::new(sandbox, self.audit.path()).start()?),
+            Variant::AgentCompat => {
+                let agent = AgentSetup::new(sandbox, self.audit.path()).args(["--compat-opens"]);
+                Attached::Agent(agent.start()?)
+            }
             Variant::Opensnoop => Attached::Other(opensnoop()?),
         };
         let costs = self
@@ -271,7 +279,8 @@ fn rows(rounds: &[Round]) -> Vec<Row> {
         let added = |variant| {
             over_rounds(&|costs| Some(of(costs, variant)? - of(costs, Variant::Nothing)?))
         };
-        let [empty, agent, snoop] = [Variant::Empty, Variant::Agent, Variant::Opensnoop].map(added);
+        let variants = [Variant::Empty, Variant::Agent, Variant::AgentCompat, Variant::Opensnoop];
+        let [empty, agent, compat, snoop] = variants.map(added);
         let plus = |nanos: f64| format!("+ {nanos:.0} ns");
         let times = agent / empty;
         let agent_row = Row::new(format!("{name}, tokentrail"), plus(agent));
@@ -286,6 +295,8 @@ fn rows(rounds: &[Round]) -> Vec<Row> {
             rows.push(agent_row);
             rows.push(snoop_row);
         }
+        let name = format!("{name}, {}", Variant::AgentCompat.name());
+        rows.push(Row::new(name, plus(compat)));
     }
     rows
 }

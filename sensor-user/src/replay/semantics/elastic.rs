@@ -5,9 +5,8 @@ use std::cell::Cell;
 use lru::LruCache;
 use serde_json::Value;
 
-use super::{Judged, Outcome, Semantics};
+use super::{Judged, Outcome, Semantics, Tell};
 use crate::{
-    alert::ecs::Document,
     audit::scan::{Glance, Interest, Pods, Scan, Users, classify, decode, glance, stage_timestamp},
     replay::{
         document::Writer,
@@ -128,7 +127,7 @@ impl Semantics for ElasticSemantics {
         }
     }
 
-    fn open(&mut self, open: OpenDocument, _: &mut Vec<Document>) {
+    fn open(&mut self, open: OpenDocument, _: Tell<'_>) {
         for name in &open.names {
             if let Some(expected) = self.expected.peek_mut(name) {
                 expected.waiting = expected.waiting.saturating_sub(1);
@@ -137,7 +136,7 @@ impl Semantics for ElasticSemantics {
         self.machine.open(open);
     }
 
-    fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome {
+    fn request(&mut self, line: &[u8], tell: Tell<'_>) -> Outcome {
         let pending = |name: &str| self.machine.is_pending(name);
         let record = match classify(line, &Self::interest(&pending)) {
             Scan::Skip => return Ok(()),
@@ -146,11 +145,11 @@ impl Semantics for ElasticSemantics {
         };
         let has_user_name = !record.user.username.is_empty() || has_user_name(line);
         self.machine.request(record, has_user_name, &mut self.matches);
-        documents.extend(self.matches.drain(..).map(|found| self.writer.document(&found)));
+        self.matches.drain(..).map(|found| self.writer.document(&found)).for_each(tell);
         Ok(())
     }
 
-    fn advance(&mut self, watermark: Micros, _: &mut Vec<Document>) {
+    fn advance(&mut self, watermark: Micros, _: Tell<'_>) {
         self.now = self.now.max(watermark);
     }
 

@@ -13,9 +13,8 @@ use std::{num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
-use super::{Judged, Outcome, Semantics};
+use super::{Judged, Outcome, Semantics, Tell};
 use crate::{
-    alert::ecs::Document,
     attribution::pods::PodChange,
     audit::{
         AuditRecord, POD_NAME,
@@ -85,15 +84,15 @@ struct Seen {
 
 impl LiveSemantics {
     /// Findings come from this writer; rules are as users decided. `pods` are those of which opens
-    /// are to come.
+    /// are to come. Of `settings` those count that a replay can have in common with `run`.
     pub fn new(
         lateness: Micros,
+        settings: Settings,
         pods: PodsWithOpens,
         rulebook: Arc<Rulebook>,
         writer: Writer,
     ) -> Self {
-        let settings =
-            Settings { patience: PATIENCE, pods: PODS, ..Settings::new(writer.cluster.clone()) };
+        let settings = Settings { patience: PATIENCE, pods: PODS, ..settings };
         // Else, and while no open tells addresses, only tokens tell whose a request is.
         let accounts = !rulebook.decoys.is_empty();
         let mut correlator = Correlator::new(settings, NoJournal);
@@ -142,7 +141,7 @@ impl LiveSemantics {
         found.unwrap_or_else(|| format!("{}/{}", name.0, name.1))
     }
 
-    fn tell(&mut self, documents: &mut Vec<Document>) {
+    fn report(&mut self, tell: Tell<'_>) {
         for finding in self.findings.drain(..) {
             let open = finding.open.as_ref().map(|open| &open.open);
             let told = open.and_then(|open| self.told.get(open.pod_uid.as_deref()?));
@@ -157,7 +156,7 @@ impl LiveSemantics {
                 document.tokentrail.confidence = "low";
                 document.tokentrail.reasons.push(BY_NAME.to_owned());
             }
-            documents.push(document);
+            tell(document);
         }
     }
 }
@@ -234,7 +233,7 @@ impl Semantics for LiveSemantics {
 
     fn forget(&mut self, _: Micros) {}
 
-    fn open(&mut self, document: OpenDocument, documents: &mut Vec<Document>) {
+    fn open(&mut self, document: OpenDocument, tell: Tell<'_>) {
         let name = name_of(&document);
         let mut open = document.open();
         let OpenDocument { pod_uid, boot_id, host, time, skew, pod, .. } = document;
@@ -256,10 +255,10 @@ impl Semantics for LiveSemantics {
         open.skew_us = skew.unwrap_or_default().0;
         open.find_pods(&self.writer.pods);
         self.correlator.open(open, self.now, &mut self.findings);
-        self.tell(documents);
+        self.report(tell);
     }
 
-    fn request(&mut self, line: &[u8], documents: &mut Vec<Document>) -> Outcome {
+    fn request(&mut self, line: &[u8], tell: Tell<'_>) -> Outcome {
         // It was judged before.
         let record = match classify(line, &interest(Pods::All, self.accounts)) {
             Scan::Skip => return Ok(()),
@@ -270,11 +269,11 @@ impl Semantics for LiveSemantics {
         request.find_pod(&self.writer.pods);
         self.correlator.watch(self.begins.unwrap_or(self.now));
         self.correlator.request(request, self.now, &mut self.findings);
-        self.tell(documents);
+        self.report(tell);
         Ok(())
     }
 
-    fn advance(&mut self, watermark: Micros, documents: &mut Vec<Document>) {
+    fn advance(&mut self, watermark: Micros, tell: Tell<'_>) {
         // At fixed moments: where chunks end must not show.
         let tick = match watermark {
             Micros::MAX => watermark,
@@ -290,7 +289,7 @@ impl Semantics for LiveSemantics {
         self.correlator.advance(tick, self.now, &mut self.findings);
         // Nobody counts them here.
         drop(self.correlator.take_hits());
-        self.tell(documents);
+        self.report(tell);
     }
 
     fn losses(&self) -> Vec<(&'static str, u64)> {

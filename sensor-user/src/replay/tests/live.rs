@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{audit::POD_UID, replay::semantics::live::LiveSemantics, rules::rulebook::Rulebook};
+use crate::{
+    audit::POD_UID, correlation::Settings, replay::semantics::live::LiveSemantics,
+    rules::rulebook::Rulebook,
+};
 
 /// A request received at `at` and answered so much later, of the pod of this uid.
 fn request(at: i64, answered: i64, uid: &str) -> Vec<String> {
@@ -36,14 +39,23 @@ fn open_of(at: i64, uid: Option<&str>) -> String {
     )
 }
 
+fn settings() -> Settings {
+    Settings::new("")
+}
+
 fn replay_live(opens: &[String], audit: &[String], rules: &str) -> (Vec<Value>, Summary) {
     let folder = tempfile::tempdir().unwrap();
     let [open_file, audit_file] = ["opens", "audit"].map(|name| folder.path().join(name));
     fs::write(&open_file, opens.join("\n")).unwrap();
     fs::write(&audit_file, audit.join("\n")).unwrap();
     let rulebook = Arc::new(Rulebook::parse(rules).unwrap());
-    let mut live =
-        LiveSemantics::new(Micros::from_secs(75), PodsWithOpens::Unknown, rulebook, writer());
+    let mut live = LiveSemantics::new(
+        Micros::from_secs(75),
+        settings(),
+        PodsWithOpens::Unknown,
+        rulebook,
+        writer(),
+    );
     replay_with(&mut live, 75, CHUNK, &[&open_file], &[&audit_file])
 }
 
@@ -220,7 +232,7 @@ proptest! {
         let files = Files { opens: open_files.clone(), audit: vec![], lateness: Micros(0) };
         let pods = pods_with_opens(&files);
         prop_assert!(matches!(pods, PodsWithOpens::Uids(_)));
-        let mut live = LiveSemantics::new(Micros::from_secs(75), pods, Arc::default(), writer());
+        let mut live = LiveSemantics::new(Micros::from_secs(75), settings(), pods, Arc::default(), writer());
         let (found, summary) = replay_with(
             &mut live,
             75,
