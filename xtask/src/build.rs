@@ -18,6 +18,9 @@ use crate::{
     toolchain::Rustc,
 };
 
+/// The agent's package.
+pub(crate) const AGENT: &str = "tokentrail";
+
 /// The target of the BPF object.
 pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
 
@@ -45,7 +48,7 @@ impl Arch {
         self.rust_name() == env::consts::ARCH
     }
 
-    /// As images name it.
+    /// As images and Debian's packages name it.
     pub(crate) const fn oci_name(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -88,7 +91,7 @@ pub(crate) fn run() -> Result<PathBuf> {
     announce("release agent");
     shell(
         cargo()
-            .args(["build", "--release", "--package", "tokentrail"])
+            .args(["build", "--release", "--package", AGENT])
             .env("TOKENTRAIL_BPF_OBJECT", object),
     )?;
     let agent = agent();
@@ -122,7 +125,7 @@ pub(crate) fn static_agent_in(folder: &Path, arch: Arch) -> Result<PathBuf> {
     let object = bpf_object_in(folder)?;
     announce(format_args!("static agent for {}", arch.oci_name()));
     shell(
-        static_cargo("build", arch)?
+        static_cargo("build", AGENT, arch)?
             .args(["--release", "--target-dir"])
             .arg(folder)
             .env("TOKENTRAIL_BPF_OBJECT", object),
@@ -130,11 +133,11 @@ pub(crate) fn static_agent_in(folder: &Path, arch: Arch) -> Result<PathBuf> {
     Ok(folder.join(arch.target()).join("release/tokentrail"))
 }
 
-/// A cargo command for the agent as a static program.
+/// A cargo command for a package whose programs are to be static ones.
 ///
 /// # Errors
 /// If the standard library for it or the C compiler is missing and cannot be had.
-pub(crate) fn static_cargo(subcommand: &str, arch: Arch) -> Result<Command> {
+pub(crate) fn static_cargo(subcommand: &str, package: &str, arch: Arch) -> Result<Command> {
     let rustc = Rustc::current()?;
     let target = arch.target();
     let (c_compiler, packages) = arch.c_compiler();
@@ -142,7 +145,7 @@ pub(crate) fn static_cargo(subcommand: &str, arch: Arch) -> Result<Command> {
     let underscored = target.replace('-', "_");
     let mut command = cargo();
     command
-        .args([subcommand, "--package", "tokentrail", "--target", target])
+        .args([subcommand, "--package", package, "--target", target])
         .env(format!("CC_{underscored}"), c_compiler)
         // rustc's own linker: the same for both architectures on every machine.
         .env(format!("CARGO_TARGET_{}_LINKER", underscored.to_uppercase()), "rust-lld");

@@ -6,7 +6,7 @@
 //! `dpkg -x` unfolds it in a folder.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,8 +32,12 @@ pub(crate) const BUSYBOX: Package = Package { name: "busybox-static", program: "
 pub(crate) const TMUX: Package = Package { name: "tmux", program: "tmux" };
 /// The same, in a simpler way.
 pub(crate) const SCRIPT: Package = Package { name: "bsdutils", program: "script" };
-/// Boots the VM.
-pub(crate) const QEMU: Package = Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
+/// Boots x86-64 kernels.
+pub(crate) const QEMU_AMD64: Package =
+    Package { name: "qemu-system-x86", program: "qemu-system-x86_64" };
+/// Boots arm64 ones.
+pub(crate) const QEMU_ARM64: Package =
+    Package { name: "qemu-system-arm", program: "qemu-system-aarch64" };
 /// `opensnoop`, which the benchmark compares with.
 pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
 /// `jq`, which the benchmark of replays compares with.
@@ -100,7 +104,12 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     })
 }
 
-/// A private apt root that knows Debian trixie and its backports.
+/// Where kernels of all ages, and what is newer than this machine's release, come from.
+const SUITES: [&str; 3] = ["trixie", "trixie-backports", "bookworm"];
+/// The same, of the archive of security updates: where the oldest kernels still are.
+const SECURITY_SUITES: [&str; 2] = ["bookworm-security", "bullseye-security"];
+
+/// A private apt root that knows Debian's releases of either architecture.
 pub(crate) struct Archive {
     folder: PathBuf,
 }
@@ -111,11 +120,16 @@ impl Archive {
     /// # Errors
     /// If this is no Debian, or the archive cannot be reached.
     pub(crate) fn open() -> Result<Self> {
-        let archive = Self { folder: cache_dir()?.join("apt") };
+        // Not `apt`: what other versions of this command keep there knows other releases.
+        let archive = Self { folder: cache_dir()?.join("apt-releases") };
         for part in ["lists/partial", "cache/archives/partial", "downloads"] {
             let part = archive.folder.join(part);
             fs::create_dir_all(&part).with_context(|| format!("could not create {part:?}"))?;
         }
+        // Clones share the index: one brings it up to date, the others wait for that.
+        let lock = archive.folder.join("lock");
+        let lock = File::create(&lock).with_context(|| format!("could not create {lock:?}"))?;
+        lock.lock().context("could not lock the private apt index")?;
         let stamp = archive.folder.join("updated");
         let sources = archive.sources()?;
         let list = archive.source_list();
@@ -124,7 +138,7 @@ impl Archive {
             return Ok(archive);
         }
         fs::write(&list, sources).with_context(|| format!("could not write {list:?}"))?;
-        announce("private apt index: Debian trixie and trixie-backports");
+        announce(format_args!("private apt index: Debian {}", SUITES.join(", ")));
         run(archive.apt("apt-get").args(["update", "--quiet"]))?;
         fs::write(&stamp, "").with_context(|| format!("could not write {stamp:?}"))?;
         Ok(archive)
@@ -156,7 +170,7 @@ impl Archive {
             .collect())
     }
 
-    /// Downloads a package (`name` or `name=version`) and unfolds it in `into`.
+    /// Downloads a package (`name`, `name=version` or `name:architecture`) and unfolds it in `into`.
     ///
     /// # Errors
     /// If the download or `dpkg` fails.
@@ -184,16 +198,26 @@ impl Archive {
             .context("no private apt root can be made: this is not Debian")?;
         let mirror = targets
             .lines()
-            .find(|uri| !uri.contains("security"))
+            .find(|uri| uri.contains("debian") && !uri.contains("security"))
             .context("this machine's apt has no Debian source to take packages from")?;
+        let mirror = mirror.trim_end_matches('/');
+        // Where the machine has none, mirrors keep the security archive beside the other.
+        let security = targets.lines().find(|uri| uri.contains("debian-security"));
+        let security = security.map_or_else(|| format!("{mirror}-security"), str::to_owned);
         let keyring = ["gpg", "pgp"]
             .map(|kind| format!("/usr/share/keyrings/debian-archive-keyring.{kind}"))
             .into_iter()
             .find(|file| Path::new(file).exists())
             .context("this machine lacks the package debian-archive-keyring")?;
-        Ok(["trixie", "trixie-backports"]
-            .map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
-            .concat())
+        let main = SUITES.map(|suite| (mirror, suite));
+        let security = SECURITY_SUITES.map(|suite| (security.as_str(), suite));
+        Ok(main
+            .iter()
+            .chain(&security)
+            .map(|(uri, suite)| {
+                format!("deb [arch=amd64,arm64 signed-by={keyring}] {uri} {suite} main\n")
+            })
+            .collect())
     }
 
     fn apt(&self, tool: &str) -> std::process::Command {
@@ -206,6 +230,9 @@ impl Archive {
             format!("Dir::Cache={folder}/cache"),
             // Root's cache is no place that apt's own download user may enter.
             "APT::Sandbox::User=root".to_owned(),
+            "APT::Architectures::=amd64".to_owned(),
+            "APT::Architectures::=arm64".to_owned(),
+            "Acquire::Languages=none".to_owned(),
         ] {
             command.args(["-o", &option]);
         }

@@ -19,6 +19,7 @@ use crate::{
 
 mod archive;
 
+pub(crate) use archive::sha256;
 use archive::{File, Image};
 
 /// The workspace has one version.
@@ -54,7 +55,7 @@ pub(crate) fn run(arch: Option<Arch>, name: Option<&str>) -> Result<PathBuf> {
         "built {}: {name}, {:.1} MB, sha256:{}",
         path.display(),
         megabytes(size),
-        archive::sha256(&archive)
+        sha256(&archive)
     ));
     ensure!(
         size <= LIMIT,

@@ -80,12 +80,22 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// Every check: format, lints, dependencies, tests, the running kernel and one in a VM
-    Test,
+    /// Every check: format, lints, dependencies, tests, the running kernel and some in VMs
+    Test {
+        /// On all kernels of `cargo xtask vm`, not three of them
+        #[arg(long)]
+        full: bool,
+    },
     /// The checks of this repository's own rules
     Tidy,
-    /// Boot Debian's 6.12 kernel under QEMU and run the whole-program tests in it
-    Vm,
+    /// Boot Debian's kernels of all ages under QEMU and run the tests of the kernel in each
+    Vm {
+        /// Only these, as `5.10` or `6.12-arm64`; all without any
+        kernels: Vec<String>,
+        /// Then put the table of all kernels into the README; the others as they were last booted
+        #[arg(long)]
+        write_readme: bool,
+    },
     /// Measure against the bars: cost of an open, latency of an alert, memory and CPU at rest
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
@@ -112,9 +122,9 @@ fn main() -> ExitCode {
         Command::Demo { cluster: false } => demo::run(),
         Command::Demo { cluster: true } => demo::cluster::run(),
         // Its last line is the sum of all checks; an error after it would hide that.
-        Command::Test => return test::run(),
+        Command::Test { full } => return test::run(full),
         Command::Tidy => tidy::run(),
-        Command::Vm => vm::run(),
+        Command::Vm { kernels, write_readme } => vm::run(&kernels, write_readme),
         Command::Bench { part, cluster } => bench::run(part, cluster),
     };
     match done {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
-    build,
+    build::{self, Arch},
     shell::{cargo, line, read, say},
     tally::Tally,
 };
@@ -21,6 +21,9 @@ const FEATURE: &str = "system-tests";
 /// Where a package names those of its tests that another kernel may change; without it, all are.
 const OF_THE_KERNEL: &str = "/metadata/tokentrail/tests-of-the-kernel";
 
+/// Where it names those of these that are run once for each route, named by `TOKENTRAIL_TEST_ROUTE`.
+const OF_EACH_ROUTE: &str = "/metadata/tokentrail/tests-of-each-route";
+
 /// Where a package names those of its tests that need a Kubernetes cluster.
 const OF_A_CLUSTER: &str = "/metadata/tokentrail/tests-of-a-cluster";
 
@@ -29,6 +32,7 @@ pub(crate) struct Suite {
     package: String,
     tests: Vec<String>,
     of_the_kernel: Option<Vec<String>>,
+    of_each_route: Vec<String>,
     of_a_cluster: Vec<String>,
 }
 
@@ -47,6 +51,7 @@ pub(crate) fn suites() -> Result<Vec<Suite>> {
             .map(|it| text(it, "name"))
             .collect(),
         of_the_kernel: names(package, OF_THE_KERNEL),
+        of_each_route: names(package, OF_EACH_ROUTE).unwrap_or_default(),
         of_a_cluster: names(package, OF_A_CLUSTER).unwrap_or_default(),
     });
     Ok(packages.filter(|suite| !suite.tests.is_empty()).collect())
@@ -61,34 +66,57 @@ impl Suite {
         self
     }
 
+    /// Those whose names are wanted.
+    pub(crate) fn with(mut self, wanted: impl Fn(&str) -> bool) -> Self {
+        self.tests.retain(|test| wanted(test));
+        self
+    }
+
     /// Those that need a cluster, or the others.
     pub(crate) fn with_cluster(mut self, cluster: bool) -> Self {
         self.tests.retain(|test| self.of_a_cluster.contains(test) == cluster);
         self
     }
 
-    /// Whether there is nothing to run.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.tests.is_empty()
+    /// Their names.
+    pub(crate) fn tests(&self) -> &[String] {
+        &self.tests
+    }
+
+    /// Whether a test is run once for each route.
+    pub(crate) fn is_of_each_route(&self, test: &str) -> bool {
+        self.of_each_route.iter().any(|it| it == test)
     }
 
     /// `cargo test` of these alone, against the agent and the BPF object that were built.
     pub(crate) fn cargo_test(&self) -> Command {
         let mut command = cargo();
-        command
-            .args(["test", "--no-fail-fast", "--package", &self.package, "--features", FEATURE])
-            .args(self.tests.iter().flat_map(|test| ["--test", test]))
-            .env("TOKENTRAIL_BIN", build::agent())
-            .env("TOKENTRAIL_BPF_OBJECT", build::bpf_object_path());
+        command.args(["test", "--package", &self.package]);
+        self.finish(&mut command);
         command
     }
 
-    /// Builds them and returns the programs, by name.
+    fn finish(&self, command: &mut Command) {
+        command
+            .args(["--no-fail-fast", "--features", FEATURE])
+            .args(self.tests.iter().flat_map(|test| ["--test", test]))
+            .env("TOKENTRAIL_BIN", build::agent())
+            .env("TOKENTRAIL_BPF_OBJECT", build::bpf_object_path());
+    }
+
+    /// Builds them for an architecture and returns the programs, by name. Those of this machine's own
+    /// use its libraries, the others none.
     ///
     /// # Errors
     /// If they do not build.
-    pub(crate) fn programs(&self) -> Result<Vec<(String, PathBuf)>> {
-        let mut build = self.cargo_test();
+    pub(crate) fn programs(&self, arch: Arch) -> Result<Vec<(String, PathBuf)>> {
+        let mut build = if arch.is_this_machines() {
+            self.cargo_test()
+        } else {
+            let mut build = build::static_cargo("test", &self.package, arch)?;
+            self.finish(&mut build);
+            build
+        };
         build
             .args(["--no-run", "--message-format", "json-render-diagnostics"])
             .stderr(Stdio::inherit());

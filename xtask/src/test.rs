@@ -19,8 +19,8 @@ use crate::{
     tidy, toolchain, vm,
 };
 
-/// Runs all checks; the exit code tells whether any failed.
-pub(crate) fn run() -> ExitCode {
+/// Runs all checks, on a few kernels or with `full` on all; the exit code tells whether any failed.
+pub(crate) fn run(full: bool) -> ExitCode {
     let mut report = Report::default();
     report.check("format", || passes(cargo().args(["fmt", "--all", "--check"])));
     report.check("lints, host", host_lints);
@@ -43,14 +43,21 @@ pub(crate) fn run() -> ExitCode {
     report.check("unit tests, arm64 under emulation", other_architecture);
     let built = report.check("build", || build::run().map(|_agent| Outcome::Passed));
     // An agent of an earlier build would pass or fail for what is no longer there.
-    let after_build = |check: fn() -> Result<Outcome>| {
-        move || if built { check() } else { Ok(Outcome::Impossible("the build failed".to_owned())) }
-    };
+    let after_build =
+        |check: fn() -> Result<Outcome>| move || if built { check() } else { Ok(without_build()) };
     report.check("image: assembling it twice gives the same bytes", after_build(image_assembly));
     report.check("Helm chart and manifests", after_build(helm_chart));
     report.check("whole program, running kernel", after_build(whole_program));
     report.check("whole program, Kubernetes cluster", after_build(cluster));
-    report.check("whole program, Debian's 6.12 kernel in a VM", after_build(virtual_machine));
+    for arch in [Arch::Amd64, Arch::Arm64] {
+        let name = format!("whole program, Debian's kernels in VMs, {}", arch.oci_name());
+        report.check(
+            &name,
+            || {
+                if built { virtual_machines(arch, full) } else { Ok(without_build()) }
+            },
+        );
+    }
     report.sum_up()
 }
 
@@ -110,7 +117,7 @@ fn other_architecture() -> Result<Outcome> {
         return Ok(Outcome::Impossible("this machine is one: its own tests are these".to_owned()));
     }
     let test = debian::install(&[debian::QEMU_USER])
-        .and_then(|()| build::static_cargo("test", arch))
+        .and_then(|()| build::static_cargo("test", build::AGENT, arch))
         .map_err(|error| format!("{error:#}"));
     match test {
         Ok(mut test) => counted(test.args(["--lib", "--no-fail-fast"]).env("PROPTEST_CASES", "16")),
@@ -138,7 +145,7 @@ fn whole_program() -> Result<Outcome> {
     }
     let mut tally = Tally::default();
     for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(false)) {
-        if !suite.is_empty() {
+        if !suite.tests().is_empty() {
             tally += stream(suite.cargo_test().args(["--", "--test-threads=1"]))?;
         }
     }
@@ -153,7 +160,7 @@ fn cluster() -> Result<Outcome> {
     let scene = cluster::Scene::set(programs, "test")?;
     let mut tally = Tally::default();
     for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(true)) {
-        if !suite.is_empty() {
+        if !suite.tests().is_empty() {
             let mut test = suite.cargo_test();
             scene.hand_to(&mut test);
             // The longest only waits: the others go on beside it, one by one.
@@ -164,13 +171,17 @@ fn cluster() -> Result<Outcome> {
     Ok(Outcome::Counted(tally))
 }
 
-fn virtual_machine() -> Result<Outcome> {
-    let machine = match vm::Machine::prepare() {
-        Ok(machine) => machine,
+fn virtual_machines(arch: Arch, full: bool) -> Result<Outcome> {
+    let boots = match vm::Boots::of_matrix(arch, full) {
+        Ok(boots) => boots,
         Err(vm::Obstacle::Impossible(why)) => return Ok(Outcome::Impossible(why)),
         Err(vm::Obstacle::NotSetUp(why)) => return Ok(Outcome::NotSetUp(why)),
     };
-    machine.test().map(Outcome::Counted)
+    boots.test().map(Outcome::Counted)
+}
+
+fn without_build() -> Outcome {
+    Outcome::Impossible("the build failed".to_owned())
 }
 
 /// What all checks together came to.

@@ -7,12 +7,16 @@ use std::{error::Error, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
+    maps::MapError,
     programs::{
         FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, fexit::FExitLink,
         kprobe::KProbeLink, raw_trace_point::RawTracePointLink, trace_point::TracePointLink,
     },
 };
-use rustix::mount::{MountFlags, mount};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, mount},
+};
 use tokentrail_ebpf::{Offsets, Route, names};
 use zerocopy::IntoBytes as _;
 
@@ -295,13 +299,18 @@ fn ensure_tracefs() -> Result<(), String> {
         return Ok(());
     }
     let [target, _] = TRACEFS;
-    mount("tracefs", target, "tracefs", MountFlags::empty(), None).map_err(|error| {
-        format!(
-            "tracefs is not mounted and mounting it failed: {error}; run `mount -t tracefs tracefs {target}`"
-        )
-    })?;
+    match mount("tracefs", target, "tracefs", MountFlags::empty(), None) {
+        // Mounted already, and nothing is in there.
+        Ok(()) | Err(Errno::BUSY) => {}
+        Err(error) => {
+            return Err(format!(
+                "tracefs is not mounted and mounting it failed: {error}; run `mount -t tracefs tracefs {target}`"
+            ));
+        }
+    }
     match tracefs() {
         Some(_) => Ok(()),
+        None if locked_down() => Err(format!("no system-call tracepoints are shown{LOCKDOWN}")),
         None => Err("this kernel has no system-call tracepoints (CONFIG_FTRACE_SYSCALLS)".into()),
     }
 }
@@ -317,7 +326,8 @@ fn refusal(step: &str, error: &ProgramError) -> String {
         // The last lines are statistics; the verdict is just above them.
         let tail = lines.get(lines.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
         let log = if tail.is_empty() { "no verifier log".into() } else { tail.join(" | ") };
-        return format!("{step}: {io_error}; {log}");
+        let hint = if locked_down() { LOCKDOWN } else { "" };
+        return format!("{step}: {io_error}; {log}{hint}");
     }
     let text = reason(step, error);
     if let ProgramError::SyscallError(error) = error
@@ -328,14 +338,32 @@ fn refusal(step: &str, error: &ProgramError) -> String {
     text
 }
 
+/// Why programs may not read kernel memory, and tracepoints are hidden, where all else is as it should be.
+const LOCKDOWN: &str = "; this kernel runs with lockdown=confidentiality, which forbids that";
+
+/// Whether secrets of the kernel are kept from root, too.
+fn locked_down() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lockdown")
+        .is_ok_and(|levels| levels.contains("[confidentiality]"))
+}
+
+/// What a map that is refused needs where memory of maps counts as locked: a memory cgroup's since 5.11.
+const LOCKED_MEMORY: &str = "; kernels before 5.11 ask CAP_SYS_RESOURCE for it";
+
 /// How many lines of the verifier's log an error keeps.
 const VERIFIER_LINES: usize = 8;
 
 /// An error with its causes on one line.
 pub(super) fn reason(step: &str, error: &dyn Error) -> String {
     let mut text = format!("{step}: {error}");
+    let mut hint = "";
     let mut source = error.source();
     while let Some(cause) = source {
+        if let Some(MapError::CreateError { io_error, .. }) = cause.downcast_ref()
+            && io_error.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            hint = LOCKED_MEMORY;
+        }
         let cause_text = match cause.downcast_ref::<std::io::Error>() {
             // Internal to the kernel, so the C library has no name for it.
             Some(io) if io.raw_os_error() == Some(ENOTSUPP) => {
@@ -350,7 +378,7 @@ pub(super) fn reason(step: &str, error: &dyn Error) -> String {
         }
         source = cause.source();
     }
-    text
+    text + hint
 }
 
 /// `ENOTSUPP` of `include/linux/errno.h`: arm64 kernels without direct calls answer it.

@@ -183,7 +183,7 @@ fn gzip(data: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// As lower-case hexadecimal.
-pub(super) fn sha256(data: &[u8]) -> String {
+pub(crate) fn sha256(data: &[u8]) -> String {
     Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,0 +1,104 @@
+//! The routes of the running kernel: which work, why the others do not, and how many instructions of
+//! them an open runs through that is no token's. Needs root and the BPF object.
+//!
+//! `TOKENTRAIL_EXPECT_ROUTES` names the routes that must work here, best first, and all others must not;
+//! the VM sets it for each kernel. What was found is appended to the file that `TOKENTRAIL_FACTS`
+//! names, a JSON object a line, of which `cargo xtask vm` makes its table.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+#![expect(clippy::print_stdout, reason = "what was found is for whoever reads a test's output")]
+
+#[path = "routes/instructions.rs"]
+mod instructions;
+
+use std::{env, fs::File, io::Write as _};
+
+use serde_json::{Value, json};
+use tokentrail::kernel::{
+    KernelMetrics, RouteChoice, Sensor, SensorConfig, SensorError, btf::KERNEL_BTF, route_name,
+};
+use tokentrail_ebpf::Route;
+
+use instructions::Rejects;
+
+const ROUTES: [(RouteChoice, &str); 3] =
+    [(RouteChoice::Fexit, "fexit"), (RouteChoice::Kprobe, "kprobe"), (RouteChoice::Exit, "exit")];
+
+/// How many instructions of the best route an open may run through whose file is on no tmpfs.
+const BUDGET: usize = 60;
+
+/// A sensor on this route alone, or why there is none.
+async fn sensor(route: RouteChoice) -> Result<Sensor, SensorError> {
+    let config = SensorConfig { route, ..SensorConfig::default() };
+    Sensor::start(&config, KernelMetrics::default()).await
+}
+
+/// The routes that must work, if that is known.
+fn expected() -> Option<Vec<String>> {
+    let names = env::var("TOKENTRAIL_EXPECT_ROUTES").ok()?;
+    Some(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}
+
+fn note(fact: &Value) {
+    println!("{fact}");
+    if let Some(path) = env::var_os("TOKENTRAIL_FACTS") {
+        let mut file = File::options().create(true).append(true).open(path).unwrap();
+        writeln!(file, "{fact}").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_routes_that_work_are_those_of_this_kernel_and_the_best_is_chosen() {
+    let mut working = Vec::new();
+    for (choice, name) in ROUTES {
+        match sensor(choice).await {
+            Ok(sensor) => {
+                working.push(name.to_owned());
+                let verified = instructions::verified(&format!("open_{name}"));
+                let degraded = sensor.degraded();
+                note(&json!({
+                    "route": name, "works": true, "degraded": degraded, "verified": verified,
+                }));
+            }
+            Err(error) => {
+                let said = error.to_string();
+                let names_its_reason = if let SensorError::NoRoute { tried } = &error {
+                    tried.iter().all(|(_, why)| said.contains(why))
+                } else if let SensorError::Btf(_) = error {
+                    said.contains(KERNEL_BTF)
+                } else {
+                    matches!(error, SensorError::Load(_))
+                };
+                assert!(names_its_reason, "{name}: {said}");
+                note(&json!({"route": name, "works": false, "refused": said}));
+            }
+        }
+    }
+    if let Some(expected) = expected() {
+        assert_eq!(working, expected, "what was refused is told above");
+    }
+    let chosen = sensor(RouteChoice::Auto).await.ok().map(|it| route_name(it.route()).to_owned());
+    assert_eq!(chosen.as_ref(), working.first());
+}
+
+#[tokio::test]
+async fn an_ordinary_open_leaves_the_best_route_within_its_budget() {
+    for (choice, name) in ROUTES {
+        let sensor = match sensor(choice).await {
+            Ok(sensor) => sensor,
+            Err(error) => {
+                println!("skipped: {name} is refused here: {error}");
+                continue;
+            }
+        };
+        let Rejects { ordinary, longest, whole } =
+            instructions::of_program(&format!("open_{name}")).unwrap();
+        assert!(ordinary <= longest && longest < whole, "{name}: {ordinary} {longest} {whole}");
+        if sensor.route() == Route::Fexit {
+            note(&json!({"route": name, "ordinary": ordinary, "longest": longest, "whole": whole}));
+            assert!(ordinary <= BUDGET, "{ordinary} instructions, more than {BUDGET}");
+        } else {
+            // Its second question is another one.
+            note(&json!({"route": name, "longest": longest, "whole": whole}));
+        }
+    }
+}
