@@ -129,7 +129,7 @@ impl Senses {
 
     fn watch_volumes(&mut self) {
         if let Some((sensor, attributor)) = &mut self.sensor
-            && let Some(devices) = attributor.take_changed_devices()
+            && let Some(devices) = attributor.take_changed_devices(&self.pods.index)
             && let Err(error) = sensor.watch_devices(&devices.into_iter().collect())
         {
             tracing::warn!(%error, "tokens under unusual names stay unseen");
