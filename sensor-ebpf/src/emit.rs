@@ -28,7 +28,9 @@ pub(crate) fn open(
     record.ktime_ns = unsafe { bpf_ktime_get_boot_ns() };
     record.path[0] = 0;
     path(&mut record.path);
-    record.missing = task::describe(record) | opened::mount(record, file);
+    record.missing = 0;
+    task::describe(record);
+    opened::mount(record, file);
     if !opened::identity(record, file) {
         // The file went away between the filter and here: another thread closed it.
         maps::count(Counter::LostUnreadable);

@@ -5,7 +5,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/livez` | 200 while the engine's loop turns, else 500 |
 //! | `/readyz` | 200 when every condition holds, else 503 and the ones that do not, a line each |
-//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded |
+//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded, times not seen |
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use axum::{
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::{audit::canary, correlation::Held, metrics::Metrics};
+use crate::{audit::canary, correlation::Held, kernel::Gap, metrics::Metrics};
 
 /// The engine's loop turns at least once a second; a disk may hold it up for a while.
 const STALLED: Duration = Duration::from_secs(60);
@@ -54,6 +54,8 @@ pub struct Report {
     pub audit_canary: canary::Status,
     /// What this agent cannot see or do, and goes on without.
     pub degraded: Vec<String>,
+    /// Times of which opens may be missing, and why; the newest.
+    pub gaps: Vec<Gap>,
     /// What correlation holds.
     pub correlation: HeldReport,
     #[serde(skip)]
@@ -113,6 +115,7 @@ impl Health {
             audit: String::new(),
             audit_canary: canary::Status::off("the agent is starting"),
             degraded: Vec::new(),
+            gaps: Vec::new(),
             correlation: HeldReport::default(),
             beat: None,
         })))

@@ -75,7 +75,7 @@ impl TokenFile {
     /// All of them.
     pub const ALL: [Self; 2] = [Self::Token, Self::CaCert];
 
-    /// Its name in a volume.
+    /// Its usual name in a volume.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Token => "token",

@@ -8,7 +8,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::clock::{Sampler as _, System};
+use super::{
+    clock::{Sampler as _, System},
+    predecessor::Gap,
+};
+use crate::time::Micros;
 
 /// Why an open that matched did not become a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +23,8 @@ pub enum Loss {
     Unreadable,
     /// More opens than are kept while the sensor starts.
     Starting,
+    /// Noted by programs of another version, whose records cannot be read.
+    OtherVersion,
 }
 
 impl EncodeLabelValue for Loss {
@@ -27,6 +33,7 @@ impl EncodeLabelValue for Loss {
             Self::RingFull => "ring_full",
             Self::Unreadable => "unreadable",
             Self::Starting => "starting",
+            Self::OtherVersion => "other_version",
         })
     }
 }
@@ -44,6 +51,9 @@ pub struct KernelMetrics {
     undecodable: Counter,
     lag: Gauge<f64, AtomicU64>,
     canary: Gauge,
+    attached_anew: Counter,
+    sessions_full: Counter,
+    unseen: Counter<f64, AtomicU64>,
 }
 
 impl KernelMetrics {
@@ -74,6 +84,21 @@ impl KernelMetrics {
             "1 if the last self-test saw its own open, 0 if not",
             self.canary.clone(),
         );
+        registry.register(
+            "tokentrail_kernel_attached_anew",
+            "Times that the sensor was attached anew, since its self-test had failed",
+            self.attached_anew.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_sessions_full",
+            "Sessions and processes of sessions that were not noted, since the kernel had no room",
+            self.sessions_full.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_unseen_seconds",
+            "Time of which opens may be missing, as /statusz lists it",
+            self.unseen.clone(),
+        );
     }
 
     /// Opens that were lost for a reason, since start.
@@ -89,6 +114,11 @@ impl KernelMetrics {
     /// Records so far.
     pub fn records_total(&self) -> u64 {
         self.records.get()
+    }
+
+    /// A record that waited for its reader.
+    pub(super) fn seen_late(&self) {
+        self.records.inc();
     }
 
     pub(super) fn seen(&self, ktime_ns: u64) {
@@ -107,9 +137,18 @@ impl KernelMetrics {
         self.lost.get_or_create(&LossLabels { reason }).inc_by(count);
     }
 
-    /// Sets a counter that the kernel keeps.
-    pub(super) fn lost_in_kernel(&self, reason: Loss, total: u64) {
-        self.lost(reason, total.saturating_sub(self.lost_total(reason)));
+    pub(super) fn sessions_full(&self, count: u64) {
+        self.sessions_full.inc_by(count);
+    }
+
+    pub(super) fn attached_anew(&self) {
+        self.attached_anew.inc();
+    }
+
+    pub(super) fn unseen(&self, gap: &Gap) {
+        let Micros(micros) = gap.to - gap.from;
+        #[expect(clippy::cast_precision_loss, reason = "a gap is far below 2^53 µs")]
+        self.unseen.inc_by(micros.max(0) as f64 / 1e6);
     }
 
     pub(super) fn canary(&self, ok: bool) {
