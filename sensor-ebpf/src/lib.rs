@@ -10,7 +10,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of everything in this file. User space refuses records and maps of another one.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of maps and globals, as user space looks them up in the object.
 pub mod names {
@@ -23,6 +23,9 @@ pub mod names {
     pub const VOLUME_DEVICES: &str = "VOLUME_DEVICES";
     /// One word, to be raised after each change of [`VOLUME_DEVICES`].
     pub const VOLUME_CHANGES: &str = "VOLUME_CHANGES";
+    /// [`RepeatKey`](super::RepeatKey)s of opens that were told, with their
+    /// [`Repeats`](super::Repeats).
+    pub const REPEATS: &str = "REPEATS";
     /// Read-only [`Offsets`](super::Offsets), written before load.
     pub const OFFSETS: &str = "OFFSETS";
 }
@@ -164,6 +167,67 @@ pub struct OpenRecord {
     pub argv: [u8; TEXT_LEN],
     /// `d_path` of the file seen from the opener's root, where the route has it.
     pub path: [u8; TEXT_LEN],
+    /// Opens with the same [`RepeatKey`] that got no record since the last one that did.
+    pub repeats: u64,
+}
+
+impl OpenRecord {
+    /// What makes another open a repeat of this one.
+    pub fn repeat_key(&self) -> RepeatKey {
+        RepeatKey {
+            start_boottime_ns: self.start_boottime_ns,
+            file_ino: self.file_ino,
+            exe_ino: self.exe_ino,
+            tgid: self.tgid,
+            s_dev: self.s_dev,
+            exe_dev: self.exe_dev,
+            tty_dev: self.tty_dev,
+            access: self.open_flags & ACCESS_MODE,
+            padding: 0,
+        }
+    }
+}
+
+/// `O_ACCMODE` of `include/uapi/asm-generic/fcntl.h`: whether a file is opened to read, write or both.
+pub const ACCESS_MODE: u32 = 3;
+/// How long after an open that got a record its repeats get none, nanoseconds.
+pub const REPEAT_NS: u64 = 1_000_000_000;
+
+/// All that user space judges an open by and that one process can change: opens that have it in
+/// common are told once a [`REPEAT_NS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RepeatKey {
+    /// As in [`OpenRecord`].
+    pub start_boottime_ns: u64,
+    /// As in [`OpenRecord`].
+    pub file_ino: u64,
+    /// As in [`OpenRecord`].
+    pub exe_ino: u64,
+    /// As in [`OpenRecord`].
+    pub tgid: u32,
+    /// As in [`OpenRecord`].
+    pub s_dev: u32,
+    /// As in [`OpenRecord`].
+    pub exe_dev: u32,
+    /// As in [`OpenRecord`]: a process may get a terminal after its first open.
+    pub tty_dev: u32,
+    /// Its [`ACCESS_MODE`]: who opens to write may read next.
+    pub access: u32,
+    /// A key has no hidden padding.
+    pub padding: u32,
+}
+
+/// What is known of the repeats of an open.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Repeats {
+    /// When the last open that got a record was, boot clock, nanoseconds.
+    pub told_ns: u64,
+    /// When the last one that got none was.
+    pub last_ns: u64,
+    /// How many got none since.
+    pub count: u64,
 }
 
 /// The bytes before the first NUL, or all of them.
@@ -276,11 +340,15 @@ pub enum Counter {
     LostRingFull = 0,
     /// Opens that matched, but whose file could not be read a second time.
     LostUnreadable = 1,
+    /// Opens that one session of one container had too many of.
+    LostFlood = 2,
+    /// Opens that repeat one of the last second and got no record of their own.
+    Repeated = 3,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 4;
 }
 
 /// Words of the bitmap of watched devices.
@@ -474,7 +542,8 @@ impl Offsets {
 const OFFSETS: usize = size_of::<Offsets>() / size_of::<u32>();
 
 // A layout that differs between the two targets would decode into nonsense.
-const _: () = assert!(size_of::<OpenRecord>() == 2104 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 2112 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<RepeatKey>() == 48 && size_of::<Repeats>() == 24);
 
 #[cfg(test)]
 mod tests {

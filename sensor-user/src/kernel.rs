@@ -24,7 +24,10 @@ use tokentrail_ebpf::{Counter, OpenRecord, Route, VolumeBit, names};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
-use self::{attach::Link, canary::Canary, log::KernelLog, ring::Reader};
+use self::{
+    attach::Link, canary::Canary, clock::Sampler as _, log::KernelLog, repeats::Repeats,
+    ring::Reader,
+};
 
 mod attach;
 #[cfg(feature = "bench")]
@@ -36,6 +39,7 @@ mod error;
 mod log;
 mod metrics;
 mod preflight;
+mod repeats;
 mod ring;
 
 pub use self::{
@@ -112,6 +116,7 @@ impl SensorConfig {
 pub struct Sensor {
     log: Option<KernelLog>,
     reader: Reader,
+    repeats: Repeats,
     volumes: Array<MapData, u64>,
     /// What `volumes` holds: its words that are not zero.
     watched: BTreeMap<u32, u64>,
@@ -146,6 +151,7 @@ impl Sensor {
         let mut sensor = Self {
             log: KernelLog::new(&mut ebpf),
             reader: Reader::new(&mut ebpf).map_err(maps)?,
+            repeats: ring::take(&mut ebpf, names::REPEATS).and_then(Repeats::new).map_err(maps)?,
             volumes: ring::take(&mut ebpf, names::VOLUME_DEVICES)
                 .and_then(Array::try_from)
                 .map_err(maps)?,
@@ -233,11 +239,12 @@ impl Sensor {
             self.backlog.pop_front();
             count += 1;
         }
-        let (canary, metrics) = (&mut self.canary, &self.metrics);
+        let (canary, metrics, repeats) = (&mut self.canary, &self.metrics, &mut self.repeats);
         self.reader.read(|decoded| match decoded {
             Ok(record) if canary.recognise(&record) => {}
             Ok(record) => {
                 metrics.seen(record.ktime_ns);
+                repeats.note(&record);
                 each(&record);
                 count += 1;
             }
@@ -247,7 +254,12 @@ impl Sensor {
                 }
             }
         });
-        self.read_losses();
+        let (now_ns, _) = clock::System.sample();
+        for record in self.repeats.settle(now_ns) {
+            each(&record);
+            count += 1;
+        }
+        self.read_counters();
         if let Some(log) = &mut self.log {
             log.flush();
         }
@@ -327,15 +339,28 @@ impl Sensor {
         result
     }
 
-    fn read_losses(&self) {
-        for (counter, loss) in
-            [(Counter::LostRingFull, Loss::RingFull), (Counter::LostUnreadable, Loss::Unreadable)]
-        {
-            match self.reader.counter(counter) {
-                Ok(total) => self.metrics.lost_in_kernel(loss, total),
-                Err(error) => debug!(%error, "cannot read a counter"),
+    fn read_counters(&self) {
+        let read = |counter| {
+            let total = self.reader.counter(counter);
+            total.inspect_err(|error| debug!(%error, "cannot read a counter")).ok()
+        };
+        for (counter, loss) in [
+            (Counter::LostRingFull, Loss::RingFull),
+            (Counter::LostUnreadable, Loss::Unreadable),
+            (Counter::LostFlood, Loss::Flood),
+        ] {
+            if let Some(total) = read(counter) {
+                self.metrics.lost_in_kernel(loss, total);
             }
         }
+        if let Some(total) = read(Counter::Repeated) {
+            self.metrics.repeated(total);
+        }
+    }
+
+    /// What was counted so far.
+    pub fn metrics(&self) -> &KernelMetrics {
+        &self.metrics
     }
 }
 

@@ -19,15 +19,28 @@ pub enum Loss {
     Unreadable,
     /// More opens than are kept while the sensor starts.
     Starting,
+    /// One session of one container had more than its share.
+    Flood,
+}
+
+impl Loss {
+    /// All reasons.
+    pub const ALL: [Self; 4] = [Self::RingFull, Self::Unreadable, Self::Starting, Self::Flood];
+
+    /// Its name in metrics and in `/statusz`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::Unreadable => "unreadable",
+            Self::Starting => "starting",
+            Self::Flood => "flood",
+        }
+    }
 }
 
 impl EncodeLabelValue for Loss {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
-            Self::RingFull => "ring_full",
-            Self::Unreadable => "unreadable",
-            Self::Starting => "starting",
-        })
+        encoder.write_str(self.as_str())
     }
 }
 
@@ -40,6 +53,7 @@ struct LossLabels {
 #[derive(Clone, Debug, Default)]
 pub struct KernelMetrics {
     records: Counter,
+    repeats: Counter,
     lost: Family<LossLabels, Counter>,
     undecodable: Counter,
     lag: Gauge<f64, AtomicU64>,
@@ -53,6 +67,11 @@ impl KernelMetrics {
             "tokentrail_kernel_records",
             "Opens of token-like files that the kernel side reported",
             self.records.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_repeats",
+            "Opens that a process repeated within a second, told with a later record of the same",
+            self.repeats.clone(),
         );
         registry.register(
             "tokentrail_kernel_lost",
@@ -98,6 +117,11 @@ impl KernelMetrics {
         self.lag.set(now.saturating_sub(ktime_ns) as f64 / 1e9);
     }
 
+    /// Opens so far that got no record of their own, since they repeat one of the last second.
+    pub fn repeats_total(&self) -> u64 {
+        self.repeats.get()
+    }
+
     /// Counts one and returns how many there are now.
     pub(super) fn undecodable(&self) -> u64 {
         self.undecodable.inc() + 1
@@ -109,7 +133,19 @@ impl KernelMetrics {
 
     /// Sets a counter that the kernel keeps.
     pub(super) fn lost_in_kernel(&self, reason: Loss, total: u64) {
-        self.lost(reason, total.saturating_sub(self.lost_total(reason)));
+        let before = self.lost_total(reason);
+        if before == 0 && total > 0 {
+            tracing::error!(
+                reason = reason.as_str(),
+                "opens of tokens are lost; counting from here on"
+            );
+        }
+        self.lost(reason, total.saturating_sub(before));
+    }
+
+    /// Sets the counter of repeats, which the kernel keeps as well.
+    pub(super) fn repeated(&self, total: u64) {
+        self.repeats.inc_by(total.saturating_sub(self.repeats_total()));
     }
 
     pub(super) fn canary(&self, ok: bool) {
