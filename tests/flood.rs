@@ -1,6 +1,10 @@
 //! Somebody opens a token as fast as it goes: others are seen nonetheless, the alert log does not
 //! fill, and whatever got no record is counted. What it costs is `cargo xtask bench opens`.
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a helper of a test fails as the test does"
+)]
 
 use std::{
     fs::File,
@@ -9,7 +13,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use tokentrail_tests::{Agent, Container, Finished, Node, Sandbox, TOKEN_PATH, Workload};
+use tokentrail_tests::{
+    Agent, Container, Finished, Node, PATIENCE, Sandbox, TOKEN_PATH, Workload, wait_until,
+};
 
 const REPEATS: &str = "tokentrail_kernel_repeats_total";
 const RECORDS: &str = "tokentrail_kernel_records_total";
@@ -41,12 +47,18 @@ fn start<'scope, 'env: 'scope>(
     scope.spawn(move || container.exec(&["sh", "-c", &script]))
 }
 
-fn times(flood: ScopedJoinHandle<'_, Result<Finished>>) -> f64 {
+fn times(flood: ScopedJoinHandle<'_, Result<Finished>>) -> u32 {
     flood.join().unwrap().unwrap().output.trim().parse().unwrap()
 }
 
-fn statusz(agent: &Agent) -> Value {
-    serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap()
+/// Waits until `/statusz` says so, which it does once a second.
+fn wait_for_statusz(agent: &Agent, pointer: &str, least: f64) {
+    wait_until(PATIENCE, &format!("{pointer} of /statusz is at least {least}"), || {
+        let status: Value = serde_json::from_str(&agent.get("/statusz")?.body)?;
+        let found = status.pointer(pointer).and_then(Value::as_f64);
+        Ok(found.context("there is no such field")?.ge(&least).then_some(()))
+    })
+    .unwrap();
 }
 
 /// Opens by somebody else and requests by both: what is told must not depend on the flood.
@@ -79,24 +91,26 @@ fn a_process_that_opens_its_token_in_a_loop_hides_nobody_and_every_open_is_count
         times(flood)
     });
     // The last ones are told a second after them.
-    let counted = |pod| -> u64 {
-        let recorded = node.opens_of(pod).unwrap();
+    let counted = || -> u64 {
+        let recorded = node.opens_of(&victim.pod).unwrap();
         recorded.iter().map(|it| 1 + it["tokentrail"]["open"]["repeats"].as_u64().unwrap()).sum()
     };
-    tokentrail_tests::wait_until(tokentrail_tests::PATIENCE, "all opens are told", || {
-        Ok((counted(&victim.pod) as f64 >= opens).then_some(()))
-    })
+    wait_until(
+        PATIENCE,
+        "all opens are told",
+        || Ok((counted() >= u64::from(opens)).then_some(())),
+    )
     .unwrap();
-    assert_eq!(counted(&victim.pod) as f64, opens);
+    assert_eq!(counted(), u64::from(opens));
 
     node.settle().unwrap();
     assert_eq!(node.alerts_about(&victim.pod).unwrap().len(), 1);
     let [repeats, records, lost] =
         [REPEATS, RECORDS, LOST].map(|name| agent.metric(name, &[]).unwrap());
-    assert_eq!(lost, 0.0);
+    assert!(lost < 1.0, "{lost} were lost");
+    let opens = f64::from(opens);
     assert!(repeats + records >= opens && records < opens / 10.0, "{repeats} {records} {opens}");
-    assert_eq!(statusz(&agent)["opens"]["lost"]["ring_full"], 0);
-    assert!(statusz(&agent)["opens"]["repeats"].as_f64().unwrap() >= 1_000.0);
+    wait_for_statusz(&agent, "/opens/repeats", repeats);
 }
 
 #[test]
@@ -124,7 +138,7 @@ fn a_crowd_of_processes_that_open_a_token_loses_records_of_its_own_alone() {
         times(flood)
     });
     assert_eq!(node.alerts_about(&victim.pod).unwrap().len(), 1);
-    assert_eq!(agent.metric(LOST, &[r#"reason="ring_full""#]).unwrap(), 0.0);
-    assert!(statusz(&agent)["opens"]["lost"]["flood"].as_u64().unwrap() >= 100);
+    assert!(agent.metric(LOST, &[r#"reason="ring_full""#]).unwrap() < 1.0);
+    wait_for_statusz(&agent, "/opens/lost/flood", 100.0);
     assert!(agent.log().contains("opens of tokens are lost"), "{}", agent.log());
 }

@@ -118,6 +118,16 @@ mod programs {
     fn empty_exit(_: TracePointContext) -> u32 {
         0
     }
+
+    #[raw_tracepoint(tracepoint = "sched_process_exec")]
+    fn empty_session_exec(_: RawTracePointContext) -> i32 {
+        0
+    }
+
+    #[raw_tracepoint(tracepoint = "sched_process_fork")]
+    fn empty_session_fork(_: RawTracePointContext) -> i32 {
+        0
+    }
 }
 
 /// The verifier refuses a loop without end, so a panic that survives optimisation is found at load.
