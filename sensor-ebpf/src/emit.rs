@@ -31,7 +31,9 @@ pub(crate) fn open(
     record.repeats = admitted.repeats;
     record.path[0] = 0;
     path(&mut record.path);
-    record.missing = task::describe(record) | opened::mount(record, file);
+    record.missing = 0;
+    task::describe(record);
+    opened::mount(record, file);
     if !opened::identity(record, file) {
         // The file went away between the filter and here: another thread closed it.
         maps::count(Counter::LostUnreadable);

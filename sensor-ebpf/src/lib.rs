@@ -9,7 +9,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Version of everything in this file. User space refuses records and maps of another one.
+/// Version of everything in this file, and of the maps that outlive an agent. User space refuses
+/// records and maps of another one.
 pub const ABI_VERSION: u32 = 3;
 
 /// Names of maps and globals, as user space looks them up in the object.
@@ -26,6 +27,11 @@ pub mod names {
     /// [`RepeatKey`](super::RepeatKey)s of opens that were told, with their
     /// [`Repeats`](super::Repeats).
     pub const REPEATS: &str = "REPEATS";
+    /// What sessions in containers began with: [`SessionCommand`](super::SessionCommand) by
+    /// [`TaskKey`](super::TaskKey).
+    pub const SESSIONS: &str = "SESSIONS";
+    /// Processes of such sessions: [`TaskKey`](super::TaskKey) by [`TaskKey`](super::TaskKey).
+    pub const LINEAGE: &str = "LINEAGE";
     /// Read-only [`Offsets`](super::Offsets), written before load.
     pub const OFFSETS: &str = "OFFSETS";
 }
@@ -340,15 +346,25 @@ pub enum Counter {
     LostRingFull = 0,
     /// Opens that matched, but whose file could not be read a second time.
     LostUnreadable = 1,
+    /// Sessions and processes of sessions for which the maps had no room, even after others gave way.
+    SessionsFull = 2,
     /// Opens that one session of one container had too many of.
-    LostFlood = 2,
+    LostFlood = 3,
     /// Opens that repeat one of the last second and got no record of their own.
-    Repeated = 3,
+    Repeated = 4,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
+    /// Slots of the map: behind the counters, how far user space has told of each, which outlives it
+    /// beside them.
+    pub const SLOTS: u32 = 2 * Self::COUNT;
+
+    /// Slot in which user space keeps how far it has told of this one.
+    pub const fn told(self) -> u32 {
+        Self::COUNT + self as u32
+    }
 }
 
 /// Words of the bitmap of watched devices.

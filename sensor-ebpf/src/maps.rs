@@ -18,9 +18,10 @@ use crate::flood::PaceKey;
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// Key: [`Counter`]. Value: events since load, per CPU. Writer: [`count`]. Reader: user space.
+/// Key: [`Counter`]. Value: events since load, per CPU. Writer: [`count`]; of the slots behind
+/// them, user space. Reader: user space.
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::SLOTS, 0);
 
 /// Key: minor number / 64 of a device with major number 0, which all tmpfs have. Value: one bit a
 /// minor number. Writer: user space. Reader: the filter, which gets an array's value without a
@@ -54,6 +55,8 @@ static REPEATS: LruHashMap<RepeatKey, Repeats> = LruHashMap::with_max_entries(40
 static PACES: LruHashMap<PaceKey, u64> = LruHashMap::with_max_entries(1024, 0);
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: an entry is made, never replaced.
 const NO_EXIST: u64 = 1;
+/// `-EEXIST` of `include/uapi/asm-generic/errno-base.h`: there is one already.
+const EXISTS: i32 = -17;
 
 /// A superblock that was looked up and is not watched, as of a number of changes. Writer and
 /// reader: [`Unwatched`].
@@ -124,15 +127,20 @@ pub(crate) fn count(counter: Counter) {
 /// Notes what a session began with. What the same process executes later changes nothing.
 #[inline(always)]
 pub(crate) fn begin_session(key: &TaskKey, command: &SessionCommand) {
-    // Refused if there is one already, or no room even after others were evicted: not known, then.
-    let _: Result<(), i32> = SESSIONS.insert(key, command, NO_EXIST);
+    // Not known, then, if there is no room even after others were evicted.
+    if let Err(error) = SESSIONS.insert(key, command, NO_EXIST)
+        && error != EXISTS
+    {
+        count(Counter::SessionsFull);
+    }
 }
 
 /// Notes which session a process belongs to.
 #[inline(always)]
 pub(crate) fn belongs_to(process: &TaskKey, session: &TaskKey) {
-    // No room even after others were evicted: not known, then.
-    let _: Result<(), i32> = LINEAGE.insert(process, session, 0);
+    if LINEAGE.insert(process, session, 0).is_err() {
+        count(Counter::SessionsFull);
+    }
 }
 
 /// The session that a process belongs to.

@@ -5,7 +5,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/livez` | 200 while the engine's loop turns, else 500 |
 //! | `/readyz` | 200 when every condition holds, else 503 and the ones that do not, a line each |
-//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded, opens and losses |
+//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded, opens and losses, times not seen |
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use crate::{
     audit::canary,
     correlation::Held,
-    kernel::{KernelMetrics, Loss},
+    kernel::{Gap, KernelMetrics, Loss},
     metrics::Metrics,
 };
 
@@ -61,6 +61,8 @@ pub struct Report {
     pub degraded: Vec<String>,
     /// What the kernel side told; absent without a sensor.
     pub opens: Option<OpensReport>,
+    /// Times of which opens may be missing, and why; the newest.
+    pub gaps: Vec<Gap>,
     /// What correlation holds.
     pub correlation: HeldReport,
     #[serde(skip)]
@@ -143,6 +145,7 @@ impl Health {
             audit_canary: canary::Status::off("the agent is starting"),
             degraded: Vec::new(),
             opens: None,
+            gaps: Vec::new(),
             correlation: HeldReport::default(),
             beat: None,
         })))

@@ -16,7 +16,7 @@ pub fn attach_empty(route: Route) -> Result<Empty, SensorError> {
         return Err(SensorError::NoObject);
     }
     let layout = btf::layout(SensorConfig::default().btf())?;
-    let mut ebpf = attach::load(OBJECT, &layout.offsets, 0)
+    let mut ebpf = attach::load(OBJECT, &layout.offsets, 0, &[])
         .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
     let plan = attach::ROUTES.iter().find(|plan| plan.route == route);
     let attached = plan

@@ -8,7 +8,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::clock::{Sampler as _, System};
+use super::{
+    clock::{Sampler as _, System},
+    predecessor::Gap,
+};
+use crate::time::Micros;
 
 /// Why an open that matched did not become a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,11 +25,14 @@ pub enum Loss {
     Starting,
     /// One session of one container had more than its share.
     Flood,
+    /// Noted by programs of another version, whose records cannot be read.
+    OtherVersion,
 }
 
 impl Loss {
     /// All reasons.
-    pub const ALL: [Self; 4] = [Self::RingFull, Self::Unreadable, Self::Starting, Self::Flood];
+    pub const ALL: [Self; 5] =
+        [Self::RingFull, Self::Unreadable, Self::Starting, Self::Flood, Self::OtherVersion];
 
     /// Its name in metrics and in `/statusz`.
     pub const fn as_str(self) -> &'static str {
@@ -34,6 +41,7 @@ impl Loss {
             Self::Unreadable => "unreadable",
             Self::Starting => "starting",
             Self::Flood => "flood",
+            Self::OtherVersion => "other_version",
         }
     }
 }
@@ -58,6 +66,9 @@ pub struct KernelMetrics {
     undecodable: Counter,
     lag: Gauge<f64, AtomicU64>,
     canary: Gauge,
+    attached_anew: Counter,
+    sessions_full: Counter,
+    unseen: Counter<f64, AtomicU64>,
 }
 
 impl KernelMetrics {
@@ -93,6 +104,21 @@ impl KernelMetrics {
             "1 if the last self-test saw its own open, 0 if not",
             self.canary.clone(),
         );
+        registry.register(
+            "tokentrail_kernel_attached_anew",
+            "Times that the sensor was attached anew, since its self-test had failed",
+            self.attached_anew.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_sessions_full",
+            "Sessions and processes of sessions that were not noted, since the kernel had no room",
+            self.sessions_full.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_unseen_seconds",
+            "Time of which opens may be missing, as /statusz lists it",
+            self.unseen.clone(),
+        );
     }
 
     /// Opens that were lost for a reason, since start.
@@ -108,6 +134,11 @@ impl KernelMetrics {
     /// Records so far.
     pub fn records_total(&self) -> u64 {
         self.records.get()
+    }
+
+    /// A record that waited for its reader.
+    pub(super) fn seen_late(&self) {
+        self.records.inc();
     }
 
     pub(super) fn seen(&self, ktime_ns: u64) {
@@ -128,24 +159,29 @@ impl KernelMetrics {
     }
 
     pub(super) fn lost(&self, reason: Loss, count: u64) {
-        self.lost.get_or_create(&LossLabels { reason }).inc_by(count);
-    }
-
-    /// Sets a counter that the kernel keeps.
-    pub(super) fn lost_in_kernel(&self, reason: Loss, total: u64) {
-        let before = self.lost_total(reason);
-        if before == 0 && total > 0 {
-            tracing::error!(
-                reason = reason.as_str(),
-                "opens of tokens are lost; counting from here on"
-            );
+        if self.lost.get_or_create(&LossLabels { reason }).inc_by(count) == 0 && count > 0 {
+            let reason = reason.as_str();
+            tracing::error!(reason, "opens of tokens are lost; counting from here on");
         }
-        self.lost(reason, total.saturating_sub(before));
     }
 
-    /// Sets the counter of repeats, which the kernel keeps as well.
-    pub(super) fn repeated(&self, total: u64) {
-        self.repeats.inc_by(total.saturating_sub(self.repeats_total()));
+    /// Counts opens that got no record of their own.
+    pub(super) fn repeated(&self, count: u64) {
+        self.repeats.inc_by(count);
+    }
+
+    pub(super) fn sessions_full(&self, count: u64) {
+        self.sessions_full.inc_by(count);
+    }
+
+    pub(super) fn attached_anew(&self) {
+        self.attached_anew.inc();
+    }
+
+    pub(super) fn unseen(&self, gap: &Gap) {
+        let Micros(micros) = gap.to - gap.from;
+        #[expect(clippy::cast_precision_loss, reason = "a gap is far below 2^53 µs")]
+        self.unseen.inc_by(micros.max(0) as f64 / 1e6);
     }
 
     pub(super) fn canary(&self, ok: bool) {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use super::*;
 use crate::{
     agent::{PodFeed, state::StateDir},
-    attribution::pods::PodIndex,
+    attribution::{TokenOpen, pods::PodIndex},
     audit::{
         AuditRecord, ReadRecord,
         canary::{Measured, State},
