@@ -59,12 +59,7 @@ fn user(record: &mut OpenRecord, task: Probed) {
 #[inline(always)]
 fn terminal(record: &mut OpenRecord, task: Probed) {
     let signal = task.next(off!(task_signal));
-    let tty = signal.next(off!(signal_tty));
-    let driver = tty.next(off!(tty_driver));
-    let major: u32 = driver.load(off!(tty_driver_major));
-    let minor: u32 = driver.load(off!(tty_driver_minor_start));
-    let index: u32 = tty.load(off!(tty_index));
-    record.tty_dev = (major << 20 | minor).wrapping_add(index);
+    record.tty_dev = terminal_device(task);
     let table = task.next(off!(task_files)).next(off!(files_fdt)).next(off!(fdt_fd));
     for (index, fd) in (0..).zip(&mut record.fds) {
         let inode = table.element(index).next(off!(file_inode));
@@ -77,14 +72,31 @@ fn terminal(record: &mut OpenRecord, task: Probed) {
     note_unless(present, &mut record.missing, Missing::TERMINAL);
 }
 
+/// Device of the controlling terminal, 0 without one.
+#[inline(always)]
+pub(crate) fn terminal_device(task: Probed) -> u32 {
+    let tty = task.next(off!(task_signal)).next(off!(signal_tty));
+    let driver = tty.next(off!(tty_driver));
+    let major: u32 = driver.load(off!(tty_driver_major));
+    let minor: u32 = driver.load(off!(tty_driver_minor_start));
+    let index: u32 = tty.load(off!(tty_index));
+    (major << 20 | minor).wrapping_add(index)
+}
+
 #[inline(always)]
 fn executable(record: &mut OpenRecord, task: Probed) {
     let file = task.next(off!(task_mm)).next(off!(mm_exe_file));
-    let inode = file.next(off!(file_inode));
+    let inode = executable_inode(task);
     record.exe_ino = inode.load(off!(inode_ino));
     record.exe_dev = inode.next(off!(inode_sb)).load(off!(sb_dev));
     file::names(file.next(off!(file_dentry)), &mut record.exe_names);
     note_unless(!inode.is_null(), &mut record.missing, Missing::EXECUTABLE);
+}
+
+/// The inode of what the process executes.
+#[inline(always)]
+pub(crate) fn executable_inode(task: Probed) -> Probed {
+    task.next(off!(task_mm)).next(off!(mm_exe_file)).next(off!(file_inode))
 }
 
 #[inline(always)]
@@ -163,6 +175,13 @@ impl Session {
 pub(crate) fn nspid(leader: Probed) -> u32 {
     let pid = leader.next(off!(task_thread_pid));
     upid_at(pid, pid.load(off!(pid_level))).load(off!(upid_nr))
+}
+
+/// kernfs id of the cgroup that a process is in.
+#[inline(always)]
+pub(crate) fn cgroup_id(leader: Probed) -> u64 {
+    let (cgroup, _) = container_cgroup(leader);
+    cgroup.next(off!(cgroup_kn)).load(off!(kernfs_id))
 }
 
 /// The cgroup that tells containers apart, and whether that is one of v1.

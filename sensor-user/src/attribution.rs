@@ -450,6 +450,7 @@ fn describe(record: &OpenRecord, times: OpenTimes, findings: Findings) -> TokenO
         cgroup: reader.cgroup,
         route: facts::route(record).to_owned(),
         degraded,
+        repeats: record.repeats,
     }
 }
 

@@ -27,7 +27,10 @@ use tokentrail_ebpf::{Counter, OpenRecord, Route, VolumeBit, names};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
-use self::{attach::Link, canary::Canary, log::KernelLog, pins::Kept, ring::Reader};
+use self::{
+    attach::Link, canary::Canary, clock::Sampler as _, log::KernelLog, pins::Kept,
+    repeats::Repeats, ring::Reader,
+};
 use crate::time::Micros;
 
 mod attach;
@@ -42,6 +45,7 @@ mod metrics;
 pub mod pins;
 mod predecessor;
 mod preflight;
+mod repeats;
 mod ring;
 mod succession;
 
@@ -122,6 +126,7 @@ impl SensorConfig {
 pub struct Sensor {
     log: Option<KernelLog>,
     reader: Reader,
+    repeats: Repeats,
     volumes: Array<MapData, u64>,
     /// What `volumes` holds: its words that are not zero.
     watched: BTreeMap<u32, u64>,
@@ -172,6 +177,7 @@ impl Sensor {
             },
             log: KernelLog::new(&mut ebpf),
             reader: Reader::new(&mut ebpf).map_err(maps)?,
+            repeats: ring::take(&mut ebpf, names::REPEATS).and_then(Repeats::new).map_err(maps)?,
             volumes: ring::take(&mut ebpf, names::VOLUME_DEVICES)
                 .and_then(Array::try_from)
                 .map_err(maps)?,
@@ -269,11 +275,12 @@ impl Sensor {
             self.backlog.pop_front();
             count += 1;
         }
-        let (canary, metrics) = (&mut self.canary, &self.metrics);
+        let (canary, metrics, repeats) = (&mut self.canary, &self.metrics, &mut self.repeats);
         self.reader.read(|decoded| match decoded {
             Ok(record) if canary.recognise(&record) => {}
             Ok(record) => {
                 metrics.seen(record.ktime_ns);
+                repeats.note(&record);
                 each(&record);
                 count += 1;
             }
@@ -283,6 +290,11 @@ impl Sensor {
                 }
             }
         });
+        let (now_ns, _) = clock::System.sample();
+        for record in self.repeats.settle(now_ns) {
+            each(&record);
+            count += 1;
+        }
         self.read_losses();
         if let Some(log) = &mut self.log {
             log.flush();
@@ -376,6 +388,10 @@ impl Sensor {
                 Err(error) => debug!(%error, "cannot read a counter"),
             }
         }
+        match self.reader.losses().take(Counter::Repeated) {
+            Ok(new) => self.metrics.repeated(new),
+            Err(error) => debug!(%error, "cannot read a counter"),
+        }
         match self.reader.losses().take(Counter::SessionsFull) {
             Ok(new) => self.metrics.sessions_full(new),
             Err(error) => debug!(%error, "cannot read a counter"),
@@ -384,8 +400,11 @@ impl Sensor {
 }
 
 /// What the kernel side counts.
-const LOSSES: [(Counter, Loss); 2] =
-    [(Counter::LostRingFull, Loss::RingFull), (Counter::LostUnreadable, Loss::Unreadable)];
+const LOSSES: [(Counter, Loss); 3] = [
+    (Counter::LostRingFull, Loss::RingFull),
+    (Counter::LostUnreadable, Loss::Unreadable),
+    (Counter::LostFlood, Loss::Flood),
+];
 
 /// Devices as words of the kernel side's bitmap.
 fn bitmap(devices: &BTreeSet<u32>) -> BTreeMap<u32, u64> {

@@ -503,6 +503,7 @@ impl Engine {
             report.conditions = conditions.into_iter().collect();
             report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
+            report.opens = self.senses.sensor().map(|sensor| (&sensor.metrics()).into());
             report.audit = match (files, webhooks) {
                 (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
                 (count, 0) => format!("{count} file(s) on this node"),

@@ -229,11 +229,12 @@ impl Story {
 
     /// Takes an open of this pod's token in.
     pub fn add_open(&mut self, open: &Open) {
-        self.open_count += 1;
+        self.open_count = self.open_count.saturating_add(open.open.count());
         self.cover(open.open.wall);
         let victim = open.open.pod_uid.clone().unwrap_or_default();
         if self.victims.len() < VICTIMS || self.victims.contains_key(&victim) {
-            *self.victims.entry(victim).or_default() += 1;
+            let opens = self.victims.entry(victim).or_default();
+            *opens = opens.saturating_add(open.open.count());
         }
     }
 

@@ -166,6 +166,20 @@ fn one_incident_is_one_alert_and_one_summary_that_counts_everything() {
 }
 
 #[test]
+fn an_open_that_stands_for_its_repeats_counts_as_many_as_they_are() {
+    let mut scene = scene();
+    let repeated = |seconds, repeats| {
+        let mut open = open(seconds);
+        open.open.repeats = repeats;
+        open
+    };
+    scene.open(open(100.0)).open(repeated(101.0, 299_999)).request(request(101.5, "a"));
+    assert_eq!(scene.alerts()[0].open_count, 300_001);
+    scene.open(repeated(102.0, u64::MAX)).until(400.0);
+    assert_eq!(scene.summaries()[0].open_count, u64::MAX, "a recording may say anything");
+}
+
+#[test]
 fn an_open_may_arrive_after_its_request() {
     let mut scene = scene();
     scene.request(request(100.5, "r"));

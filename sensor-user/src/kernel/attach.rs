@@ -236,7 +236,11 @@ pub(super) fn compat(ebpf: &mut Ebpf) -> Attached {
     }
 }
 
-fn raw_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &'static str) -> Result<Link, String> {
+pub(super) fn raw_tracepoint(
+    ebpf: &mut Ebpf,
+    name: &str,
+    tracepoint: &'static str,
+) -> Result<Link, String> {
     let program =
         ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
     let program: &mut RawTracePoint =

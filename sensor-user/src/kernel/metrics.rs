@@ -23,18 +23,32 @@ pub enum Loss {
     Unreadable,
     /// More opens than are kept while the sensor starts.
     Starting,
+    /// One session of one container had more than its share.
+    Flood,
     /// Noted by programs of another version, whose records cannot be read.
     OtherVersion,
 }
 
-impl EncodeLabelValue for Loss {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
+impl Loss {
+    /// All reasons.
+    pub const ALL: [Self; 5] =
+        [Self::RingFull, Self::Unreadable, Self::Starting, Self::Flood, Self::OtherVersion];
+
+    /// Its name in metrics and in `/statusz`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::RingFull => "ring_full",
             Self::Unreadable => "unreadable",
             Self::Starting => "starting",
+            Self::Flood => "flood",
             Self::OtherVersion => "other_version",
-        })
+        }
+    }
+}
+
+impl EncodeLabelValue for Loss {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(self.as_str())
     }
 }
 
@@ -47,6 +61,7 @@ struct LossLabels {
 #[derive(Clone, Debug, Default)]
 pub struct KernelMetrics {
     records: Counter,
+    repeats: Counter,
     lost: Family<LossLabels, Counter>,
     undecodable: Counter,
     lag: Gauge<f64, AtomicU64>,
@@ -63,6 +78,11 @@ impl KernelMetrics {
             "tokentrail_kernel_records",
             "Opens of token-like files that the kernel side reported",
             self.records.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_repeats",
+            "Opens that a process repeated within a second, told with a later record of the same",
+            self.repeats.clone(),
         );
         registry.register(
             "tokentrail_kernel_lost",
@@ -128,13 +148,26 @@ impl KernelMetrics {
         self.lag.set(now.saturating_sub(ktime_ns) as f64 / 1e9);
     }
 
+    /// Opens so far that got no record of their own, since they repeat one of the last second.
+    pub fn repeats_total(&self) -> u64 {
+        self.repeats.get()
+    }
+
     /// Counts one and returns how many there are now.
     pub(super) fn undecodable(&self) -> u64 {
         self.undecodable.inc() + 1
     }
 
     pub(super) fn lost(&self, reason: Loss, count: u64) {
-        self.lost.get_or_create(&LossLabels { reason }).inc_by(count);
+        if self.lost.get_or_create(&LossLabels { reason }).inc_by(count) == 0 && count > 0 {
+            let reason = reason.as_str();
+            tracing::error!(reason, "opens of tokens are lost; counting from here on");
+        }
+    }
+
+    /// Counts opens that got no record of their own.
+    pub(super) fn repeated(&self, count: u64) {
+        self.repeats.inc_by(count);
     }
 
     pub(super) fn sessions_full(&self, count: u64) {

@@ -135,7 +135,7 @@ impl Predecessor {
             Loss::OtherVersion => {
                 format!("{count} opens were noted by another version and cannot be read")
             }
-            Loss::RingFull | Loss::Unreadable | Loss::Starting => {
+            Loss::RingFull | Loss::Unreadable | Loss::Starting | Loss::Flood => {
                 format!("{count} opens were lost while nobody read: {loss:?}")
             }
         });
