@@ -160,6 +160,17 @@ fn compressed_files_and_standard_input_are_read_as_they_are() {
     piped.args(["replay", "--semantics", "elastic", "--opens", OPENS, "--audit", "-"]);
     let finished = sandbox.run_with_input(&mut piped, &String::from_utf8(text).unwrap()).unwrap();
     assert_eq!((finished.code, finished.output.lines().count()), (Some(0), 1), "{finished:?}");
+    // The opens, too, which else are read twice.
+    for semantics in ["elastic", "live"] {
+        let args = ["--semantics", semantics, "--audit", &audit("pod-allowed"), "--opens"];
+        let expected = replay(&sandbox, &[&args[..], &[OPENS]].concat()).output.lines().count();
+        let mut piped = tokentrail();
+        piped.arg("replay").args(args).arg("-");
+        let opens = fs::read_to_string(OPENS).unwrap();
+        let finished = sandbox.run_with_input(&mut piped, &opens).unwrap();
+        assert!(expected > 0);
+        assert_eq!((finished.code, finished.output.lines().count()), (Some(0), expected));
+    }
 }
 
 /// The bytes as one zstd frame of raw blocks: no compressor is needed for that.

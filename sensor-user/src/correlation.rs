@@ -73,7 +73,10 @@ pub struct Open {
     /// as much as was known when it happened.
     #[serde(default)]
     pub skew_us: i64,
-    /// The pod whose token it is, where the index knows it.
+    /// Namespace and name of the pod whose token it is, where a recording tells them.
+    #[serde(skip)]
+    pub named: Option<(Box<str>, Box<str>)>,
+    /// That pod, where the index knows it.
     #[serde(skip)]
     pub pod: Option<Arc<Pod>>,
     /// The pod that the opener runs in, where the index knows it.
@@ -84,7 +87,7 @@ pub struct Open {
 impl Open {
     /// One whose pods are not known, on a machine whose clock is the API server's.
     pub fn new(boot_id: impl Into<String>, open: TokenOpen) -> Self {
-        Self { boot_id: boot_id.into(), open, skew_us: 0, pod: None, reader: None }
+        Self { boot_id: boot_id.into(), open, skew_us: 0, named: None, pod: None, reader: None }
     }
 }
 

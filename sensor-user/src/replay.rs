@@ -18,7 +18,7 @@ use crate::{
     alert::ecs::Document,
     audit::{
         BadLine,
-        lines::{Fit, Line, shortened},
+        lines::{Fit, Line, without_bodies},
         scan::last_stage_timestamp,
     },
     time::Micros,
@@ -51,8 +51,10 @@ const WAITING: usize = 24 << 20;
 /// From here on it waits on disk, and only its place takes memory.
 const WAITING_HERE: usize = 4 << 20;
 /// For how long after the last event what ends is told second by second: in memory one second's
-/// documents at a time.
+/// documents at a time. It begins when nothing can come late any more.
 const END: i64 = 16 * 60;
+/// So long at most, whatever the lateness.
+const LONGEST_END: i64 = 2 * 3_600;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
 /// What an open takes while it waits in memory, roughly, bytes.
@@ -71,9 +73,15 @@ pub struct Files {
     pub audit: Vec<PathBuf>,
     /// How far a line of either may be behind an earlier one of its file.
     pub lateness: Micros,
+    /// No line is of after this: what says so has a broken clock.
+    pub latest: Micros,
 }
 
 impl Files {
+    fn clock(&self) -> Clock {
+        Clock::new(self.lateness, self.latest)
+    }
+
     /// Bytes on disk; `None` where that shows only at their end.
     pub fn size(&self) -> Option<u64> {
         self.opens.iter().chain(&self.audit).map(|path| Input::of(path.clone()).size()).sum()
@@ -103,9 +111,12 @@ fn find_pods(files: &Files) -> Option<PodsWithOpens> {
     let mut buffer = vec![0; CHUNK];
     for path in &files.opens {
         let input = Input::of(path.clone());
-        let content = Content::Opens;
-        let found = Source::find(input.clone(), content, files.lateness, &ProgressBar::hidden());
-        let mut source = input.is_repeatable().then_some(found.ok()?.ok()?)?;
+        // To look into it would take from it.
+        if !input.is_repeatable() {
+            return None;
+        }
+        let hidden = ProgressBar::hidden();
+        let mut source = Source::find(input, Content::Opens, files.clock(), &hidden).ok()?.ok()?;
         loop {
             let filled = source.fill(&mut buffer).ok()?;
             let chunk = buffer.get(..filled).unwrap_or_default();
@@ -159,12 +170,12 @@ fn run_in_chunks(
         return Err(ReplayError::StdinTwice);
     }
     let mut replay = Replay {
-        audit: find(audit, Content::Audit, files.lateness, progress)?,
+        audit: find(audit, Content::Audit, files, progress)?,
         buffer: vec![0; chunk],
         tally: Tally::default(),
         unread: Vec::new(),
         ahead: Ahead {
-            opens: find(opens, Content::Opens, files.lateness, progress)?,
+            opens: find(opens, Content::Opens, files, progress)?,
             buffer: vec![0; chunk],
             tally: Tally::default(),
             waiting: Waiting {
@@ -172,6 +183,7 @@ fn run_in_chunks(
                 spill: Spill::new(sorted.folder()),
                 failed: None,
             },
+            lateness: files.lateness,
             semantics,
         },
         last: Micros(0),
@@ -184,6 +196,7 @@ fn run_in_chunks(
         audit: tally,
         late: ahead.waiting.merge.late(),
         early: ahead.waiting.merge.early(),
+        excepted: ahead.semantics.excepted(),
         losses: ahead.semantics.losses(),
         unread,
     })
@@ -192,13 +205,13 @@ fn run_in_chunks(
 fn find(
     inputs: Vec<Input>,
     content: Content,
-    lateness: Micros,
+    files: &Files,
     progress: &ProgressBar,
 ) -> Result<Side, ReplayError> {
     let mut sources = Vec::new();
     for input in inputs {
         let name = input.name();
-        match Source::find(input, content, lateness, progress) {
+        match Source::find(input, content, files.clock(), progress) {
             Ok(Ok(source)) => sources.push(source),
             Ok(Err(found)) => {
                 return Err(ReplayError::Mistaken {
@@ -211,7 +224,7 @@ fn find(
             Err(source) => return Err(ReplayError::Open { name, source }),
         }
     }
-    Ok(Side::new(sources, lateness))
+    Ok(Side::new(sources, files.lateness))
 }
 
 /// What waits for its turn.
@@ -239,6 +252,7 @@ struct Ahead<'a> {
     buffer: Vec<u8>,
     tally: Tally,
     waiting: Waiting,
+    lateness: Micros,
     semantics: &'a mut dyn Semantics,
 }
 
@@ -277,7 +291,8 @@ impl Replay<'_> {
         while let Some((place, item)) = self.ahead.waiting.merge.pop(Micros::MAX) {
             self.give(place, item)?;
         }
-        for second in 1..=END {
+        let end = END + self.ahead.lateness.0 / Micros::from_secs(1).0;
+        for second in 1..=end.min(LONGEST_END) {
             self.advance(self.last + Micros::from_secs(second))?;
         }
         self.advance(Micros::MAX)
@@ -296,6 +311,7 @@ impl Replay<'_> {
             // Its time may be in several chunks.
             if line.carried
                 && let Some(time) = last_stage_timestamp(line.bytes)
+                && time <= clock.latest()
             {
                 clock.note(time);
                 ahead.read_to(time + clock.lateness(), unread);
@@ -307,11 +323,12 @@ impl Replay<'_> {
             match judged {
                 Judged::Skip => {}
                 Judged::Bad(reason) => tally.bad(reason),
+                Judged::Keep { time } if time > clock.latest() => tally.bad(BadLine::BadTime),
                 Judged::Keep { time } => {
                     tally.kept += 1;
                     let place = Place { time, kind: Kind::Request, file, line: number };
-                    let line =
-                        if line.bytes.len() > LONG { &shortened(line.bytes) } else { line.bytes };
+                    let long = line.bytes.len() > LONG;
+                    let line = if long { &without_bodies(line.bytes) } else { line.bytes };
                     ahead.waiting.keep(place, line, line.len(), || Item::Request(line.into()));
                 }
             }
@@ -392,7 +409,7 @@ impl Ahead<'_> {
     /// A chunk of the opens that are furthest behind; `false` when there is none.
     fn read(&mut self, unread: &mut Vec<String>) -> bool {
         let Some(index) = self.opens.next() else { return false };
-        let Self { opens, buffer, tally, waiting, semantics } = self;
+        let Self { opens, buffer, tally, waiting, semantics, .. } = self;
         let Some(source) = opens.sources.get_mut(index) else { return false };
         let filled = fill(source, buffer, unread);
         let chunk = buffer.get(..filled).unwrap_or_default();
@@ -405,6 +422,7 @@ impl Ahead<'_> {
             match parsed {
                 Err(reason) => tally.bad(reason),
                 Ok(None) => {}
+                Ok(Some(open)) if open.time > clock.latest() => tally.bad(BadLine::BadTime),
                 Ok(Some(open)) => {
                     clock.note(open.time);
                     if semantics.expect(&open) {
@@ -460,6 +478,7 @@ fn note_times(clock: &mut Clock, chunk: &[u8]) -> Micros {
     // What a line that is not whole yet says may be a body's.
     let end = memchr::memrchr(b'\n', chunk).unwrap_or_default();
     let whole = chunk.get(..end).unwrap_or_default();
+    let latest = clock.latest();
     match last_stage_timestamp(whole) {
         Some(last) if !clock.is_leap(last) && last >= clock.watermark() => {
             clock.note(last);
@@ -468,6 +487,7 @@ fn note_times(clock: &mut Clock, chunk: &[u8]) -> Micros {
         // A gap, or times that break all bounds: each line is asked.
         _ => {
             let times = whole.split(|byte| *byte == b'\n').filter_map(last_stage_timestamp);
+            let times = times.filter(|time| *time <= latest);
             let greatest = times.inspect(|time| clock.note(*time)).max();
             greatest.unwrap_or(Micros::MIN) + clock.lateness()
         }

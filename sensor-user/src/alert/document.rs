@@ -242,7 +242,7 @@ fn resource(uid: String, name: Option<&str>, pod: Option<&Pod>) -> Resource {
     let owner = pod.and_then(|pod| pod.owner.as_ref());
     Resource {
         kind: "pod",
-        id: uid,
+        id: Some(uid),
         name: name.map(str::to_owned),
         ip: pod.map(|pod| texts(&pod.ips)).unwrap_or_default(),
         parent: owner.map(|owner| Parent { kind: owner.kind.to_string() }),

@@ -239,7 +239,8 @@ pub struct Resource {
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The pod's uid.
-    pub id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// The pod's name, as its token carries it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

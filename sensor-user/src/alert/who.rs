@@ -34,15 +34,21 @@ impl<'a> Who<'a> {
             .map(AsRef::as_ref);
         let known = |text: fn(&Pod) -> &str| pod.map(text).filter(|text| !text.is_empty());
         let account = request.and_then(AuditRecord::service_account);
+        let (named_in, named) = open
+            .and_then(|open| open.named.as_ref())
+            .map(|(namespace, name)| (&**namespace, &**name))
+            .unzip();
         Self {
             pod_uid,
             pod,
             namespace: minted_for
                 .map(|(namespace, _)| namespace)
                 .or(known(|pod| &pod.namespace))
-                .or(account.map(|(namespace, _)| namespace)),
+                .or(account.map(|(namespace, _)| namespace))
+                .or(named_in),
             pod_name: known(|pod| &pod.name)
-                .or_else(|| request.and_then(|request| request.extra(audit::POD_NAME))),
+                .or_else(|| request.and_then(|request| request.extra(audit::POD_NAME)))
+                .or(named),
         }
     }
 }

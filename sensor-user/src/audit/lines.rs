@@ -37,10 +37,10 @@ pub enum Fit {
     TooLong,
 }
 
-/// A line without bodies and overlong values, for whoever has to keep it; as it is where it cannot
-/// be made shorter.
-pub fn shortened(line: &[u8]) -> Box<[u8]> {
-    let mut shortener = Shortener::default();
+/// A line of at most [`MAX_LINE`] bytes without its bodies, for whoever has to keep it; as it is where
+/// it cannot be made shorter.
+pub fn without_bodies(line: &[u8]) -> Box<[u8]> {
+    let mut shortener = Shortener::of_bodies();
     shortener.push(line);
     match shortener.finish() {
         (kept, Fit::Whole | Fit::Shortened) => kept.into(),

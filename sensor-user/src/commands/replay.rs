@@ -28,6 +28,9 @@ use crate::{
     time::Micros,
 };
 
+/// What is of later than so much from now is of no log's: clocks differ by less.
+const AHEAD: Micros = Micros::from_secs(24 * 3_600);
+
 /// Options of `tokentrail replay`.
 #[derive(Args, Clone, Debug)]
 pub struct ReplayArgs {
@@ -116,7 +119,8 @@ pub fn execute(args: &ReplayArgs) -> Exit {
     };
     let mut sorted = Sorted::new(target.folder());
     let lateness = args.lateness.unwrap_or_else(|| args.semantics.lateness());
-    let files = Files { opens: args.opens.clone(), audit: args.audit.clone(), lateness };
+    let latest = now() + AHEAD;
+    let files = Files { opens: args.opens.clone(), audit: args.audit.clone(), lateness, latest };
     let (start, progress) = (Instant::now(), progress(files.size()));
     let summary = match replay(args, &files, rulebook, &mut sorted, &progress) {
         Ok(summary) => summary,
@@ -201,6 +205,9 @@ fn report(summary: &Summary, count: u64, seconds: f64) {
             "{} came later than --lateness allows; where they belong is uncertain",
             summary.late
         ));
+    }
+    for (exception, count) in &summary.excepted {
+        warn(format!("{count} opens and requests are not told: exception {exception}"));
     }
     if summary.early > 0 {
         warn(format!("{} did not fit into memory until their turn", summary.early));

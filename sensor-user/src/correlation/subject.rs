@@ -74,6 +74,8 @@ impl<'a> Facts<'a> {
     {
         let open = self.open.map(|open| &open.open);
         let pod: Option<&Pod> = self.open.and_then(|open| open.pod.as_deref());
+        let (named_in, named) =
+            self.open.and_then(|open| open.named.as_ref()).map(|(a, b)| (&**a, &**b)).unzip();
         let container = self.container();
         let record = self.request.map(|request| &*request.record);
         // Where a minting is told, the account that it is for; else who asked.
@@ -89,11 +91,12 @@ impl<'a> Facts<'a> {
         let initiator = self.initiators.first().filter(|_| self.initiators.len() == 1);
         Subject {
             cluster: Some(cluster).filter(|cluster| !cluster.is_empty()),
-            namespace: pod.map(|pod| &*pod.namespace).or(namespace),
+            namespace: pod.map(|pod| &*pod.namespace).or(named_in).or(namespace),
             owner: pod.and_then(|pod| pod.owner.as_ref()).map(|owner| &*owner.name),
             service_account: pod.map(|pod| &*pod.service_account).or(name),
             pod: pod
                 .map(|pod| &*pod.name)
+                .or(named)
                 .or_else(|| record.and_then(|it| it.extra(audit::POD_NAME))),
             container: container.map(|container| &*container.name),
             image: container.map(|container| &*container.image),

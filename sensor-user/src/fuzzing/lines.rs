@@ -4,7 +4,7 @@ use std::iter;
 
 use serde_json::Value;
 
-use crate::audit::lines::{Fit, Lines, MAX_LINE, shortened};
+use crate::audit::lines::{Fit, Lines, MAX_LINE};
 
 /// What an input may grow to, bytes: more than is kept of a line …
 const LONG_TEXT: usize = 80 << 10;
@@ -137,6 +137,13 @@ fn is_what_is_left_of(kept: &[u8], fit: Fit, line: &[u8]) {
             }
         }
     }
+}
+
+/// A line as if it were too long.
+fn shortened(line: &[u8]) -> Vec<u8> {
+    let mut lines = Lines::with_longest(0);
+    assert_eq!(lines.next_line(&mut &*line), None);
+    lines.finish().map(|line| line.bytes.to_vec()).unwrap_or_default()
 }
 
 fn parsed(kept: &[u8]) -> Value {

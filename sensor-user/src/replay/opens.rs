@@ -57,6 +57,20 @@ enum Told {
 }
 
 impl OpenDocument {
+    /// Whether two documents of one time are of the same open.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.told, &other.told) {
+            (Told::Own(one), Told::Own(two)) => {
+                let key = |it: &TokenOpen| (it.ktime_ns, it.pid, it.inode);
+                self.boot_id == other.boot_id && key(one) == key(two)
+            }
+            (Told::Ecs(one), Told::Ecs(two)) if one.text("event.id").is_some() => {
+                one.text("event.id") == two.text("event.id")
+            }
+            _ => self == other,
+        }
+    }
+
     /// The open; its times are the document's.
     pub fn open(&self) -> TokenOpen {
         match &self.told {

@@ -51,6 +51,11 @@ pub trait Semantics {
     /// Nothing before this is left; [`Micros::MAX`] at the end.
     fn advance(&mut self, watermark: Micros, tell: Tell<'_>);
 
+    /// How often exceptions kept quiet, by their names.
+    fn excepted(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
     /// What was given up to stay within bounds, by name.
     fn losses(&self) -> Vec<(&'static str, u64)>;
 }

@@ -100,7 +100,7 @@ impl Source {
     pub fn find(
         input: Input,
         content: Content,
-        lateness: Micros,
+        clock: Clock,
         progress: &ProgressBar,
     ) -> io::Result<Result<Self, Content>> {
         let again = input.is_repeatable();
@@ -110,13 +110,16 @@ impl Source {
         // Damage further on is met, and told, when it is read.
         let _ = read.by_ref().take(CHUNK as u64).read_to_end(&mut head);
         let (mut found, mut start) = (None, None::<Micros>);
+        let is_believable = |time: &Micros| *time <= clock.latest();
         for line in head.split(|byte| *byte == b'\n') {
             if found.is_none() || content == Content::Opens {
                 let recognised = Content::of(line);
                 found = found.or(recognised.map(|(content, _)| content));
-                start = recognised.and_then(|(_, time)| time).into_iter().chain(start).min();
+                let time = recognised.and_then(|(_, time)| time).filter(is_believable);
+                start = time.into_iter().chain(start).min();
             } else {
-                start = last_stage_timestamp(line).into_iter().chain(start).min();
+                let time = last_stage_timestamp(line).filter(is_believable);
+                start = time.into_iter().chain(start).min();
             }
         }
         if let Some(found) = found.filter(|found| *found != content) {
@@ -127,7 +130,7 @@ impl Source {
         } else {
             State::reading(Box::new(Cursor::new(head).chain(read)), content)
         };
-        let (start, clock) = (start.unwrap_or(Micros::MIN), Clock::new(lateness));
+        let start = start.unwrap_or(Micros::MIN);
         Ok(Ok(Self { input, start, clock, state, progress: progress.clone(), content }))
     }
 

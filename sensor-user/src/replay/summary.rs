@@ -57,6 +57,8 @@ pub struct Summary {
     pub late: u64,
     /// Items taken before their turn for want of room.
     pub early: u64,
+    /// How often exceptions kept quiet, by their names.
+    pub excepted: Vec<(String, u64)>,
     /// What else was given up, by name.
     pub losses: Vec<(&'static str, u64)>,
     /// Files that could not be read to their end, and why.

@@ -13,8 +13,12 @@ mod live;
 
 const SECOND: i64 = 1_000_000;
 
+fn at(text: &str) -> Micros {
+    Micros::parse(text).unwrap()
+}
+
 fn time(at: i64) -> String {
-    let start = Micros::parse("2026-01-01T00:00:00Z").unwrap();
+    let start = self::at("2026-01-01T00:00:00Z");
     (start + Micros(at)).to_string()
 }
 
@@ -74,8 +78,8 @@ fn replay_with(
     audit: &[&Path],
 ) -> (Vec<Value>, Summary) {
     let paths = |paths: &[&Path]| paths.iter().map(|path| path.to_path_buf()).collect();
-    let files =
-        Files { opens: paths(opens), audit: paths(audit), lateness: Micros::from_secs(lateness) };
+    let (lateness, latest) = (Micros::from_secs(lateness), at("2030-01-01T00:00:00Z"));
+    let files = Files { opens: paths(opens), audit: paths(audit), lateness, latest };
     let mut sorted = Sorted::new(None);
     let progress = ProgressBar::hidden();
     let summary = run_in_chunks(chunk, &files, semantics, &mut sorted, &progress).unwrap();
@@ -245,6 +249,46 @@ fn a_line_with_an_absurd_time_spoils_nothing_before_or_after_it() {
 }
 
 #[test]
+fn what_waits_for_its_turn_is_judged_by_all_that_it_says() {
+    let groups: Vec<_> = (0..400).map(|n| format!("group-{n:036}")).collect();
+    let mut event: Value = serde_json::from_str(&answer(SECOND, "till")).unwrap();
+    event["verb"] = json!("create");
+    event["user"] = json!({"username": "jane", "groups": groups});
+    event["objectRef"] = json!({"resource": "serviceaccounts", "subresource": "token"});
+    event["requestObject"] = json!("x".repeat(9_000));
+    let (documents, _) = of_lines(&[], &[event.to_string()]);
+    let told = &documents[0]["kubernetes"]["audit"]["user"];
+    assert_eq!(told["groups"].as_array().unwrap().len(), 400);
+}
+
+#[test]
+fn times_that_no_line_can_have_yet_spoil_nothing_however_many_they_are() {
+    let filler = |at: i64| (0..60).map(move |n| answer(at * SECOND + n, "other"));
+    let audit: Vec<_> = (0..8)
+        .flat_map(|n| filler(100 * n + 20).chain([answer((100 * n + 6) * SECOND, "till")]))
+        .collect();
+    let opens: Vec<_> = (0..8).map(|n| open((100 * n + 5) * SECOND, "till")).collect();
+    let future =
+        |line: &str, n: i64| line.replace(&time(0), &format!("2190-01-01T00:00:00.00000{n}Z"));
+    let folder = tempfile::tempdir().unwrap();
+    let [open_file, audit_file] = ["opens", "audit"].map(|name| folder.path().join(name));
+    for place in [0, 200] {
+        let (mut opens, mut audit) = (opens.clone(), audit.clone());
+        for n in 0..9 {
+            opens.insert(place.min(3), future(&open(0, "till"), n));
+            audit.insert(place, future(&answer(0, "till"), n));
+        }
+        fs::write(&open_file, opens.join("\n")).unwrap();
+        fs::write(&audit_file, audit.join("\n")).unwrap();
+        let (documents, summary) = replay(3_000, &[&open_file], &[&audit_file]);
+        assert_eq!((documents.len(), summary.late), (8, 0));
+        assert_eq!(summary.opens.bad["bad_time"], 9);
+        // Nobody asks for a line's time where no open of its pod is expected, or it is used up.
+        assert!(place != 0 || summary.audit.bad.contains_key("bad_time"));
+    }
+}
+
+#[test]
 fn bad_lines_are_counted_by_reason_and_hide_nothing() {
     let bomb = format!("{{\"user\":{}", "[".repeat(100_000));
     let huge = answer(10 * SECOND, "till").replacen(
@@ -323,6 +367,7 @@ fn a_file_given_with_the_wrong_option_is_one_clear_error() {
         opens: vec![opens.to_owned()],
         audit: vec![audit.to_owned()],
         lateness: Micros(0),
+        latest: Micros::MAX,
     };
     for (files, given) in [(files(&audit, &audit), "--opens"), (files(&opens, &opens), "--audit")] {
         let error = refuse(files);

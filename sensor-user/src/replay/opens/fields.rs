@@ -10,12 +10,13 @@ use serde::{
 use serde_json::Value;
 
 /// What is asked for, in order.
-const NAMES: [&str; 31] = [
+const NAMES: [&str; 32] = [
     "@timestamp",
     "container.id",
     "container.runtime",
     "event.action",
     "event.category",
+    "event.id",
     "event.type",
     "file.inode",
     "file.path",

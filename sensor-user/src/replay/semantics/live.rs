@@ -6,10 +6,9 @@
 //! A recorded open may tell what the agent's index knew of its pod: its account, for decoys, and its
 //! addresses. That counts from that open on.
 //!
-//! Opens without a pod uid are given the one that requests of a pod of that name carried, which
-//! were read already: audit events are, by the lateness, ahead of what has its turn.
+//! Opens without a pod uid wait for requests of a pod of that name.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
@@ -24,10 +23,14 @@ use crate::{
         },
     },
     correlation::{Correlator, Finding, Open, Request, Settings, journal::NoJournal},
-    replay::{PodsWithOpens, document::Writer, opens::OpenDocument},
-    rules::{rulebook::Rulebook, token_access},
+    replay::{PodsWithOpens, clock::LEAP, document::Writer, opens::OpenDocument},
+    rules::{exceptions::ExceptionId, rulebook::Rulebook, token_access},
     time::Micros,
 };
+
+mod by_name;
+
+use by_name::{ByName, PodName};
 
 /// How often incidents are looked through for those that have ended, in event time.
 const TICK: Micros = Micros::from_secs(1);
@@ -35,10 +38,10 @@ const TICK: Micros = Micros::from_secs(1);
 const PODS: usize = 16_384;
 /// How long a request waits for an open beyond the skew: in the order of time none comes after it.
 const PATIENCE: Micros = Micros::from_secs(1);
-/// Pods of whom is remembered what their opens' documents call them, and what uids their names had.
+/// Pods of whom is remembered on which host they were.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
-/// Uids of one name: a StatefulSet's pod comes back under it.
-const UIDS: usize = 8;
+/// Opens of one moment among which one that comes twice is found.
+const TWINS: usize = 64;
 /// What an open says that has no uid of its own.
 const BY_NAME: &str = "no pod uid was recorded: joined by namespace and pod name";
 
@@ -54,32 +57,22 @@ pub struct LiveSemantics {
     now: Micros,
     /// The last one that was, in event time.
     tick: Micros,
-    /// What documents say of a pod, by the uid that it has here.
-    told: LruCache<String, Told>,
-    /// Whether opens were read that only names tell whose they are.
-    needs_names: bool,
+    /// The hosts of pods, by the uid that they have here.
+    hosts: LruCache<String, Option<String>>,
+    /// Opens of pods without a uid, once there are any.
+    by_name: Option<ByName>,
+    window: Micros,
     /// When the audit files begin, by the lines read so far: requests before are not seen.
     begins: Option<Micros>,
     /// Whether none of the lines to come can be earlier.
     begins_known: bool,
-    uids: LruCache<PodName, Vec<Seen>>,
+    /// Time of the line before: one that is far from both its neighbours is not believed.
+    line_before: Option<Micros>,
+    /// Opens of the same moment that had their turn.
+    twins: Vec<OpenDocument>,
+    excepted: BTreeMap<ExceptionId, u64>,
     findings: Vec<Finding>,
     writer: Writer,
-}
-
-/// Namespace and name of a pod.
-type PodName = (String, String);
-
-/// What documents of opens say of a pod.
-struct Told {
-    name: Option<PodName>,
-    host: Option<String>,
-}
-
-/// A uid that requests of a pod carried.
-struct Seen {
-    uid: String,
-    last: Micros,
 }
 
 impl LiveSemantics {
@@ -95,6 +88,7 @@ impl LiveSemantics {
         let settings = Settings { patience: PATIENCE, pods: PODS, ..settings };
         // Else, and while no open tells addresses, only tokens tell whose a request is.
         let accounts = !rulebook.decoys.is_empty();
+        let window = settings.window;
         let mut correlator = Correlator::new(settings, NoJournal);
         correlator.set_rulebook(rulebook);
         Self {
@@ -104,57 +98,62 @@ impl LiveSemantics {
             lateness,
             now: Micros::MIN,
             tick: Micros::MIN,
-            told: LruCache::new(REMEMBERED),
-            needs_names: false,
+            hosts: LruCache::new(REMEMBERED),
+            by_name: None,
+            window,
             begins: None,
             begins_known: false,
-            uids: LruCache::new(REMEMBERED),
+            line_before: None,
+            twins: Vec::new(),
+            excepted: BTreeMap::new(),
             findings: Vec::new(),
             writer,
         }
     }
 
-    /// Notes which uid a pod's name stands for.
-    fn learn(&mut self, record: &AuditRecord) {
-        let Some((namespace, _)) = record.service_account() else { return };
-        let (Some(name), Some(uid)) = (record.extra(POD_NAME), record.pod_uid()) else { return };
-        let key = (namespace.to_owned(), name.to_owned());
-        let seen = self.uids.get_or_insert_mut(key, Vec::new);
-        let time = record.request_received_timestamp;
-        if let Some(known) = seen.iter_mut().find(|it| it.uid == uid) {
-            known.last = known.last.max(time);
-            return;
+    /// Notes the time of a line as it is read.
+    fn note_begin(&mut self, time: Micros) {
+        let before = self.line_before.replace(time);
+        if let Some(before) = before.filter(|it| (it.0 - time.0).abs() <= LEAP.0) {
+            let begins = self.begins.into_iter().chain([before, time]).min().unwrap_or(time);
+            self.begins_known = time > begins + self.lateness;
+            self.begins = Some(begins);
         }
-        if seen.len() >= UIDS {
-            seen.remove(0);
-        }
-        seen.push(Seen { uid: uid.to_owned(), last: time });
     }
 
-    /// The uid for an open that has none: of the pod that asked next, else of the last that did;
-    /// else its name, which no request will have.
-    fn uid_of(&mut self, name: &PodName, opened: Micros) -> String {
-        let seen = self.uids.get(name).map_or(&[][..], Vec::as_slice);
-        let next = seen.iter().filter(|it| it.last >= opened).min_by_key(|it| it.last);
-        let last = seen.iter().max_by_key(|it| it.last);
-        let found = next.or(last).map(|it| it.uid.clone());
-        found.unwrap_or_else(|| format!("{}/{}", name.0, name.1))
+    /// Whether the open had its turn just now: a file may be given twice.
+    fn is_twin(&mut self, open: &OpenDocument) -> bool {
+        if self.twins.first().is_some_and(|twin| twin.time != open.time) {
+            self.twins.clear();
+        }
+        let is_twin = self.twins.iter().any(|twin| twin.is_same(open));
+        if !is_twin && self.twins.len() < TWINS {
+            self.twins.push(open.clone());
+        }
+        is_twin
+    }
+
+    fn feed(&mut self, mut open: Open) {
+        open.find_pods(&self.writer.pods);
+        self.correlator.watch(self.begins.unwrap_or(self.now));
+        self.correlator.open(open, self.now, &mut self.findings);
     }
 
     fn report(&mut self, tell: Tell<'_>) {
         for finding in self.findings.drain(..) {
             let open = finding.open.as_ref().map(|open| &open.open);
-            let told = open.and_then(|open| self.told.get(open.pod_uid.as_deref()?));
-            let mut document = self.writer.of(&finding, told.and_then(|told| told.host.as_deref()));
-            if let Some((namespace, name)) = told.and_then(|told| told.name.clone()) {
-                document.orchestrator.namespace.get_or_insert(namespace);
-                if let Some(resource) = &mut document.orchestrator.resource {
-                    resource.name.get_or_insert(name);
-                }
-            }
+            let uid = open.and_then(|open| open.pod_uid.as_deref());
+            let host = uid.and_then(|uid| self.hosts.get(uid)?.as_deref());
+            let mut document = self.writer.of(&finding, host);
             if open.is_some_and(|open| open.degraded.iter().any(|it| it == BY_NAME)) {
                 document.tokentrail.confidence = "low";
                 document.tokentrail.reasons.push(BY_NAME.to_owned());
+                if finding.request.is_none()
+                    && let Some(resource) = &mut document.orchestrator.resource
+                {
+                    // Nobody knows it.
+                    resource.id = None;
+                }
             }
             tell(document);
         }
@@ -173,7 +172,13 @@ pub fn can_begin_incident(open: &OpenDocument) -> bool {
 }
 
 fn name_of(open: &OpenDocument) -> Option<PodName> {
-    Some((open.namespace.clone()?, open.names.first()?.clone()))
+    Some((open.namespace.as_deref()?.into(), open.names.first()?.as_str().into()))
+}
+
+/// Name and uid of the pod that a request is of.
+fn named(record: &AuditRecord) -> Option<(PodName, &str)> {
+    let (namespace, _) = record.service_account()?;
+    Some(((namespace.into(), record.extra(POD_NAME)?.into()), record.pod_uid()?))
 }
 
 impl Semantics for LiveSemantics {
@@ -184,7 +189,9 @@ impl Semantics for LiveSemantics {
         // Its account may then ask without saying for which pod.
         self.accounts |= open.pod.is_some();
         let by_name = open.pod_uid.is_none() && name_of(open).is_some();
-        self.needs_names |= by_name;
+        if by_name {
+            self.by_name.get_or_insert_with(|| ByName::new(self.window));
+        }
         by_name || open.pod_uid.is_some()
     }
 
@@ -192,9 +199,7 @@ impl Semantics for LiveSemantics {
         if !self.begins_known
             && let Some(time) = stage_timestamp(line)
         {
-            let begins = self.begins.map_or(time, |begins| begins.min(time));
-            self.begins_known = time > begins + self.lateness;
-            self.begins = Some(begins);
+            self.note_begin(time);
         }
         let (uids, names);
         let pods = match &self.pods {
@@ -215,13 +220,10 @@ impl Semantics for LiveSemantics {
             Glance::Decode => {}
         }
         let times = received_timestamp(line).zip(stage_timestamp(line));
-        let (received, stage) = match times.filter(|_| !self.needs_names) {
+        let (received, stage) = match times {
             Some(times) => times,
             None => match decode(line, &interest) {
-                Ok(Some(record)) => {
-                    self.learn(&record);
-                    (record.request_received_timestamp, record.stage_timestamp)
-                }
+                Ok(Some(record)) => (record.request_received_timestamp, record.stage_timestamp),
                 Ok(None) => return Judged::Skip,
                 Err(reason) => return Judged::Bad(reason),
             },
@@ -234,27 +236,34 @@ impl Semantics for LiveSemantics {
     fn forget(&mut self, _: Micros) {}
 
     fn open(&mut self, document: OpenDocument, tell: Tell<'_>) {
+        if self.is_twin(&document) {
+            return;
+        }
         let name = name_of(&document);
         let mut open = document.open();
-        let OpenDocument { pod_uid, boot_id, host, time, skew, pod, .. } = document;
+        let OpenDocument { pod_uid, boot_id, host, skew, pod, .. } = document;
         if let Some(pod) = pod {
             self.writer.pods.apply(PodChange::Present(pod), self.now);
         }
-        let uid = match (pod_uid, &name) {
-            (Some(uid), _) => uid,
-            (None, Some(name)) => {
-                open.degraded.push(BY_NAME.to_owned());
-                self.uid_of(name, time)
-            }
-            (None, None) => return,
-        };
-        open.pod_uid = Some(uid.clone());
-        self.told.put(uid, Told { name, host });
-        self.correlator.watch(self.begins.unwrap_or(self.now));
+        let is_by_name = pod_uid.is_none();
+        open.pod_uid = pod_uid;
+        if is_by_name {
+            open.degraded.push(BY_NAME.to_owned());
+        }
         let mut open = Open::new(boot_id, open);
         open.skew_us = skew.unwrap_or_default().0;
-        open.find_pods(&self.writer.pods);
-        self.correlator.open(open, self.now, &mut self.findings);
+        open.named = name.clone();
+        let opens = match (is_by_name, name, &mut self.by_name) {
+            (false, ..) => vec![open],
+            (true, Some(name), Some(by_name)) => by_name.open(name, open),
+            (true, ..) => return,
+        };
+        for open in opens {
+            if let Some(uid) = &open.open.pod_uid {
+                self.hosts.put(uid.clone(), host.clone());
+            }
+            self.feed(open);
+        }
         self.report(tell);
     }
 
@@ -265,6 +274,13 @@ impl Semantics for LiveSemantics {
             Scan::Bad(reason) => return Err(reason),
             Scan::Record(record) => record,
         };
+        if let Some(by_name) = &mut self.by_name
+            && let Some((name, uid)) = named(&record)
+        {
+            for open in by_name.request(name, uid, record.request_received_timestamp) {
+                self.feed(open);
+            }
+        }
         let mut request = Request::new(record.request_received_timestamp, record);
         request.find_pod(&self.writer.pods);
         self.correlator.watch(self.begins.unwrap_or(self.now));
@@ -286,10 +302,21 @@ impl Semantics for LiveSemantics {
             return;
         }
         self.tick = tick;
-        self.correlator.advance(tick, self.now, &mut self.findings);
-        // Nobody counts them here.
-        drop(self.correlator.take_hits());
+        // As long as `run` waits: an answer's place in the order of time may be by so much later than
+        // its receipt, which is what has to be in an exposure.
+        let watermark = if tick == Micros::MAX { tick } else { tick - self.lateness };
+        for open in self.by_name.as_mut().map(|it| it.expire(watermark)).unwrap_or_default() {
+            self.feed(open);
+        }
+        self.correlator.advance(watermark, self.now, &mut self.findings);
+        for hit in self.correlator.take_hits() {
+            *self.excepted.entry(hit.exception).or_default() += 1;
+        }
         self.report(tell);
+    }
+
+    fn excepted(&self) -> Vec<(String, u64)> {
+        self.excepted.iter().map(|(exception, count)| (exception.to_string(), *count)).collect()
     }
 
     fn losses(&self) -> Vec<(&'static str, u64)> {

@@ -101,7 +101,7 @@ fn an_open_without_uid_is_joined_by_namespace_and_name_and_is_less_sure() {
     assert_eq!(told(&documents), [format!("{R1} alert low u-1"), format!("{R1} incident low u-1")]);
     let elsewhere = with(&open_of(0, None), "/orchestrator/namespace", json!("other"));
     let (documents, _) = replay_live(&[elsewhere], &audit.concat(), "");
-    assert_eq!(told(&documents), ["token-read alert low other/till"]);
+    assert_eq!(told(&documents), ["token-read alert low -"]);
     assert_eq!(documents[0]["orchestrator"]["resource"]["name"], json!("till"));
 }
 
@@ -191,6 +191,81 @@ fn recorded_addresses_tell_whose_a_request_is() {
     assert_eq!(from("192.0.2.7", false).0, "token-read alert high u-1");
 }
 
+#[test]
+fn an_answer_that_comes_as_late_as_it_may_finds_the_open_that_its_receipt_follows() {
+    let answer = request(50 * SECOND, 76 * SECOND, "u-1").remove(1);
+    let audit = [&request(100 * SECOND, 1_000, "u-2")[..], &[answer]].concat();
+    let (documents, _) = replay_live(&[open_of(0, Some("u-1"))], &audit, "");
+    assert_eq!(
+        told(&documents),
+        [format!("{R1} alert medium u-1"), format!("{R1} incident medium u-1")]
+    );
+}
+
+#[test]
+fn an_exception_is_asked_with_the_names_that_the_alert_shows_and_counted() {
+    let audit = request(-SECOND, 1_000, "u-2");
+    let rule = "exceptions:\n- name: known\n  rule: token-read\n  reason: x\n";
+    for (condition, told) in [("namespace: shop", 0), ("pod: till", 0), ("pod: other", 1)] {
+        for uid in [Some("u-1"), None] {
+            let rules = format!("{rule}  {condition}\n");
+            let (documents, summary) = replay_live(&[open_of(0, uid)], &audit, &rules);
+            assert_eq!(documents.len(), told, "{condition}");
+            let known = ("known".to_owned(), 1);
+            assert_eq!(summary.excepted, if told == 0 { vec![known] } else { vec![] });
+        }
+    }
+}
+
+#[test]
+fn one_line_of_long_ago_does_not_make_what_is_unknown_new() {
+    let mut audit = [request(-2 * SECOND, 1_000, "u-2"), request(SECOND, 1_000, "u-1")].concat();
+    let expected = [format!("{R1} alert medium u-1"), format!("{R1} incident medium u-1")];
+    let old = request(0, 0, "u-2").remove(0).replace("2026-01-01", "2015-01-01");
+    for place in 0..3 {
+        audit.insert(place, old.clone());
+        let (documents, _) = replay_live(&[open_of(0, Some("u-1"))], &audit, "");
+        assert_eq!(told(&documents), expected, "{place}");
+        audit.remove(place);
+    }
+}
+
+#[test]
+fn an_open_without_uid_is_of_every_pod_of_its_name_that_asks_in_the_window_and_of_no_other() {
+    let (early, late) = (request(2 * SECOND, 1_000, "u-0"), request(1_000 * SECOND, 1_000, "u-3"));
+    let within = [request(22 * SECOND, 1_000, "u-1"), request(80 * SECOND, 1_000, "u-2")].concat();
+    let open = open_of(20 * SECOND, None);
+    let (documents, _) = replay_live(&[open.clone()], &[&early[..], &late].concat(), "");
+    assert_eq!(told(&documents), ["token-read alert low -"]);
+    assert_eq!(documents[0]["orchestrator"]["namespace"], json!("shop"));
+    let (documents, _) = replay_live(&[open.clone()], &[&early[..], &within, &late].concat(), "");
+    let r1 = |kind: &str, uid: &str| format!("{R1} {kind} low {uid}");
+    let expected = ["alert u-1", "alert u-2", "incident u-1", "incident u-2"]
+        .map(|it| it.split_once(' ').map(|(kind, uid)| r1(kind, uid)).unwrap());
+    assert_eq!(told(&documents), expected);
+    // A second open of the session is of the pod that the first turned out to be of.
+    let again = with(&open_of(30 * SECOND, None), "/event/id", json!("second"));
+    let (documents, _) = replay_live(&[open, again], &within[..2], "");
+    assert_eq!(told(&documents), [r1("alert", "u-1"), r1("incident", "u-1")]);
+    assert_eq!(documents[1]["tokentrail"]["incident"]["opens"], json!(2));
+}
+
+#[test]
+fn an_open_that_is_given_twice_counts_once() {
+    let audit = request(2 * SECOND, 1_000, "u-1");
+    let plain = open_of(0, Some("u-1"));
+    let of = |id: &str| with(&plain, "/event/id", json!(id));
+    for (opens, count) in [
+        ([plain.clone(), plain.clone()], 1),
+        ([of("a"), of("a")], 1),
+        ([of("a"), of("b")], 2),
+        ([recorded(0, "interactive"), recorded(0, "interactive")], 1),
+    ] {
+        let (documents, _) = replay_live(&opens, &audit, "");
+        assert_eq!(documents[1]["tokentrail"]["incident"]["opens"], json!(count));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
@@ -229,7 +304,7 @@ proptest! {
         let open_files = scatter(&open_lines, files.0, salt, folder.path(), "opens");
         let audit_files = scatter(&audit_lines, files.1, salt / 3, folder.path(), "audit");
         // The same too if nobody is looked at who has no open.
-        let files = Files { opens: open_files.clone(), audit: vec![], lateness: Micros(0) };
+        let files = Files { opens: open_files.clone(), audit: vec![], lateness: Micros(0), latest: Micros::MAX };
         let pods = pods_with_opens(&files);
         prop_assert!(matches!(pods, PodsWithOpens::Uids(_)));
         let mut live = LiveSemantics::new(Micros::from_secs(75), settings(), pods, Arc::default(), writer());
