@@ -15,8 +15,8 @@ use rustix::{
     fs::{Access, CWD, Mode, OFlags, access, openat, stat},
     mount::MountFlags,
 };
-use serde_json::Value;
-use tokentrail_tests::{Container, Node, Pod, Sandbox, TOKEN_PATH, Workload};
+use serde_json::{Value, json};
+use tokentrail_tests::{Container, Node, Pod, Sandbox, TOKEN_PATH, Workload, api};
 
 /// Where the container finds the kubelet's directory.
 const HOST: &str = "/host";
@@ -76,14 +76,18 @@ impl<'sandbox> Scene<'sandbox> {
     }
 }
 
-/// Writes files the way in which the kubelet does, behind a link to a folder of that moment.
+/// Writes files the way in which the kubelet does, behind links to a folder of that moment.
 fn publish(folder: &Path, files: &[&str]) {
     let data = folder.join("..2026_11_21_10_00_00.1");
     fs::create_dir(&data).unwrap();
     symlink("..2026_11_21_10_00_00.1", folder.join("..data")).unwrap();
     for file in files {
-        fs::write(data.join(file), "content").unwrap();
-        symlink(Path::new("..data").join(file), folder.join(file)).unwrap();
+        let path = data.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "content").unwrap();
+        let top = Path::new(file).iter().next().unwrap();
+        let _ = fs::remove_file(folder.join(top));
+        symlink(Path::new("..data").join(top), folder.join(top)).unwrap();
     }
 }
 
@@ -142,6 +146,55 @@ fn the_token_of_a_secret_of_its_type_is_one() {
     let opens = scene.opens();
     assert_eq!(opens.len(), 1, "{opens:#?}");
     assert_eq!(opens[0]["tokentrail"]["open"]["volume"]["name"], "robot");
+}
+
+/// A token as a source of a projected volume; without an audience it is for the API server.
+fn token(path: &str, audience: Option<&str>) -> Value {
+    json!({"serviceAccountToken": {"path": path, "audience": audience.unwrap_or_default()}})
+}
+
+#[test]
+fn tokens_for_others_than_the_api_server_are_none_and_those_for_it_are_by_any_path() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut scene = Scene::new(&sandbox);
+    let root_ca = json!({"configMap": {"name": "kube-root-ca.crt"}});
+    let vault = token("token", Some("vault"));
+    let others = token("sts/token", Some("sts.example"));
+    let volumes = [
+        ("vault", json!([vault, root_ca])),
+        ("beside", json!([vault, token("key", None), root_ca])),
+        (
+            "nested",
+            json!([others, token("kube/api/token", Some("https://kubernetes.default.svc"))]),
+        ),
+    ];
+    let pod = api::pod_with_volumes(&scene.pod, &volumes);
+    scene.node.agent = scene.node.agent.kubeconfig(api::serve(&sandbox, &[pod]).unwrap());
+    let (early, beside) = (scene.in_memory("projected/vault"), scene.in_memory("projected/beside"));
+    publish(&early, &["token", "ca.crt"]);
+    publish(&beside, &["token", "key", "ca.crt"]);
+    let agent = scene.node.agent.start().unwrap();
+    let nested = scene.in_memory("projected/nested");
+    publish(&nested, &["sts/token", "kube/api/token"]);
+    // With the pod's own.
+    agent.wait_for_metric("tokentrail_attribution_volumes", &[], 3.0).unwrap();
+    let workload = scene.workload();
+    for file in
+        [early.join("token"), early.join("ca.crt"), beside.join("token"), nested.join("sts/token")]
+    {
+        scene.read(&workload, &file);
+    }
+    assert_eq!(scene.opens(), Vec::<Value>::new());
+    for file in [beside.join("key"), beside.join("ca.crt"), nested.join("kube/api/token")] {
+        scene.read(&workload, &file);
+    }
+    let opens = scene.opens();
+    let told: Vec<_> = opens
+        .iter()
+        .map(|open| &open["tokentrail"]["open"])
+        .map(|open| (open["volume"]["name"].as_str().unwrap(), open["file"].as_str().unwrap()))
+        .collect();
+    assert_eq!(told, [("beside", "token"), ("beside", "ca_cert"), ("nested", "token")]);
 }
 
 #[test]

@@ -12,12 +12,10 @@ use std::{
 use serde_json::{Value, json};
 use tokentrail_tests::{
     AuditLine, Container, ContainerSetup, Finished, Node, Pod, Processes, Request, Sandbox, Stage,
-    TOKEN_PATH, Workload,
+    TOKEN_PATH, Workload, api,
     machine::{cgroup_hierarchies, find_program},
 };
 
-#[path = "grades/api.rs"]
-mod api;
 #[path = "grades/network.rs"]
 mod network;
 #[path = "grades/reading.rs"]
@@ -258,7 +256,7 @@ fn probes_and_lifecycle_hooks_are_the_workloads_own_and_nobody_else_is() {
         "startupProbe": command("started"),
         "lifecycle": {"postStart": command("begin"), "preStop": command("end")},
     });
-    let kubeconfig = api::serve(&sandbox, &[api::pod(&workload, "shop/cart:1", &hooks)]);
+    let kubeconfig = api::serve(&sandbox, &[api::pod(&workload, "shop/cart:1", &hooks)]).unwrap();
     node.agent = node.agent.kubeconfig(kubeconfig);
     let scene = Scene::of(node);
     let Workload { pod, container } = &workload;
@@ -311,7 +309,7 @@ fn what_one_pod_was_seen_to_read_with_is_known_of_the_next_of_its_image_also_aft
     let [first, second, other] = [(); 3].map(|()| node.workload().unwrap());
     let pods = [(&first, "shop/cart:1"), (&second, "shop/cart:1"), (&other, "shop/till:1")];
     let pods = pods.map(|(workload, image)| api::pod(workload, image, &json!({})));
-    node.agent = node.agent.kubeconfig(api::serve(&sandbox, &pods));
+    node.agent = node.agent.kubeconfig(api::serve(&sandbox, &pods).unwrap());
     let agent = node.agent.start().unwrap();
     node.wait_until_seen(&first).unwrap();
     assert!(agent.terminate().unwrap().success());

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokentrail::{
-    attribution::{AttributionMetrics, volumes::VolumeMap},
+    attribution::{AttributionMetrics, pods::PodIndex, volumes::VolumeMap},
     time::Micros,
 };
 
@@ -61,23 +61,24 @@ fn the_kernel_tells_of_changed_mounts() {
     fs::create_dir_all(&point).unwrap();
     let process = PathBuf::from(format!("/proc/{}", shell.child.id()));
     let metrics = AttributionMetrics::default();
+    let pods = PodIndex::default();
     let mut map = VolumeMap::open(&process, vec![root.path().to_owned()], metrics).unwrap();
 
     let point = point.display();
     assert!(shell.run(&format!("mount -t tmpfs tokentrail-test {point} && touch {point}/token")));
     // Not told to refresh: a lookup finds out by itself, even of a device that it does not know.
-    assert_eq!(map.devices().count(), 0);
-    assert!(map.lookup(0, NOW).is_none());
-    let device = map.devices().next().unwrap();
-    assert_eq!(map.lookup(device, NOW).unwrap().pod_uid, POD);
+    assert_eq!(map.devices(&pods).count(), 0);
+    assert!(map.lookup(0, NOW, &pods).is_none());
+    let device = map.devices(&pods).next().unwrap();
+    assert_eq!(map.lookup(device, NOW, &pods).unwrap().pod_uid, POD);
 
     assert!(shell.run(&format!("umount {point}")));
-    assert!(map.lookup(device, NOW).is_none(), "the number is free for another volume");
+    assert!(map.lookup(device, NOW, &pods).is_none(), "the number is free for another volume");
 
     assert!(shell.run(&format!("mount -t tmpfs tokentrail-test {point}")));
     map.keep_up().unwrap();
-    assert_eq!(map.devices().count(), 0, "still empty");
+    assert_eq!(map.devices(&pods).count(), 0, "still empty");
     assert!(shell.run(&format!("touch {point}/token")));
     map.keep_up().unwrap();
-    assert_eq!(map.devices().count(), 1, "filled after it was mounted");
+    assert_eq!(map.devices(&pods).count(), 1, "filled after it was mounted");
 }

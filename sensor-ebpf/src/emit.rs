@@ -4,7 +4,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use tokentrail_ebpf::{ABI_VERSION, Counter, MatchedBy, OpenRecord, Route, TEXT_LEN};
 
-use crate::{file as opened, maps, read::Probed, task};
+use crate::{file as opened, flood, maps, read::Probed, task};
 
 /// Emits one open of `file`. `path` writes the file's `d_path`, or a leading NUL.
 #[inline(always)]
@@ -14,6 +14,9 @@ pub(crate) fn open(
     matched: MatchedBy,
     path: impl FnOnce(&mut [u8; TEXT_LEN]),
 ) {
+    // SAFETY: helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let Some(admitted) = flood::admit(file, now) else { return };
     let Some(mut entry) = maps::EVENTS.reserve::<OpenRecord>(0) else {
         maps::count(Counter::LostRingFull);
         return;
@@ -24,16 +27,19 @@ pub(crate) fn open(
     record.abi_version = ABI_VERSION;
     record.route = route as u32;
     record.matched_by = matched as u32;
-    // SAFETY: helper without arguments.
-    record.ktime_ns = unsafe { bpf_ktime_get_boot_ns() };
+    record.ktime_ns = admitted.now;
+    record.repeats = admitted.repeats;
     record.path[0] = 0;
     path(&mut record.path);
-    record.missing = task::describe(record) | opened::mount(record, file);
+    record.missing = 0;
+    task::describe(record);
+    opened::mount(record, file);
     if !opened::identity(record, file) {
         // The file went away between the filter and here: another thread closed it.
         maps::count(Counter::LostUnreadable);
         entry.discard(0);
         return;
     }
+    flood::told(&admitted);
     entry.submit(0);
 }

@@ -5,7 +5,7 @@ use tokentrail_ebpf::{Missing, OpenRecord};
 
 use crate::{
     maps::{known, off},
-    read::{Probed, missing_unless},
+    read::{Probed, note_unless},
 };
 
 /// What was opened; `false` if that cannot be told.
@@ -24,13 +24,12 @@ pub(crate) fn identity(record: &mut OpenRecord, file: Probed) -> bool {
 
 /// Where its file system is mounted.
 #[inline(always)]
-pub(crate) fn mount(record: &mut OpenRecord, file: Probed) -> u32 {
+pub(crate) fn mount(record: &mut OpenRecord, file: Probed) {
     let mount = file.next(off!(file_mnt)).container(off!(mount_vfsmount));
     names(mount.next(off!(mount_mountpoint)), &mut record.mount_names);
-    missing_unless(
-        Missing::MOUNT,
-        known!(file_mnt, mount_vfsmount, mount_mountpoint) && record.mount_names[0][0] != 0,
-    )
+    let present =
+        known!(file_mnt, mount_vfsmount, mount_mountpoint) && record.mount_names[0][0] != 0;
+    note_unless(present, &mut record.missing, Missing::MOUNT);
 }
 
 /// Names of a dentry and of the two above it, empty beyond the root, whose parent is itself.

@@ -9,8 +9,13 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Version of everything in this file. User space refuses records and maps of another one.
-pub const ABI_VERSION: u32 = 2;
+mod repeats;
+
+pub use repeats::{ACCESS_MODE, REPEAT_NS, RepeatKey, Repeats};
+
+/// Version of everything in this contract, and of the maps that outlive an agent. User space refuses
+/// records and maps of another one.
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of maps and globals, as user space looks them up in the object.
 pub mod names {
@@ -23,6 +28,14 @@ pub mod names {
     pub const VOLUME_DEVICES: &str = "VOLUME_DEVICES";
     /// One word, to be raised after each change of [`VOLUME_DEVICES`].
     pub const VOLUME_CHANGES: &str = "VOLUME_CHANGES";
+    /// [`RepeatKey`](super::RepeatKey)s of opens that were told, with their
+    /// [`Repeats`](super::Repeats).
+    pub const REPEATS: &str = "REPEATS";
+    /// What sessions in containers began with: [`SessionCommand`](super::SessionCommand) by
+    /// [`TaskKey`](super::TaskKey).
+    pub const SESSIONS: &str = "SESSIONS";
+    /// Processes of such sessions: [`TaskKey`](super::TaskKey) by [`TaskKey`](super::TaskKey).
+    pub const LINEAGE: &str = "LINEAGE";
     /// Read-only [`Offsets`](super::Offsets), written before load.
     pub const OFFSETS: &str = "OFFSETS";
 }
@@ -164,6 +177,8 @@ pub struct OpenRecord {
     pub argv: [u8; TEXT_LEN],
     /// `d_path` of the file seen from the opener's root, where the route has it.
     pub path: [u8; TEXT_LEN],
+    /// Opens with the same [`RepeatKey`] that got no record since the last one that did.
+    pub repeats: u64,
 }
 
 /// The bytes before the first NUL, or all of them.
@@ -276,11 +291,25 @@ pub enum Counter {
     LostRingFull = 0,
     /// Opens that matched, but whose file could not be read a second time.
     LostUnreadable = 1,
+    /// Sessions and processes of sessions for which the maps had no room, even after others gave way.
+    SessionsFull = 2,
+    /// Opens that one session of one container had too many of.
+    LostFlood = 3,
+    /// Opens that repeat one of the last second and got no record of their own.
+    Repeated = 4,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 5;
+    /// Slots of the map: behind the counters, how far user space has told of each, which outlives it
+    /// beside them.
+    pub const SLOTS: u32 = 2 * Self::COUNT;
+
+    /// Slot in which user space keeps how far it has told of this one.
+    pub const fn told(self) -> u32 {
+        Self::COUNT + self as u32
+    }
 }
 
 /// Words of the bitmap of watched devices.
@@ -474,7 +503,7 @@ impl Offsets {
 const OFFSETS: usize = size_of::<Offsets>() / size_of::<u32>();
 
 // A layout that differs between the two targets would decode into nonsense.
-const _: () = assert!(size_of::<OpenRecord>() == 2104 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 2112 && align_of::<OpenRecord>() == 8);
 
 #[cfg(test)]
 mod tests {

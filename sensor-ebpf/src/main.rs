@@ -23,6 +23,8 @@ mod file;
 #[cfg(target_arch = "bpf")]
 mod filter;
 #[cfg(target_arch = "bpf")]
+mod flood;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod read;
@@ -114,6 +116,16 @@ mod programs {
 
     #[tracepoint]
     fn empty_exit(_: TracePointContext) -> u32 {
+        0
+    }
+
+    #[raw_tracepoint(tracepoint = "sched_process_exec")]
+    fn empty_session_exec(_: RawTracePointContext) -> i32 {
+        0
+    }
+
+    #[raw_tracepoint(tracepoint = "sched_process_fork")]
+    fn empty_session_fork(_: RawTracePointContext) -> i32 {
         0
     }
 }

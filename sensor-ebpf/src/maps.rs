@@ -6,7 +6,11 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
-use tokentrail_ebpf::{Counter, Offsets, SessionCommand, TaskKey, VOLUME_WORDS, VolumeBit};
+use tokentrail_ebpf::{
+    Counter, Offsets, RepeatKey, Repeats, SessionCommand, TaskKey, VOLUME_WORDS, VolumeBit,
+};
+
+use crate::flood::PaceKey;
 
 /// Value: one `OpenRecord` an entry. Writer: `emit`. Reader: user space, which alone consumes.
 /// 1 MiB holds 496 records: a burst far above what the filter lets through, while the
@@ -14,9 +18,10 @@ use tokentrail_ebpf::{Counter, Offsets, SessionCommand, TaskKey, VOLUME_WORDS, V
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// Key: [`Counter`]. Value: events since load, per CPU. Writer: [`count`]. Reader: user space.
+/// Key: [`Counter`]. Value: events since load, per CPU. Writer: [`count`]; of the slots behind
+/// them, user space. Reader: user space.
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::SLOTS, 0);
 
 /// Key: minor number / 64 of a device with major number 0, which all tmpfs have. Value: one bit a
 /// minor number. Writer: user space. Reader: the filter, which gets an array's value without a
@@ -38,8 +43,20 @@ static SESSIONS: LruHashMap<TaskKey, SessionCommand> = LruHashMap::with_max_entr
 /// Writer and reader: `session`. The last 16,384 that were forked in all sessions, 1.5 MiB.
 #[map]
 static LINEAGE: LruHashMap<TaskKey, TaskKey> = LruHashMap::with_max_entries(16_384, 0);
+/// Key: an open that got a record. Value: its repeats. Writer: `flood`; user space takes out what it
+/// has told. What matters are those of the last second, of which [`PACES`] lets a session have some
+/// hundred: 4,096 are ten such floods at once, 500 KiB. One that is evicted is told anew.
+#[map]
+static REPEATS: LruHashMap<RepeatKey, Repeats> = LruHashMap::with_max_entries(4096, 0);
+/// Key: a session in a container. Value: until when its records have used up its share, boot clock,
+/// nanoseconds. Writer and reader: `flood`. Ten for each of a hundred pods, 100 KiB. One that is
+/// evicted begins with a full share.
+#[map]
+static PACES: LruHashMap<PaceKey, u64> = LruHashMap::with_max_entries(1024, 0);
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: an entry is made, never replaced.
 const NO_EXIST: u64 = 1;
+/// `-EEXIST` of `include/uapi/asm-generic/errno-base.h`: there is one already.
+const EXISTS: i32 = -17;
 
 /// A superblock that was looked up and is not watched, as of a number of changes. Writer and
 /// reader: [`Unwatched`].
@@ -110,15 +127,20 @@ pub(crate) fn count(counter: Counter) {
 /// Notes what a session began with. What the same process executes later changes nothing.
 #[inline(always)]
 pub(crate) fn begin_session(key: &TaskKey, command: &SessionCommand) {
-    // Refused if there is one already, or no room even after others were evicted: not known, then.
-    let _: Result<(), i32> = SESSIONS.insert(key, command, NO_EXIST);
+    // Not known, then, if there is no room even after others were evicted.
+    if let Err(error) = SESSIONS.insert(key, command, NO_EXIST)
+        && error != EXISTS
+    {
+        count(Counter::SessionsFull);
+    }
 }
 
 /// Notes which session a process belongs to.
 #[inline(always)]
 pub(crate) fn belongs_to(process: &TaskKey, session: &TaskKey) {
-    // No room even after others were evicted: not known, then.
-    let _: Result<(), i32> = LINEAGE.insert(process, session, 0);
+    if LINEAGE.insert(process, session, 0).is_err() {
+        count(Counter::SessionsFull);
+    }
 }
 
 /// The session that a process belongs to.
@@ -134,6 +156,35 @@ pub(crate) fn session_of(process: &TaskKey) -> Option<TaskKey> {
 #[inline(always)]
 pub(crate) fn session_command(key: &TaskKey) -> *const SessionCommand {
     SESSIONS.get_ptr(key).unwrap_or(core::ptr::null())
+}
+
+/// The repeats of an open that got a record.
+#[inline(always)]
+pub(crate) fn repeats(key: &RepeatKey) -> Option<*mut Repeats> {
+    REPEATS.get_ptr_mut(key)
+}
+
+/// Notes an open that got a record.
+#[inline(always)]
+pub(crate) fn told(key: &RepeatKey, repeats: &Repeats) {
+    // No room even after others were evicted: the next one is told as well.
+    let _: Result<(), i32> = REPEATS.insert(key, repeats, 0);
+}
+
+/// Until when a session has used up its share; 0 if it is new.
+#[inline(always)]
+pub(crate) fn pace(key: &PaceKey) -> u64 {
+    PACES.get_ptr(key).map_or(0, |until| {
+        // SAFETY: a live value of the map; one that is reused meanwhile reads as another session's.
+        unsafe { *until }
+    })
+}
+
+/// Notes until when a session has used up its share.
+#[inline(always)]
+pub(crate) fn set_pace(key: &PaceKey, until: u64) {
+    // No room even after others were evicted: it keeps a full share.
+    let _: Result<(), i32> = PACES.insert(key, &until, 0);
 }
 
 /// Whether user space named this device as a service-account volume's.

@@ -278,8 +278,17 @@ impl Read for Typed {
     }
 }
 
-/// `bit`, unless `present`.
+/// Notes in a record what it lacks, unless it is `present`.
+///
+/// In the record's memory, of which the verifier keeps no track: in a register each bit would double
+/// the states that it tells apart, which on kernels before 6.6 decides whether the program loads.
 #[inline(always)]
-pub(crate) fn missing_unless(bit: u32, present: bool) -> u32 {
-    if present { 0 } else { bit }
+pub(crate) fn note_unless(present: bool, missing: &mut u32, bit: u32) {
+    if !present {
+        let missing = core::ptr::from_mut(missing);
+        // SAFETY: a live word. Volatile keeps the compiler from holding it in a register.
+        let before = unsafe { core::ptr::read_volatile(missing) };
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(missing, before | bit) };
+    }
 }

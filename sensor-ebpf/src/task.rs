@@ -11,7 +11,7 @@ use tokentrail_ebpf::{Ancestor, Missing, OpenRecord, TEXT_LEN};
 use crate::{
     file,
     maps::{known, off},
-    read::{Probed, missing_unless},
+    read::{Probed, note_unless},
     session,
 };
 
@@ -20,9 +20,9 @@ const WALK: u32 = 32;
 /// `MAX_PID_NS_LEVEL` of `include/linux/pid_namespace.h`.
 const DEEPEST_PID_NAMESPACE: u32 = 32;
 
-/// Fills in everything about the current task. Returns the bits of [`Missing`].
+/// Fills in everything about the current task, and the bits of [`Missing`].
 #[inline(always)]
-pub(crate) fn describe(record: &mut OpenRecord) -> u32 {
+pub(crate) fn describe(record: &mut OpenRecord) {
     // SAFETY: helper without arguments.
     let ids = unsafe { bpf_get_current_pid_tgid() };
     record.tgid = (ids >> 32) as u32;
@@ -35,35 +35,31 @@ pub(crate) fn describe(record: &mut OpenRecord) -> u32 {
     record.start_boottime_ns = leader.load(off!(task_start_boottime));
     record.ppid = leader.next(off!(task_real_parent)).load(off!(task_tgid));
     let session = Session::of(leader);
-    user(record, task)
-        | terminal(record, task)
-        | executable(record, task)
-        | arguments(record, task)
-        | namespaces(record, task, session)
-        | cgroup(record, session)
-        | ancestors(record, leader, session)
+    user(record, task);
+    terminal(record, task);
+    executable(record, task);
+    arguments(record, task);
+    namespaces(record, task, session);
+    cgroup(record, session);
+    ancestors(record, leader, session);
 }
 
 /// The credentials that the open was checked against.
 #[inline(always)]
-fn user(record: &mut OpenRecord, task: Probed) -> u32 {
+fn user(record: &mut OpenRecord, task: Probed) {
     let credentials = task.next(off!(task_cred));
     record.uid = credentials.load(off!(cred_uid));
     record.euid = credentials.load(off!(cred_euid));
-    missing_unless(Missing::USER, known!(cred_uid, cred_euid) && !credentials.is_null())
+    let present = known!(cred_uid, cred_euid) && !credentials.is_null();
+    note_unless(present, &mut record.missing, Missing::USER);
 }
 
 /// The controlling terminal, and what descriptors 0 to 2 are. A process without a terminal has no
 /// `tty`, which is a fact too. The smallest descriptor table has 64 places.
 #[inline(always)]
-fn terminal(record: &mut OpenRecord, task: Probed) -> u32 {
+fn terminal(record: &mut OpenRecord, task: Probed) {
     let signal = task.next(off!(task_signal));
-    let tty = signal.next(off!(signal_tty));
-    let driver = tty.next(off!(tty_driver));
-    let major: u32 = driver.load(off!(tty_driver_major));
-    let minor: u32 = driver.load(off!(tty_driver_minor_start));
-    let index: u32 = tty.load(off!(tty_index));
-    record.tty_dev = (major << 20 | minor).wrapping_add(index);
+    record.tty_dev = terminal_device(task);
     let table = task.next(off!(task_files)).next(off!(files_fdt)).next(off!(fdt_fd));
     for (index, fd) in (0..).zip(&mut record.fds) {
         let inode = table.element(index).next(off!(file_inode));
@@ -72,24 +68,42 @@ fn terminal(record: &mut OpenRecord, task: Probed) -> u32 {
     }
     let known = known!(signal_tty, tty_driver, tty_index, tty_driver_major)
         && known!(tty_driver_minor_start, inode_rdev);
-    missing_unless(Missing::TERMINAL, known && !signal.is_null() && !table.is_null())
+    let present = known && !signal.is_null() && !table.is_null();
+    note_unless(present, &mut record.missing, Missing::TERMINAL);
+}
+
+/// Device of the controlling terminal, 0 without one.
+#[inline(always)]
+pub(crate) fn terminal_device(task: Probed) -> u32 {
+    let tty = task.next(off!(task_signal)).next(off!(signal_tty));
+    let driver = tty.next(off!(tty_driver));
+    let major: u32 = driver.load(off!(tty_driver_major));
+    let minor: u32 = driver.load(off!(tty_driver_minor_start));
+    let index: u32 = tty.load(off!(tty_index));
+    (major << 20 | minor).wrapping_add(index)
 }
 
 #[inline(always)]
-fn executable(record: &mut OpenRecord, task: Probed) -> u32 {
+fn executable(record: &mut OpenRecord, task: Probed) {
     let file = task.next(off!(task_mm)).next(off!(mm_exe_file));
-    let inode = file.next(off!(file_inode));
+    let inode = executable_inode(task);
     record.exe_ino = inode.load(off!(inode_ino));
     record.exe_dev = inode.next(off!(inode_sb)).load(off!(sb_dev));
     file::names(file.next(off!(file_dentry)), &mut record.exe_names);
-    missing_unless(Missing::EXECUTABLE, !inode.is_null())
+    note_unless(!inode.is_null(), &mut record.missing, Missing::EXECUTABLE);
+}
+
+/// The inode of what the process executes.
+#[inline(always)]
+pub(crate) fn executable_inode(task: Probed) -> Probed {
+    task.next(off!(task_mm)).next(off!(mm_exe_file)).next(off!(file_inode))
 }
 
 #[inline(always)]
-fn arguments(record: &mut OpenRecord, task: Probed) -> u32 {
+fn arguments(record: &mut OpenRecord, task: Probed) {
     let length = copy_arguments(task, &mut record.argv);
     record.argv_len = if length > TEXT_LEN as u32 { TEXT_LEN as u32 } else { length };
-    missing_unless(Missing::ARGV, length != 0)
+    note_unless(length != 0, &mut record.missing, Missing::ARGV);
 }
 
 /// Copies the start of the arguments of the current task, as they lie in the process's own memory:
@@ -163,6 +177,13 @@ pub(crate) fn nspid(leader: Probed) -> u32 {
     upid_at(pid, pid.load(off!(pid_level))).load(off!(upid_nr))
 }
 
+/// kernfs id of the cgroup that a process is in.
+#[inline(always)]
+pub(crate) fn cgroup_id(leader: Probed) -> u64 {
+    let (cgroup, _) = container_cgroup(leader);
+    cgroup.next(off!(cgroup_kn)).load(off!(kernfs_id))
+}
+
 /// The cgroup that tells containers apart, and whether that is one of v1.
 #[inline(always)]
 fn container_cgroup(leader: Probed) -> (Probed, bool) {
@@ -191,16 +212,17 @@ fn upid_at(pid: Probed, level: u32) -> Probed {
 }
 
 #[inline(always)]
-fn namespaces(record: &mut OpenRecord, task: Probed, session: Session) -> u32 {
+fn namespaces(record: &mut OpenRecord, task: Probed, session: Session) {
     record.mntns_ino = mount_namespace(task).load(off!(mntns_inum));
     record.pidns_ino = session.pid_namespace.load(off!(pidns_inum));
     record.pidns_level = session.level;
     record.nspid = session.nspid;
-    missing_unless(Missing::NAMESPACES, record.mntns_ino != 0 && record.pidns_ino != 0)
+    let present = record.mntns_ino != 0 && record.pidns_ino != 0;
+    note_unless(present, &mut record.missing, Missing::NAMESPACES);
 }
 
 #[inline(always)]
-fn cgroup(record: &mut OpenRecord, session: Session) -> u32 {
+fn cgroup(record: &mut OpenRecord, session: Session) {
     let mut node = session.cgroup.next(off!(cgroup_kn));
     record.cgroup_id = node.load(off!(kernfs_id));
     let present = known!(kernfs_name, kernfs_parent) && !node.is_null();
@@ -209,13 +231,13 @@ fn cgroup(record: &mut OpenRecord, session: Session) -> u32 {
         node.string(off!(kernfs_name), name);
         node = node.next(off!(kernfs_parent));
     }
-    missing_unless(Missing::CGROUP, present)
+    note_unless(present, &mut record.missing, Missing::CGROUP);
 }
 
 /// The last processes before the container's two boundaries. A walk each, and one for each kind of
 /// cgroup: loops with one way out are what the verifier gets through quickly.
 #[inline(always)]
-fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) -> u32 {
+fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) {
     let by_cgroup = if session.v1 {
         walk(leader, |task| memory_cgroup(task) == session.cgroup)
     } else {
@@ -232,10 +254,8 @@ fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) -> u32 {
     session::describe(record);
     let known = known!(task_tgid, task_real_parent, task_start_boottime, task_comm)
         && known!(pid_numbers, upid_nr, upid_ns);
-    missing_unless(
-        Missing::ANCESTORS,
-        known && record.entry_cgroup.tgid != 0 && record.entry_pidns.tgid != 0,
-    )
+    let present = known && record.entry_cgroup.tgid != 0 && record.entry_pidns.tgid != 0;
+    note_unless(present, &mut record.missing, Missing::ANCESTORS);
 }
 
 /// The topmost process from `leader` towards `init` that is the same as `leader` in a way; null if

@@ -3,24 +3,30 @@
 //! * `measure_opens empty ROUTE` attaches the program that does nothing to a route's hooks, says
 //!   `attached` and holds it until standard input ends.
 //! * `measure_opens others` prints how many tracing programs are loaded.
-//! * `measure_opens loop CPU FILE` prints what one open+close of the file costs, then of a file on
-//!   tmpfs, then one other system call: nanoseconds, a line each.
+//! * `measure_opens loop CPU FILE PROGRAM` prints what one open+close of the file costs, then of a
+//!   file on tmpfs, one other system call, a process that ends at once, and one that executes the
+//!   program `true` of this (a busybox): nanoseconds, a line each.
+//! * `measure_opens flood CPU FILE` opens the file as fast as it goes until standard input ends, then
+//!   prints how often; `measure_opens crowd CPU FILE` does it in a new process each time.
 //!
 //! It attaches or it measures, never both in one process: what is measured is any process of the
 //! machine, not the sensor's own.
 
 use std::{
     env,
-    ffi::CString,
+    ffi::{CStr, CString},
     hint::black_box,
     io::{self, Write as _},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
-    process::getppid,
+    process::{Pid, WaitOptions, getppid, waitpid},
     thread::{CpuSet, sched_setaffinity},
 };
 use tokentrail::kernel::{
@@ -32,6 +38,8 @@ use tokentrail_ebpf::Route;
 /// Calls between two looks at the clock: long against the clock's own cost, short enough that
 /// most batches run without an interruption.
 const BATCH: u32 = 200;
+/// The same for processes, which take a thousand times as long.
+const BATCH_OF_PROCESSES: u32 = 20;
 /// How long one call is repeated before it is measured, and then while it is.
 const WARM_UP: Duration = Duration::from_millis(50);
 const MEASURE: Duration = Duration::from_millis(250);
@@ -42,8 +50,10 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["empty", route] => hold_empty(route),
         ["others"] => Ok(writeln!(io::stdout(), "{}", tracing_programs())?),
-        ["loop", cpu, file] => measure(cpu.parse()?, file),
-        _ => bail!("run me as `empty ROUTE`, `others` or `loop CPU FILE`"),
+        ["loop", cpu, file, program] => measure(cpu.parse()?, file, program),
+        ["flood", cpu, file] => flood(cpu.parse()?, file, open),
+        ["crowd", cpu, file] => flood(cpu.parse()?, file, |path| in_a_child(|| open(path))),
+        _ => bail!("run me as one of those that my first lines name"),
     }
 }
 
@@ -58,10 +68,52 @@ fn hold_empty(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn measure(cpu: usize, ordinary: &str) -> Result<()> {
+fn stay_on(cpu: usize) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(cpu);
-    sched_setaffinity(None, &one).with_context(|| format!("could not run on CPU {cpu} alone"))?;
+    sched_setaffinity(None, &one).with_context(|| format!("could not run on CPU {cpu} alone"))
+}
+
+/// What C libraries make of `open`; dropping the descriptor closes it.
+fn open(path: &CStr) -> rustix::io::Result<()> {
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(drop)
+}
+
+/// A process that does this and ends.
+fn in_a_child(what: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    // SAFETY: the child makes system calls and ends, without anything that a lock may guard.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let code = i32::from(what().is_err());
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(code) };
+    }
+    let child = Pid::from_raw(child).ok_or(rustix::io::Errno::AGAIN)?;
+    let (_, status) =
+        waitpid(Some(child), WaitOptions::empty())?.ok_or(rustix::io::Errno::CHILD)?;
+    if status.exit_status() == Some(0) { Ok(()) } else { Err(rustix::io::Errno::IO) }
+}
+
+fn flood(cpu: usize, file: &str, open: impl Fn(&CStr) -> rustix::io::Result<()>) -> Result<()> {
+    stay_on(cpu)?;
+    let path = CString::new(file)?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            stop.store(true, Ordering::Relaxed);
+        });
+        let mut count = 0_u64;
+        while !stop.load(Ordering::Relaxed) {
+            open(&path).with_context(|| format!("could not open {file}"))?;
+            count += 1;
+        }
+        Ok(writeln!(io::stdout(), "{count}")?)
+    })
+}
+
+fn measure(cpu: usize, ordinary: &str, busybox: &str) -> Result<()> {
+    stay_on(cpu)?;
     let on_tmpfs = tempfile::Builder::new()
         .prefix("tokentrail-")
         .tempfile_in("/dev/shm")
@@ -69,32 +121,39 @@ fn measure(cpu: usize, ordinary: &str) -> Result<()> {
     let tmpfs_path = on_tmpfs.path().to_string_lossy();
     for file in [ordinary, &*tmpfs_path] {
         let path = CString::new(file)?;
-        let nanos = median_ns(|| {
-            // What C libraries make of `open`; dropping the descriptor closes it.
-            openat(CWD, path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(drop)
-        })
-        .with_context(|| format!("could not open {file}"))?;
+        let nanos =
+            median_ns(BATCH, || open(&path)).with_context(|| format!("could not open {file}"))?;
         writeln!(io::stdout(), "{nanos:.1}")?;
     }
-    let nanos = median_ns(|| {
+    let nanos = median_ns(BATCH, || {
         black_box(getppid());
         Ok(())
+    })?;
+    writeln!(io::stdout(), "{nanos:.1}")?;
+    let nanos = median_ns(BATCH_OF_PROCESSES, || in_a_child(|| Ok(())))?;
+    writeln!(io::stdout(), "{nanos:.1}")?;
+    let mut program = Command::new(busybox);
+    program.arg("true").stdin(Stdio::null());
+    let nanos = median_ns(BATCH_OF_PROCESSES, || {
+        let status = program.status().map_err(|_| rustix::io::Errno::IO)?;
+        if status.success() { Ok(()) } else { Err(rustix::io::Errno::IO) }
     })?;
     writeln!(io::stdout(), "{nanos:.1}")?;
     Ok(())
 }
 
 /// Nanoseconds that one call takes: the median over batches, which drops the interrupted ones.
-fn median_ns(mut call: impl FnMut() -> rustix::io::Result<()>) -> Result<f64> {
-    repeat(WARM_UP, &mut call)?;
-    let mut batches = repeat(MEASURE, &mut call)?;
+fn median_ns(batch: u32, mut call: impl FnMut() -> rustix::io::Result<()>) -> Result<f64> {
+    repeat(batch, WARM_UP, &mut call)?;
+    let mut batches = repeat(batch, MEASURE, &mut call)?;
     batches.sort_unstable();
     let median = batches.get(batches.len() / 2).context("nothing was measured")?;
-    Ok(median.as_secs_f64() * 1e9 / f64::from(BATCH))
+    Ok(median.as_secs_f64() * 1e9 / f64::from(batch))
 }
 
 /// How long each batch took of those that fit into a time.
 fn repeat(
+    batch: u32,
     time: Duration,
     call: &mut impl FnMut() -> rustix::io::Result<()>,
 ) -> Result<Vec<Duration>> {
@@ -102,7 +161,7 @@ fn repeat(
     let first = Instant::now();
     while first.elapsed() < time {
         let start = Instant::now();
-        for _ in 0..BATCH {
+        for _ in 0..batch {
             call()?;
         }
         batches.push(start.elapsed());

@@ -5,7 +5,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/livez` | 200 while the engine's loop turns, else 500 |
 //! | `/readyz` | 200 when every condition holds, else 503 and the ones that do not, a line each |
-//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded |
+//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded, opens and losses, times not seen |
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,12 @@ use axum::{
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::{audit::canary, correlation::Held, metrics::Metrics};
+use crate::{
+    audit::canary,
+    correlation::Held,
+    kernel::{Gap, KernelMetrics, Loss},
+    metrics::Metrics,
+};
 
 /// The engine's loop turns at least once a second; a disk may hold it up for a while.
 const STALLED: Duration = Duration::from_secs(60);
@@ -54,6 +59,10 @@ pub struct Report {
     pub audit_canary: canary::Status,
     /// What this agent cannot see or do, and goes on without.
     pub degraded: Vec<String>,
+    /// What the kernel side told; absent without a sensor.
+    pub opens: Option<OpensReport>,
+    /// Times of which opens may be missing, and why; the newest.
+    pub gaps: Vec<Gap>,
     /// What correlation holds.
     pub correlation: HeldReport,
     #[serde(skip)]
@@ -85,6 +94,28 @@ impl From<Result<(), String>> for Condition {
     }
 }
 
+/// What [`KernelMetrics`] counted, for JSON.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct OpensReport {
+    /// Opens of token-like files that got a record.
+    pub records: u64,
+    /// Opens that a process repeated within a second, told with a later record.
+    pub repeats: u64,
+    /// Opens that were lost, by reason.
+    pub lost: BTreeMap<&'static str, u64>,
+}
+
+impl From<&KernelMetrics> for OpensReport {
+    fn from(metrics: &KernelMetrics) -> Self {
+        let lost = Loss::ALL.map(|reason| (reason.as_str(), metrics.lost_total(reason)));
+        Self {
+            records: metrics.records_total(),
+            repeats: metrics.repeats_total(),
+            lost: lost.into(),
+        }
+    }
+}
+
 /// [`Held`], for JSON.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct HeldReport {
@@ -113,6 +144,8 @@ impl Health {
             audit: String::new(),
             audit_canary: canary::Status::off("the agent is starting"),
             degraded: Vec::new(),
+            opens: None,
+            gaps: Vec::new(),
             correlation: HeldReport::default(),
             beat: None,
         })))

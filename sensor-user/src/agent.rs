@@ -24,6 +24,7 @@ use crate::{
     kernel::{
         KernelMetrics, Sensor, SensorError,
         clock::{Sampler as _, System},
+        pins::{PinError, Pins},
     },
     metrics::{CorrelationMetrics, Metrics},
     time::Micros,
@@ -60,6 +61,9 @@ pub enum AgentError {
     /// The state directory is unusable.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Another agent keeps its programs where this one would.
+    #[error(transparent)]
+    Pins(#[from] PinError),
     /// The checkpoint is unusable.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -150,17 +154,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let metrics = StageMetrics::default();
     let rules = RulesFile::open(config.rules_file.as_deref())?;
     let mut tasks = JoinSet::new();
-    let state = match StateDir::open(&config.state_dir) {
-        Err(StateError::Taken { .. }) if config.take_over => None,
-        state => Some(state?),
+    let alone = match Alone::take(&config) {
+        Err(error) if config.take_over && error.is_taken() => None,
+        alone => Some(alone?),
     };
     let sensor = if config.no_sensor { None } else { Some(start_sensor(&config, &metrics).await?) };
     serve_admin(&config, &metrics, &health, &mut tasks).await?;
     let pods = PodFeed::start(&config, &metrics.pods, &mut tasks).await?;
     let mut senses = Senses::new(sensor, pods);
     senses.pods.fill(senses.clock.now().steady).await;
-    let (state, held_back) = match state {
-        Some(state) => (state, Vec::new()),
+    let (Alone { state, pins }, held_back) = match alone {
+        Some(alone) => (alone, Vec::new()),
         None => tokio::select! {
             () = &mut stop => return Ok(()),
             predecessor = standby::wait(&config, &mut senses, &health) => predecessor?,
@@ -168,7 +172,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     };
     let (mut engine, batches) =
         Engine::build(&config, &state, &health, senses, rules, metrics, &mut tasks)?;
-    engine.take_over(held_back);
+    engine.take_over(pins, held_back)?;
     tracing::info!(
         node = %config.node_name, route = engine.route(), sources = engine.sources(),
         alert_log = %config.alert_log.display(), admin = %config.admin_listen, "started"
@@ -179,6 +183,31 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     engine.put_away().await;
     tracing::info!("stopped");
     result
+}
+
+/// What only one agent of a node may have.
+struct Alone {
+    state: StateDir,
+    /// Where it is to keep its programs, if it is to; why it cannot.
+    pins: Option<Result<Pins, PinError>>,
+}
+
+impl Alone {
+    fn take(config: &Config) -> Result<Self, AgentError> {
+        let state = StateDir::open(&config.state_dir)?;
+        let pins = match config.sensor().pin_dir.as_deref().map(Pins::open) {
+            Some(Err(taken @ PinError::Taken { .. })) => return Err(taken.into()),
+            pins => pins,
+        };
+        Ok(Self { state, pins })
+    }
+}
+
+impl AgentError {
+    /// Whether another agent has what only one may have.
+    fn is_taken(&self) -> bool {
+        matches!(self, Self::State(StateError::Taken { .. }) | Self::Pins(PinError::Taken { .. }))
+    }
 }
 
 async fn serve_admin(

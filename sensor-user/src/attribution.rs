@@ -93,7 +93,8 @@ pub enum Ignored {
     OtherFile,
     /// Opened for writing alone, as the kubelet does when it fills a volume: nothing was read.
     WriteOnly,
-    /// A file of that name, but neither in a known token volume nor mounted like one.
+    /// A file of that name, but neither in a known token volume nor mounted like one; or in a volume
+    /// that has no token for the API server by its pod's spec.
     NotServiceAccountVolume,
     /// In a pod of another node that shares this kernel.
     OutOfScope,
@@ -207,8 +208,8 @@ impl Attributor {
 
     /// The kernel-encoded `s_dev` of each service-account volume, if the set changed since this was
     /// last asked: for the kernel side's map. Worth asking after each record and each refresh.
-    pub fn take_changed_devices(&mut self) -> Option<Vec<u32>> {
-        self.volumes.take_changed_devices()
+    pub fn take_changed_devices(&mut self, pods: &PodIndex) -> Option<Vec<u32>> {
+        self.volumes.take_changed_devices(pods)
     }
 
     /// Goes on with what an earlier agent learned about workloads.
@@ -230,13 +231,14 @@ impl Attributor {
         if record.tgid == self.own_tgid {
             return Err(Ignored::Own);
         }
-        let volume = self.volumes.lookup(record.s_dev, times.time).cloned();
-        if volume.is_none() && !facts::mounted_as_token_volume(record) {
+        let volume = self.volumes.lookup(record.s_dev, times.time, pods).cloned();
+        if volume.is_none()
+            && (!facts::mounted_as_token_volume(record)
+                || self.volumes.is_without_token(record.s_dev, pods))
+        {
             return Err(Ignored::NotServiceAccountVolume);
         }
-        let file = facts::token_file(record)
-            .or_else(|| self.volumes.linked_file(record.s_dev, record.file_ino))
-            .ok_or(Ignored::OtherFile)?;
+        let file = self.volumes.opened_file(record, pods).ok_or(Ignored::OtherFile)?;
         if facts::is_write_only(record) {
             return Err(Ignored::WriteOnly);
         }
@@ -448,6 +450,7 @@ fn describe(record: &OpenRecord, times: OpenTimes, findings: Findings) -> TokenO
         cgroup: reader.cgroup,
         route: facts::route(record).to_owned(),
         degraded,
+        repeats: record.repeats,
     }
 }
 

@@ -9,9 +9,12 @@
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, MapAccess, Visitor},
+};
 use tokio::sync::oneshot;
 
 use crate::time::Micros;
@@ -196,8 +199,10 @@ impl AuditRecord {
         self.extra_values(key).first().map(String::as_str)
     }
 
-    /// Uid of the pod that the request's token is bound to.
+    /// Uid of the pod that the request's token is bound to. Nobody but a service account has such a
+    /// token, whatever else an authenticator lets users say of themselves.
     pub fn pod_uid(&self) -> Option<&str> {
+        self.service_account()?;
         self.extra(POD_UID)
     }
 
@@ -231,14 +236,21 @@ impl AuditRecord {
         object.namespace.as_deref().zip(object.name.as_deref())
     }
 
-    /// Whether the API server did what was asked; `None` while that is not known.
+    /// Whether the API server did what was asked; `None` while that is not known, and where it failed by
+    /// itself (5xx): that says nothing of what was done until then.
     pub fn allowed(&self) -> Option<bool> {
         let code = self.response_status.as_ref().and_then(|status| status.code);
         match (self.decision(), code) {
-            (Some("forbid"), _) | (_, Some(400..)) => Some(false),
+            (Some("forbid"), _) | (_, Some(400..500)) => Some(false),
+            (_, Some(500..)) => None,
             (Some("allow"), _) | (_, Some(_)) => Some(true),
             (_, None) => None,
         }
+    }
+
+    /// Whether what was asked is done or may be: a list that ended in a timeout was sent in part.
+    pub fn may_be_done(&self) -> bool {
+        self.allowed().unwrap_or(self.decision() == Some("allow"))
     }
 
     /// Whether `other` is of a later stage of the same request: by the time, and by the stage where that
@@ -361,13 +373,47 @@ fn lists_of_texts<'de, D: Deserializer<'de>>(
         List(Vec<Option<String>>),
         One(String),
     }
-    let map: BTreeMap<String, Option<Texts>> = or_default(deserializer)?;
+    let Unique(map) = or_default::<D, Unique<Option<Texts>>>(deserializer)?;
     let list = |texts| match texts {
         Some(Texts::List(texts)) => texts.into_iter().flatten().collect(),
         Some(Texts::One(text)) => vec![text],
         None => Vec::new(),
     };
     Ok(map.into_iter().map(|(key, texts)| (key, list(texts))).collect())
+}
+
+/// A map in which no key is there twice: of two values nobody could say which one the API server meant.
+#[derive(Debug)]
+struct Unique<T>(BTreeMap<String, T>);
+
+impl<T> Default for Unique<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Unique<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map without a key that is there twice")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Unique<T>, A::Error> {
+                let mut map = BTreeMap::new();
+                while let Some((key, value)) = members.next_entry()? {
+                    if map.insert(key, value).is_some() {
+                        return Err(A::Error::custom("a key that is there twice"));
+                    }
+                }
+                Ok(Unique(map))
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
 }
 
 fn http_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {

@@ -13,6 +13,7 @@ pub mod replay;
 pub mod rules;
 pub mod run;
 pub mod schema;
+pub mod uninstall;
 
 /// What the program is asked to do.
 #[derive(Debug, Subcommand)]
@@ -29,6 +30,8 @@ pub enum Command {
     Rules(rules::RulesArgs),
     /// Print the JSON Schema of an alert
     Schema,
+    /// Detach and remove what agents with --pin-dir left in the kernel
+    Uninstall(uninstall::UninstallArgs),
 }
 
 /// Exit code of a command: 0 done, 1 failed, 2 bad configuration, 3 privilege or kernel feature
@@ -66,6 +69,7 @@ impl Command {
             Self::Alerts(args) => alerts::execute(&args),
             Self::Rules(args) => rules::execute(args),
             Self::Schema => schema::execute(),
+            Self::Uninstall(args) => uninstall::execute(&args),
         }
     }
 }

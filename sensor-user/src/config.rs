@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     api::Access,
     audit::webhook::WebhookConfig,
-    kernel::{RouteChoice, SensorConfig},
+    kernel::{RouteChoice, SensorConfig, pins},
 };
 
 mod webhook;
@@ -70,6 +70,11 @@ pub struct RunArgs {
     /// without a gap when it ends
     #[arg(long)]
     pub take_over: bool,
+    /// Keep what is attached in this directory of a BPF file system, as /sys/fs/bpf/tokentrail, so that
+    /// opens while no agent runs are read by the next one; `tokentrail uninstall` removes it
+    /// [default: it ends with the agent]
+    #[arg(long, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
     /// Hook route; `auto` takes the first that works [default: auto]
     #[arg(long, value_enum)]
     pub route: Option<RouteChoice>,
@@ -148,6 +153,7 @@ struct FileConfig {
     kubelet_cgroup: Option<String>,
     pod_labels: BTreeSet<String>,
     take_over: bool,
+    pin_dir: Option<PathBuf>,
     route: Option<RouteChoice>,
     compat_opens: bool,
     record: Option<PathBuf>,
@@ -196,6 +202,8 @@ pub struct Config {
     pub pod_labels: BTreeSet<String>,
     /// Whether to stand by while another agent holds the state directory.
     pub take_over: bool,
+    /// Directory on a BPF file system in which what is attached outlives the agent, if it is to.
+    pub pin_dir: Option<PathBuf>,
     /// Hook route.
     pub route: RouteChoice,
     /// Whether the exit route looks at 32-bit calls.
@@ -281,6 +289,7 @@ impl Config {
             compat_opens: self.compat_opens,
             btf: self.btf.clone(),
             canary_dir: self.canary_dir.clone(),
+            pin_dir: self.pin_dir.as_ref().map(|it| pins::of_node(it, &self.node_name)),
         }
     }
 
@@ -325,6 +334,7 @@ impl Config {
             kubelet_cgroup: args.kubelet_cgroup.or(file.kubelet_cgroup),
             pod_labels: file.pod_labels,
             take_over: args.take_over || file.take_over,
+            pin_dir: args.pin_dir.or(file.pin_dir),
             route: args.route.or(file.route).unwrap_or_default(),
             compat_opens: args.compat_opens || file.compat_opens,
             record: args.record.or(file.record),
@@ -376,6 +386,12 @@ impl Config {
         if !self.kubelet_root.is_absolute() {
             let root = self.kubelet_root.display();
             return bad("kubelet-root", &root, "it must be an absolute path");
+        }
+        if let Some(directory) = self.pin_dir.as_ref().filter(|it| !it.is_absolute()) {
+            return bad("pin-dir", &directory.display(), "it must be an absolute path");
+        }
+        if self.no_sensor && self.pin_dir.is_some() {
+            return bad("pin-dir", &"set", "without the sensor there is nothing to keep attached");
         }
         if self.no_sensor && self.audit_logs.is_empty() && self.audit_webhook.is_none() {
             return bad("no-sensor", &true, "without an audit source there is nothing left to do");
@@ -464,6 +480,8 @@ mod tests {
             ("node-name: ''", "node-name"),
             ("kubelet-cgroup: kubelet", "kubelet-cgroup"),
             ("kubelet-root: here", "kubelet-root"),
+            ("pin-dir: bpf", "pin-dir"),
+            ("{no-sensor: true, audit-log: [/a], pin-dir: /b}", "pin-dir"),
             ("no-sensor: true", "no-sensor"),
             ("{audit-log: [/a, /a]}", "audit-log"),
             ("{audit-log: [/a], alert-log: /a}", "alert-log"),

@@ -119,6 +119,16 @@ impl Request {
     pub fn pod_uid(&self) -> Option<&str> {
         self.record.pod_uid().or(self.by_address.as_deref())
     }
+
+    /// Whether it names a pod that cannot be its user's: who asks is no service account, or one of
+    /// another namespace than the pod is in. No token that the API server signed says so.
+    pub fn claims_anothers_pod(&self) -> bool {
+        let Some((namespace, _)) = self.record.service_account() else {
+            return self.record.extra(audit::POD_UID).is_some();
+        };
+        let known = self.pod.as_ref().map(|pod| &*pod.namespace).filter(|it| !it.is_empty());
+        known.is_some_and(|known| known != namespace)
+    }
 }
 
 /// Something that an exception kept quiet about.
@@ -234,6 +244,10 @@ impl<J: Journal> Correlator<J> {
         let id = RequestId::of(&request.record);
         if self.stands_alone(&request.record) && self.alone(id, &request, findings) {
             self.journal(&Entry::RequestAlone(request.clone()));
+        }
+        if request.claims_anothers_pod() {
+            self.losses.false_claims += 1;
+            return;
         }
         let Some(pod_uid) = request.pod_uid().map(str::to_owned) else { return };
         if self.is_swallowed(RuleId::TokenAccessThenApiRequest, id) {

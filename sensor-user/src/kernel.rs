@@ -9,13 +9,16 @@
 //! 2. then forever [`ready`](Sensor::ready), [`drain`](Sensor::drain), and on a tick of a few
 //!    seconds `drain` as well, since lost records wake nobody up;
 //! 3. [`watch_devices`](Sensor::watch_devices) whenever the set of volumes changes and
-//!    [`self_test`](Sensor::self_test) every few minutes.
+//!    [`self_test`](Sensor::self_test) every few minutes;
+//! 4. [`take_over`](Sensor::take_over) before all that, where what is attached outlives agents; and
+//!    [`replace`](Sensor::replace) when the self-test fails. Each time a whole new load of the programs
+//!    follows another one; nothing of the old one but who belongs to which session is used again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use aya::maps::{Array, MapData};
@@ -24,7 +27,11 @@ use tokentrail_ebpf::{Counter, OpenRecord, Route, VolumeBit, names};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
-use self::{attach::Link, canary::Canary, log::KernelLog, ring::Reader};
+use self::{
+    attach::Link, canary::Canary, clock::Sampler as _, log::KernelLog, pins::Kept,
+    repeats::Repeats, ring::Reader,
+};
+use crate::time::Micros;
 
 mod attach;
 #[cfg(feature = "bench")]
@@ -35,12 +42,17 @@ pub mod clock;
 mod error;
 mod log;
 mod metrics;
+pub mod pins;
+mod predecessor;
 mod preflight;
+mod repeats;
 mod ring;
+mod succession;
 
 pub use self::{
     error::SensorError,
     metrics::{KernelMetrics, Loss},
+    predecessor::Gap,
     preflight::{Finding, preflight},
 };
 
@@ -100,6 +112,8 @@ pub struct SensorConfig {
     pub compat_opens: bool,
     /// Directory on tmpfs for the canary, if not the first of `/run` and `/dev/shm` that is.
     pub canary_dir: Option<PathBuf>,
+    /// Directory on a BPF file system in which what is attached outlives the agent, if it is to.
+    pub pin_dir: Option<PathBuf>,
 }
 
 impl SensorConfig {
@@ -112,15 +126,25 @@ impl SensorConfig {
 pub struct Sensor {
     log: Option<KernelLog>,
     reader: Reader,
+    repeats: Repeats,
     volumes: Array<MapData, u64>,
     /// What `volumes` holds: its words that are not zero.
     watched: BTreeMap<u32, u64>,
     volume_changes: Array<MapData, u64>,
     changes: u64,
-    /// Detaches on drop.
-    _links: Vec<Link>,
+    /// What reports opens. Detaches on drop, as the next one does.
+    links: Vec<Link>,
+    /// What follows sessions.
+    sessions: Vec<Link>,
     route: Route,
     degraded: Vec<String>,
+    /// What may be pinned.
+    maps: Vec<(&'static str, MapData)>,
+    pins: Option<pins::Pins>,
+    kept: Option<Kept>,
+    gaps: VecDeque<Gap>,
+    /// When a self-test last passed.
+    proven: Micros,
     canary: Canary,
     backlog: VecDeque<OpenRecord>,
     metrics: KernelMetrics,
@@ -140,12 +164,20 @@ impl Sensor {
         preflight::ring_buffer().map_err(SensorError::NoRingBuffer)?;
         let canary =
             Canary::new(config.canary_dir.as_deref()).map_err(SensorError::CanaryDirectory)?;
-        let mut ebpf = attach::load(OBJECT, &layout.offsets, log::level())
+        let pinned = config.pin_dir.as_deref().map(pins::sessions).unwrap_or_default();
+        let mut ebpf = attach::load(OBJECT, &layout.offsets, log::level(), &pinned)
             .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
         let maps = |error| SensorError::Load(attach::reason("maps", &error));
         let mut sensor = Self {
+            // First: others take maps out of the object.
+            maps: if config.pin_dir.is_some() {
+                succession::handles(&ebpf).map_err(maps)?
+            } else {
+                Vec::new()
+            },
             log: KernelLog::new(&mut ebpf),
             reader: Reader::new(&mut ebpf).map_err(maps)?,
+            repeats: ring::take(&mut ebpf, names::REPEATS).and_then(Repeats::new).map_err(maps)?,
             volumes: ring::take(&mut ebpf, names::VOLUME_DEVICES)
                 .and_then(Array::try_from)
                 .map_err(maps)?,
@@ -154,19 +186,24 @@ impl Sensor {
                 .and_then(Array::try_from)
                 .map_err(maps)?,
             changes: 0,
-            _links: Vec::new(),
+            links: Vec::new(),
+            sessions: Vec::new(),
             route: Route::Exit,
             degraded: layout
                 .absent
                 .iter()
                 .map(|name| format!("this kernel has no {name}"))
                 .collect(),
+            pins: None,
+            kept: None,
+            gaps: VecDeque::new(),
+            proven: Micros(0),
             canary,
             backlog: VecDeque::new(),
             metrics,
         };
         let sessions = attach::sessions(&mut ebpf);
-        sensor._links.extend(sessions.links);
+        sensor.sessions = sessions.links;
         sensor.degraded.extend(sessions.blind);
         let mut tried = Vec::new();
         for plan in attach::ROUTES.iter().filter(|plan| config.route.allows(plan.route)) {
@@ -175,7 +212,7 @@ impl Sensor {
                 Ok(attached) => match sensor.first_test().await {
                     Err(error) => error.to_string(),
                     Ok(()) => {
-                        sensor._links.extend(attached.links);
+                        sensor.links = attached.links;
                         sensor.route = plan.route;
                         sensor.degraded.extend(attached.blind);
                         if plan.route == Route::Exit {
@@ -185,7 +222,7 @@ impl Sensor {
                             }));
                             if config.compat_opens {
                                 let compat = attach::compat(&mut ebpf);
-                                sensor._links.extend(compat.links);
+                                sensor.links.extend(compat.links);
                                 sensor.degraded.extend(compat.blind);
                             }
                         }
@@ -207,6 +244,11 @@ impl Sensor {
     /// The route that is attached.
     pub fn route(&self) -> Route {
         self.route
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> KernelMetrics {
+        self.metrics.clone()
     }
 
     /// What this machine cannot do, one sentence each: refused routes, facts that will be missing.
@@ -233,11 +275,12 @@ impl Sensor {
             self.backlog.pop_front();
             count += 1;
         }
-        let (canary, metrics) = (&mut self.canary, &self.metrics);
+        let (canary, metrics, repeats) = (&mut self.canary, &self.metrics, &mut self.repeats);
         self.reader.read(|decoded| match decoded {
             Ok(record) if canary.recognise(&record) => {}
             Ok(record) => {
                 metrics.seen(record.ktime_ns);
+                repeats.note(&record);
                 each(&record);
                 count += 1;
             }
@@ -247,6 +290,11 @@ impl Sensor {
                 }
             }
         });
+        let (now_ns, _) = clock::System.sample();
+        for record in self.repeats.settle(now_ns) {
+            each(&record);
+            count += 1;
+        }
         self.read_losses();
         if let Some(log) = &mut self.log {
             log.flush();
@@ -258,7 +306,10 @@ impl Sensor {
     /// name: `s_dev` in kernel encoding. Only tmpfs can be watched, which is what the kubelet
     /// mounts for service-account volumes; other devices are ignored.
     pub fn watch_devices(&mut self, devices: &BTreeSet<u32>) -> Result<(), SensorError> {
-        let words = bitmap(devices);
+        self.watch_words(bitmap(devices))
+    }
+
+    fn watch_words(&mut self, words: BTreeMap<u32, u64>) -> Result<(), SensorError> {
         if words == self.watched {
             return Ok(());
         }
@@ -287,6 +338,9 @@ impl Sensor {
     ) -> Result<(), SensorError> {
         let result = self.test(&mut each).await;
         self.metrics.canary(result.is_ok());
+        if result.is_ok() {
+            self.proven = Micros::from(SystemTime::now());
+        }
         result
     }
 
@@ -327,17 +381,30 @@ impl Sensor {
         result
     }
 
-    fn read_losses(&self) {
-        for (counter, loss) in
-            [(Counter::LostRingFull, Loss::RingFull), (Counter::LostUnreadable, Loss::Unreadable)]
-        {
-            match self.reader.counter(counter) {
-                Ok(total) => self.metrics.lost_in_kernel(loss, total),
+    fn read_losses(&mut self) {
+        for (counter, loss) in LOSSES {
+            match self.reader.losses().take(counter) {
+                Ok(new) => self.metrics.lost(loss, new),
                 Err(error) => debug!(%error, "cannot read a counter"),
             }
         }
+        match self.reader.losses().take(Counter::Repeated) {
+            Ok(new) => self.metrics.repeated(new),
+            Err(error) => debug!(%error, "cannot read a counter"),
+        }
+        match self.reader.losses().take(Counter::SessionsFull) {
+            Ok(new) => self.metrics.sessions_full(new),
+            Err(error) => debug!(%error, "cannot read a counter"),
+        }
     }
 }
+
+/// What the kernel side counts.
+const LOSSES: [(Counter, Loss); 3] = [
+    (Counter::LostRingFull, Loss::RingFull),
+    (Counter::LostUnreadable, Loss::Unreadable),
+    (Counter::LostFlood, Loss::Flood),
+];
 
 /// Devices as words of the kernel side's bitmap.
 fn bitmap(devices: &BTreeSet<u32>) -> BTreeMap<u32, u64> {
@@ -409,8 +476,8 @@ mod tests {
         let metrics = KernelMetrics::default();
         let mut registry = prometheus_client::registry::Registry::default();
         metrics.register(&mut registry);
-        metrics.lost_in_kernel(Loss::RingFull, 5);
-        metrics.lost_in_kernel(Loss::RingFull, 7);
+        metrics.lost(Loss::RingFull, 5);
+        metrics.lost(Loss::RingFull, 2);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("tokentrail_kernel_lost_total{reason=\"ring_full\"} 7"), "{text}");

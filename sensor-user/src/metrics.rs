@@ -44,6 +44,8 @@ pub struct CorrelationMetrics {
     dropped_waiting: Counter,
     dropped_pods: Counter,
     dropped_hourly: Counter,
+    false_claims: Counter,
+    crowded: Counter,
     unlisted: Counter,
     forgotten: Counter,
     merged: Counter,
@@ -72,6 +74,8 @@ impl Default for CorrelationMetrics {
             dropped_waiting: Counter::default(),
             dropped_pods: Counter::default(),
             dropped_hourly: Counter::default(),
+            false_claims: Counter::default(),
+            crowded: Counter::default(),
             unlisted: Counter::default(),
             forgotten: Counter::default(),
             merged: Counter::default(),
@@ -122,6 +126,18 @@ impl CorrelationMetrics {
             "dropped_hourly_incidents",
             "Incidents without an exposure that were told to have ended early",
             self.dropped_hourly.clone(),
+        );
+        registry.register(
+            "false_claims",
+            "Requests that name a pod which is not of their service account's namespace, or name one \
+             and are no service account's: they are joined with no open",
+            self.false_claims.clone(),
+        );
+        registry.register(
+            "crowded_events",
+            "Opens and requests told by the summary of one incident for all, as their maker has too many \
+             in one hour for an alert of their own",
+            self.crowded.clone(),
         );
         registry.register(
             "unlisted_requests",
@@ -175,6 +191,8 @@ impl CorrelationMetrics {
         counter(&self.dropped_waiting, losses.waiting);
         counter(&self.dropped_pods, losses.pods);
         counter(&self.dropped_hourly, losses.hourly);
+        counter(&self.false_claims, losses.false_claims);
+        counter(&self.crowded, losses.crowded);
         counter(&self.unlisted, losses.unlisted);
         counter(&self.forgotten, losses.forgotten);
         counter(&self.merged, losses.merged);

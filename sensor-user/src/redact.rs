@@ -14,15 +14,20 @@ const REDACTED: &str = "[redacted]";
 /// Names that a secret is given by, at the end of a longer one too (`access_token`).
 const NAMES: &str = "token|password|passwd|secret|api[-_]?key|authorization";
 
+/// A JWT begins with `eyJ`, the base64 of `{"`; one that was cut may lack its dots, so a long run suffices.
+const JWT: &str = r"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]* | eyJ[A-Za-z0-9_.-]{21,}";
+
+#[expect(clippy::expect_used, reason = "constant patterns; each test compiles them")]
+static JWTS: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(&format!("(?x) {JWT}")).expect("a constant pattern compiles"));
+
 #[expect(clippy::expect_used, reason = "constant patterns; each test compiles them")]
 static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
-    // Alternatives, in this order at each place; `keep` stays. A JWT begins with `eyJ`, the base64
-    // of `{"`; one that was cut may lack its dots, so a long run suffices. Names are matched
-    // without what precedes them, or a JWT there would be kept as part of the name.
+    // Alternatives, in this order at each place; `keep` stays. Names are matched without what
+    // precedes them, or a JWT there would be kept as part of the name.
     Regex::new(&format!(
         r#"(?x)
-          eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]*
-        | eyJ[A-Za-z0-9_.-]{{21,}}
+          {JWT}
         | (?P<keep>
             (?i: bearer (?: \s | \+ | %20 )+ )
           | (?i: (?: {NAMES} ) ["']? \s* (?: [=:] | %3d ) \s* ["']? (?: (?: bearer | basic ) (?: \s | \+ | %20 )+ )? )
@@ -48,6 +53,16 @@ pub fn redact(text: &str) -> Cow<'_, str> {
         let kept = found.name("keep").map_or("", |kept| kept.as_str());
         format!("{kept}{REDACTED}")
     })
+}
+
+/// The name of a user or a group, with nothing but JWTs replaced: who it is must not be changed, and
+/// `corp-token:alice` is somebody.
+pub fn redact_name(name: &str) -> Cow<'_, str> {
+    // Most have none.
+    if !name.contains("eyJ") {
+        return Cow::Borrowed(name);
+    }
+    JWTS.replace_all(name, REDACTED)
 }
 
 /// Whether that is in the text without which no pattern matches. Most text has none, and the

@@ -2,7 +2,11 @@
 //!
 //! Only values and their text form; nothing here reads a clock.
 
-use std::{borrow::Cow, fmt, ops, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt, ops,
+    time::{Duration, SystemTime},
+};
 
 use jiff::{Timestamp, civil::DateTime, tz::Offset};
 use schemars::JsonSchema;
@@ -49,6 +53,13 @@ impl Micros {
         /// 2200-01-01
         const LAST: Micros = Micros::from_secs(7_258_118_400);
         Self::parse(text).filter(|time| (FIRST..LAST).contains(time))
+    }
+}
+
+impl From<SystemTime> for Micros {
+    /// A time before 1970 is its beginning.
+    fn from(time: SystemTime) -> Self {
+        time.duration_since(SystemTime::UNIX_EPOCH).map_or(Self(0), Self::from_duration)
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
     env, fs,
     io::Read as _,
     os::unix::{
-        fs::PermissionsExt as _,
+        fs::{PermissionsExt as _, symlink},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -27,7 +27,7 @@ use std::{
 use libtest_mimic::{Arguments, ColorSetting, Completion, Trial};
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
-use tokentrail_tests::{Container, Node, Pod, Sandbox, Workload};
+use tokentrail_tests::{Container, Node, Pod, Sandbox, Workload, api};
 
 /// Who tells of a way, beside `fexit` and `kprobe`, which tell of all.
 enum Exit {
@@ -47,7 +47,7 @@ const NO_EVENT: &str = "no completion is posted, so there is no event";
 const CLOSED: &str = "the descriptor is closed before the open's completion is posted";
 
 /// Way, grade of its open, and what the exit route makes of it.
-const WAYS: [(&str, &str, Exit); 57] = [
+const WAYS: [(&str, &str, Exit); 59] = [
     ("open", "exec", Tells),
     ("openat", "exec", Tells),
     ("openat2", "exec", Tells),
@@ -68,6 +68,8 @@ const WAYS: [(&str, &str, Exit); 57] = [
     ("self_fd", "exec", Tells),
     ("pid_root", "exec", Tells),
     ("ca_crt", "exec", Tells),
+    ("projected_name", "exec", Tells),
+    ("projected_path", "exec", Tells),
     ("mmap", "exec", Tells),
     ("splice", "exec", Tells),
     ("sendfile", "exec", Tells),
@@ -144,7 +146,10 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
     let route = arguments[1];
     let sandbox = Sandbox::create().unwrap();
     let mut node = Node::new(&sandbox).unwrap();
-    node.agent = node.agent.args(arguments);
+    let pod = Pod::create(&sandbox).unwrap();
+    let described = project(&pod);
+    let kubeconfig = api::serve(&sandbox, &[described]).unwrap();
+    node.agent = node.agent.args(arguments).kubeconfig(kubeconfig);
     let agent = match node.agent.start() {
         Ok(agent) => agent,
         // The exit code for what the kernel does not offer.
@@ -154,7 +159,6 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
         }
         Err(error) => panic!("{error:#}"),
     };
-    let pod = Pod::create(&sandbox).unwrap();
     // New volumes are looked for once a second; until then only files of the known names count.
     agent.wait_for_metric("tokentrail_attribution_volumes", &[], 1.0).unwrap();
     let container = Container::start_privileged(&sandbox, &pod).unwrap();
@@ -210,6 +214,21 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
     wrong.extend(gone.keys().map(|way| format!("{way} is not in the table")));
     assert!(wrong.is_empty(), "{route}: {wrong:#?}\n{}", ended.output);
     Completion::Completed
+}
+
+/// Adds tokens by other names to a pod's volume, and describes the pod as the API does.
+fn project(pod: &Pod) -> Value {
+    let data = pod.volume().join("..data");
+    fs::create_dir_all(data.join("a/b")).unwrap();
+    let mut sources = vec![json!({"configMap": {"name": "kube-root-ca.crt"}})];
+    for path in ["token", "key", "a/b/tok"] {
+        fs::write(data.join(path), &pod.token).unwrap();
+        sources.push(json!({"serviceAccountToken": {"path": path}}));
+    }
+    for name in ["key", "a"] {
+        symlink(Path::new("..data").join(name), pod.volume().join(name)).unwrap();
+    }
+    api::pod_with_volumes(pod, &[(&pod.volume_name(), json!(sources))])
 }
 
 /// Puts this program into a container, with the libraries that it has loaded: none where it is static.

@@ -23,6 +23,7 @@
 
 mod agent;
 mod alerts;
+pub mod api;
 mod audit;
 mod cgroups;
 pub mod cluster;

@@ -80,12 +80,27 @@ impl Sandbox {
     /// # Errors
     /// If it cannot be mounted (needs root).
     pub fn tmpfs(&self, name: &str, flags: MountFlags, options: &CStr) -> Result<PathBuf> {
+        self.file_system("tmpfs", name, flags, options)
+    }
+
+    /// Mounts a new file system of this kind in the folder of this name and returns the folder. What is
+    /// mounted there already is covered by it.
+    ///
+    /// # Errors
+    /// If it cannot be mounted (needs root).
+    pub fn file_system(
+        &self,
+        kind: &str,
+        name: &str,
+        flags: MountFlags,
+        options: &CStr,
+    ) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("could not create {folder:?}"))?;
         self.ledger.change(|undo| {
             undo.push(Undo::Mount(folder.clone()));
-            mount("tmpfs", &folder, "tmpfs", flags, options)
-                .with_context(|| format!("could not mount a tmpfs at {folder:?}"))
+            mount(kind, &folder, kind, flags, options)
+                .with_context(|| format!("could not mount a {kind} at {folder:?}"))
         })?;
         Ok(folder)
     }

@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod cluster;
+mod flood;
 mod index;
 mod latency;
 mod opens;

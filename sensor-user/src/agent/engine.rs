@@ -2,7 +2,6 @@
 //! blocks in it (alert log, journal, `/proc`) is local and bounded.
 
 use std::{
-    borrow::Cow,
     path::PathBuf,
     pin::pin,
     time::{Duration, Instant},
@@ -26,7 +25,6 @@ use crate::{
         log::{AlertLog, AlertLogSettings, Appended},
         record::Recorder,
     },
-    attribution::{ProcessKey, TokenOpen},
     audit::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
@@ -35,10 +33,10 @@ use crate::{
     },
     config::Config,
     correlation::{
-        Correlator, Kind, Open, Request, Settings,
+        Correlator, Kind, Request, Settings,
         journal::{Entry, FileJournal},
     },
-    kernel::clock::Now,
+    kernel::{SensorConfig, clock::Now},
     metrics::CorrelationMetrics,
     time::Micros,
 };
@@ -47,9 +45,11 @@ mod durable;
 mod heard;
 mod join;
 mod posted;
+mod sensor;
 
 use durable::{Saving, saved};
 use join::Join;
+use sensor::{Failure, Known};
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
 const BATCHES: usize = 16;
@@ -79,31 +79,11 @@ pub(super) struct Engine {
     health: Health,
     metrics: CorrelationMetrics,
     self_test: Interval,
-    sensor_failure: Option<String>,
-    /// Opens of this boot that the journal held at the start.
-    remembered: Vec<SeenOpen>,
-}
-
-/// Which open it was, whichever agent's sensor saw it.
-struct SeenOpen {
-    process: ProcessKey,
-    inode: u64,
-    ktime_ns: u64,
-}
-
-impl SeenOpen {
-    /// Two sensors that are attached at once read the clock one after the other.
-    const APART_NS: u64 = 1_000_000;
-
-    fn of(open: &TokenOpen) -> Self {
-        Self { process: open.process, inode: open.inode, ktime_ns: open.ktime_ns }
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        self.process == other.process
-            && self.inode == other.inode
-            && self.ktime_ns.abs_diff(other.ktime_ns) < Self::APART_NS
-    }
+    /// How it is attached, should that have to be done anew.
+    sensor: SensorConfig,
+    sensor_failure: Option<Failure>,
+    /// What was taken, and a sensor may tell of once more.
+    known: Known,
 }
 
 /// One audit source as the engine sees it.
@@ -148,10 +128,7 @@ impl Engine {
             tracing::warn!(damaged, "lines of the journal were no entries and are ignored");
         }
         let checkpoints = Checkpoints::open(&config.state_dir)?;
-        let mut degraded = senses.sensor().map_or_else(Vec::new, |it| it.degraded().to_vec());
-        if config.kube.is_none() {
-            degraded.push("no pod index: names come from audit events alone".to_owned());
-        }
+        let no_index = "no pod index: names come from audit events alone".to_owned();
         let now = senses.clock.now().wall;
         let rulebook = RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, now);
         let learning = Micros::from_duration(config.learning);
@@ -176,14 +153,15 @@ impl Engine {
                 node_name: config.node_name.clone(),
                 host_id: state::host_id(),
                 agent_id: state.agent_id().to_owned(),
-                route: senses.route().to_owned(),
-                degraded,
+                route: String::new(),
+                degraded: if config.kube.is_none() { vec![no_index] } else { Vec::new() },
             },
             health: health.clone(),
             metrics: metrics.correlation,
             self_test: tokio::time::interval(config.self_test_every),
+            sensor: config.sensor(),
             sensor_failure: None,
-            remembered: Vec::new(),
+            known: Known::default(),
             senses,
             learned: LearnedStore::new(&config.state_dir),
             canary: CanaryFeed::start(config, metrics.canary, tasks),
@@ -201,7 +179,7 @@ impl Engine {
         engine.join.correlator.remember_swallowed(engine.rulebook.swallowed_before());
         for mut entry in entries {
             engine.place(&mut entry);
-            engine.remember(&entry);
+            engine.known.remember(&entry, &engine.join.boot_id);
             engine.join.correlator.restore(entry, now, &mut engine.join.findings);
         }
         engine.tell(None);
@@ -210,30 +188,6 @@ impl Engine {
         engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks)?;
         engine.join.skew = engine.skew();
         Ok((engine, batches))
-    }
-
-    /// Takes the opens that were held back while another agent was at work: those that it did not
-    /// journal before it ended.
-    pub(super) fn take_over(&mut self, held_back: Vec<TokenOpen>) {
-        let now = self.senses.clock.now().steady;
-        let remembered = std::mem::take(&mut self.remembered);
-        for open in held_back {
-            let seen = SeenOpen::of(&open);
-            if !remembered.iter().any(|other| other.is(&seen)) {
-                self.join.join(open, &self.senses.pods.index, now);
-            }
-        }
-        self.tell(None);
-    }
-
-    fn remember(&mut self, entry: &Entry) {
-        if let Entry::Open(Open { boot_id, open, .. })
-        | Entry::OpenAlone(Open { boot_id, open, .. })
-        | Entry::GivenUp(Open { boot_id, open, .. }) = entry
-            && *boot_id == self.join.boot_id
-        {
-            self.remembered.push(SeenOpen::of(open));
-        }
     }
 
     /// Starts the tasks that follow the audit logs.
@@ -303,8 +257,8 @@ impl Engine {
         self.sources.len()
     }
 
-    pub(super) fn route(&self) -> &str {
-        &self.origin.route
+    pub(super) fn route(&self) -> &'static str {
+        self.senses.route()
     }
 
     pub(super) async fn run(
@@ -341,7 +295,9 @@ impl Engine {
                     self.take(batch);
                 }
                 _ = tick.tick() => self.pass_time(&batches)?,
-                _ = self.self_test.tick(), if self.senses.sensor().is_some() => self.test_sensor().await,
+                _ = self.self_test.tick(), if self.senses.sensor().is_some() => {
+                    self.test_sensor().await?;
+                }
                 Some(ended) = tasks.join_next() => {
                     return Err(ended.unwrap_or_else(|error| AgentError::Ended {
                         part: "a task", why: error.to_string(),
@@ -353,8 +309,12 @@ impl Engine {
 
     /// Takes every record out of the ring. A record is released after its open was journalled.
     fn drain(&mut self) {
-        let Self { senses, join, .. } = self;
-        senses.drain(|open, pods, now| join.open(open, pods, now));
+        let Self { senses, join, known, .. } = self;
+        senses.drain(|open, pods, now| {
+            if !known.take(&open) {
+                join.open(open, pods, now);
+            }
+        });
         self.tell(None);
     }
 
@@ -423,12 +383,13 @@ impl Engine {
     }
 
     /// What an alert of this moment says about this process.
-    fn origin_now(&self) -> Cow<'_, Origin> {
-        let mut origin = Cow::Borrowed(&self.origin);
-        let lacking = [self.senses.pods.degraded(), self.canary.failure()];
-        for why in lacking.into_iter().flatten() {
-            origin.to_mut().degraded.push(why);
-        }
+    fn origin_now(&self) -> Origin {
+        let mut origin = self.origin.clone();
+        self.senses.route().clone_into(&mut origin.route);
+        let sensor = self.senses.sensor().into_iter().flat_map(|it| it.degraded().iter().cloned());
+        let lacking = [self.senses.pods.degraded(), self.canary.failure()].into_iter().flatten();
+        origin.degraded.splice(..0, sensor);
+        origin.degraded.extend(lacking);
         origin
     }
 
@@ -452,6 +413,7 @@ impl Engine {
         let journal = self.join.correlator.flush_journal();
         let checkpoint = self.checkpoint(now);
         self.senses.keep_up();
+        self.known.forget();
         self.learned.keep(self.senses.take_changed_learning());
         self.publish(journal.map_err(|error| error.to_string()), checkpoint);
         Ok(())
@@ -496,17 +458,6 @@ impl Engine {
         self.sources_optional && matches!(source.status.borrow().state, SourceState::Absent(_))
     }
 
-    /// Opens the canary; opens of others that arrive meanwhile are taken as ever.
-    async fn test_sensor(&mut self) {
-        let Self { senses, join, .. } = self;
-        let result = senses.self_test(|open, pods, now| join.open(open, pods, now)).await;
-        self.tell(None);
-        self.sensor_failure = result.err().map(|error| error.to_string());
-        if let Some(why) = &self.sensor_failure {
-            tracing::error!(why, "the sensor no longer sees opens");
-        }
-    }
-
     fn publish(&self, journal: Result<(), String>, checkpoint: Result<(), String>) {
         let mut conditions = vec![
             ("journal".to_owned(), journal.into()),
@@ -519,7 +470,8 @@ impl Engine {
             ),
         ];
         if self.senses.sensor().is_some() {
-            let failure = self.sensor_failure.clone().map_or(Ok(()), Err);
+            let failure = self.sensor_failure.as_ref();
+            let failure = failure.map_or(Ok(()), |failure| Err(failure.to_string()));
             conditions.push(("sensor".to_owned(), failure.into()));
         }
         let (mut files, mut webhooks) = (0_usize, 0_usize);
@@ -543,12 +495,15 @@ impl Engine {
         let held = self.join.correlator.held();
         self.metrics.observe(held, self.join.correlator.losses());
         self.health.publish(|report| {
-            report.route.clone_from(&self.origin.route);
-            report.degraded.clone_from(&self.origin_now().degraded);
+            self.senses.route().clone_into(&mut report.route);
+            report.degraded = self.origin_now().degraded;
+            report.gaps =
+                self.senses.sensor().map_or_else(Vec::new, |it| it.gaps().cloned().collect());
             report.degraded.extend(self.rulebook.degraded());
             report.conditions = conditions.into_iter().collect();
             report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
+            report.opens = self.senses.sensor().map(|sensor| (&sensor.metrics()).into());
             report.audit = match (files, webhooks) {
                 (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
                 (count, 0) => format!("{count} file(s) on this node"),

@@ -6,7 +6,7 @@ use tokentrail_ebpf::OpenRecord;
 use super::PodFeed;
 use crate::{
     attribution::{Attributor, OpenTimes, SavedLearning, TokenOpen, pods::PodIndex},
-    kernel::{self, Sensor, SensorError, clock::Clock},
+    kernel::{self, Sensor, SensorError, clock::Clock, pins::Pins},
     time::Micros,
 };
 
@@ -67,6 +67,37 @@ impl Senses {
         sensor.self_test(on_record).await
     }
 
+    /// Takes over from agents whose pins are here: `take` gets what they left.
+    pub(super) fn take_over(
+        &mut self,
+        pins: Pins,
+        mut take: impl FnMut(TokenOpen, &PodIndex, Micros),
+    ) -> Result<(), SensorError> {
+        let Self { sensor, pods, clock } = self;
+        let Some((sensor, attributor)) = sensor else { return Ok(()) };
+        sensor.take_over(pins, |record| {
+            if let Some(open) = attributed(record, attributor, &pods.index, clock) {
+                take(open, &pods.index, clock.now().steady);
+            }
+        })
+    }
+
+    /// Goes on with another sensor, since `why` this one no longer sees; `take` gets what it left.
+    pub(super) fn replace(
+        &mut self,
+        successor: Sensor,
+        why: String,
+        mut take: impl FnMut(TokenOpen, &PodIndex, Micros),
+    ) -> Result<(), SensorError> {
+        let Self { sensor, pods, clock } = self;
+        let Some((sensor, attributor)) = sensor else { return Ok(()) };
+        sensor.replace(successor, why, |record| {
+            if let Some(open) = attributed(record, attributor, &pods.index, clock) {
+                take(open, &pods.index, clock.now().steady);
+            }
+        })
+    }
+
     /// Whether [`Self::has_pod`] knows of every pod that runs here by now.
     pub(super) fn knows_pods(&mut self, now: Micros) -> bool {
         self.sensor.as_mut().is_some_and(|(_, attributor)| attributor.knows_pods(now))
@@ -85,6 +116,9 @@ impl Senses {
         {
             tracing::warn!(%error, "mounts cannot be read; pods of new volumes stay unknown");
         }
+        if let Some(sensor) = self.sensor() {
+            sensor.beat();
+        }
         self.watch_volumes();
     }
 
@@ -95,7 +129,7 @@ impl Senses {
 
     fn watch_volumes(&mut self) {
         if let Some((sensor, attributor)) = &mut self.sensor
-            && let Some(devices) = attributor.take_changed_devices()
+            && let Some(devices) = attributor.take_changed_devices(&self.pods.index)
             && let Err(error) = sensor.watch_devices(&devices.into_iter().collect())
         {
             tracing::warn!(%error, "tokens under unusual names stay unseen");

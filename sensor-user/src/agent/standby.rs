@@ -1,6 +1,6 @@
 //! Taking over from another agent without a gap, as a rolling update wants it: the new one is ready
 //! while the old one still runs. Its sensor is attached and holds back what it sees; when the old
-//! one has let go of the state directory, the engine begins with that.
+//! one has let go of what only one may have, the engine begins with that.
 //!
 //! Ready only while it could go on: a version that cannot read or write what the configuration names
 //! must not replace one that can.
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AgentError, Senses, StateDir, StateError, files, senses::ready};
+use super::{AgentError, Alone, Senses, files, senses::ready};
 use crate::{
     admin::{Condition, Health},
     attribution::TokenOpen,
@@ -18,26 +18,26 @@ use crate::{
     kernel::Finding,
 };
 
-/// How often the directory is tried: what the gap would be without a sensor that holds back.
+/// How often that is tried: what the gap would be without a sensor that holds back.
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// Opens held back, the newest: the old agent has told of those before.
 const HELD_BACK: usize = 1_024;
 
-/// Waits for the state directory. Also returns the last opens that the sensor saw until then,
+/// Waits for what only one agent may have. Also returns the last opens that the sensor saw until then,
 /// attributed when they happened: of a process that is gone, not everything can be asked later.
 pub(super) async fn wait(
     config: &Config,
     senses: &mut Senses,
     health: &Health,
-) -> Result<(StateDir, Vec<TokenOpen>), AgentError> {
+) -> Result<(Alone, Vec<TokenOpen>), AgentError> {
     let directory = &config.state_dir;
     tracing::info!(state_dir = %directory.display(), "standing by until the other agent ends");
     let mut held_back = VecDeque::new();
     let mut looked: Option<Instant> = None;
     loop {
-        let state = StateDir::open(directory);
+        let alone = Alone::take(config);
         // After the attempt: once it succeeds, the other agent reads no more.
         senses.drain(|open, _, _| {
             if held_back.len() == HELD_BACK {
@@ -45,10 +45,10 @@ pub(super) async fn wait(
             }
             held_back.push_back(open);
         });
-        match state {
-            Ok(state) => return Ok((state, held_back.into())),
-            Err(StateError::Taken { .. }) => {}
-            Err(error) => return Err(error.into()),
+        match alone {
+            Ok(alone) => return Ok((alone, held_back.into())),
+            Err(error) if error.is_taken() => {}
+            Err(error) => return Err(error),
         }
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             looked = Some(Instant::now());

@@ -158,7 +158,7 @@ pub fn document(
             kind: finding.kind,
             grade: open.map(|open| open.grade),
             native: open.and_then(|open| open.native),
-            confidence: evidence::confidence(finding),
+            confidence: evidence::confidence(finding, &origin.node_name),
             reasons: evidence::reasons(finding, &origin.node_name),
             request: finding
                 .request

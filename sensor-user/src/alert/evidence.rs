@@ -248,13 +248,19 @@ pub fn outcome(record: &AuditRecord) -> &'static str {
     }
 }
 
+/// The node that a token is bound to, if that is another than this one.
+fn other_node<'a>(record: &'a AuditRecord, node_name: &str) -> Option<&'a str> {
+    record.extra(audit::NODE_NAME).filter(|claim| *claim != node_name)
+}
+
 /// How sure.
-pub fn confidence(finding: &Finding) -> &'static str {
+pub fn confidence(finding: &Finding, node_name: &str) -> &'static str {
     match &finding.request {
         Some(request) if finding.rule == RuleId::TokenAccessThenApiRequest => {
             match request.request {
                 RequestKind::Own => "low",
                 _ if request.by_address => "low",
+                _ if other_node(&request.record, node_name).is_some() => "low",
                 RequestKind::Unknown => "medium",
                 RequestKind::New => "high",
             }
@@ -272,6 +278,11 @@ pub fn reasons(finding: &Finding, node_name: &str) -> Vec<String> {
     if finding.early {
         let why = "so many tokens were opened that this read was let go early: it is not known whether \
                    a request followed";
+        reasons.push(why.to_owned());
+    }
+    if finding.crowded {
+        let why = "so many incidents like it began in one hour that this one is for all that follow: its \
+                   summary alone tells of them";
         reasons.push(why.to_owned());
     }
     let Some(request) = &finding.request else { return reasons };
@@ -294,7 +305,7 @@ pub fn reasons(finding: &Finding, node_name: &str) -> Vec<String> {
         };
         reasons.push(habit.to_owned());
     }
-    if let Some(claim) = record.extra(audit::NODE_NAME).filter(|claim| *claim != node_name) {
+    if let Some(claim) = other_node(record, node_name) {
         reasons.push(format!("the token's node claim names {claim}, this node is {node_name}"));
     }
     let from = match request.address {

@@ -2,11 +2,14 @@
 
 use super::{evidence, who::Who};
 use crate::{
-    attribution::{Grade, TokenOpen},
+    attribution::{Grade, TokenFile, TokenOpen},
     audit::AuditRecord,
-    correlation::{Finding, Kind},
+    correlation::{Finding, Kind, Listed},
     rules::catalogue::RuleId,
 };
+
+/// Accounts that a sentence names.
+const NAMED_ACCOUNTS: usize = 20;
 
 /// What happened, in one sentence.
 pub(super) fn of(finding: &Finding, who: &Who<'_>) -> String {
@@ -48,18 +51,43 @@ fn ended(finding: &Finding, pod: &str) -> String {
     let (opens, requests) = (finding.open_count, finding.request_count);
     match finding.rule {
         RuleId::TokenRequestByUser => {
-            format!("no more tokens were minted in this hour; {requests} request(s) in all")
+            format!(
+                "no more tokens were minted in this hour; {requests} request(s) in all, for {}",
+                accounts(&finding.requests)
+            )
         }
         RuleId::TokenReadFromOutside => format!(
             "the reading of tokens from outside has ended after {opens} open(s) in {} pod(s) and \
              {requests} request(s)",
             finding.victims.len()
         ),
-        RuleId::TokenAccessThenApiRequest | RuleId::TokenRead | RuleId::DecoyUsed => format!(
-            "the incident in {pod} has ended after {opens} open(s) of its token and {requests} \
-             request(s)"
-        ),
+        RuleId::TokenAccessThenApiRequest | RuleId::TokenRead | RuleId::DecoyUsed => {
+            // What came after the first one may have been either.
+            let public = finding.open.as_ref().is_some_and(|it| it.open.file == TokenFile::CaCert);
+            let file = if public { "ca.crt or token" } else { "token" };
+            format!(
+                "the incident in {pod} has ended after {opens} open(s) of its {file} and \
+                 {requests} request(s)"
+            )
+        }
     }
+}
+
+/// The service accounts that tokens were asked for: where one incident is for many, nothing else names
+/// them. As many as a sentence bears.
+fn accounts(requests: &[Listed]) -> String {
+    let mut accounts: Vec<String> = Vec::new();
+    for request in requests {
+        let part = |part: &Option<Box<str>>| part.as_deref().unwrap_or("?").to_owned();
+        let account = format!("{}/{}", part(&request.asked.namespace), part(&request.asked.name));
+        if !accounts.contains(&account) {
+            accounts.push(account);
+        }
+    }
+    let more = accounts.len().saturating_sub(NAMED_ACCOUNTS);
+    accounts.truncate(NAMED_ACCOUNTS);
+    let named = accounts.join(", ");
+    if more == 0 { named } else { format!("{named} and {more} more") }
 }
 
 fn opened(open: &TokenOpen, pod: &str) -> String {
@@ -111,4 +139,57 @@ fn decoy(request: &AuditRecord) -> String {
     let (namespace, name) =
         request.minted_for().or_else(|| request.service_account()).unwrap_or_default();
     format!("{namespace}/{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Who, accounts, of};
+    use crate::{
+        attribution::{TokenFile, TokenOpen, pods::PodIndex},
+        audit::Stage,
+        correlation::{Asked, Listed, Open, ids::RequestId, story::Story},
+        rules::{Band, RequestKind, catalogue::RuleId},
+        time::Micros,
+    };
+
+    #[test]
+    fn where_the_certificate_was_opened_nobody_is_told_of_the_token() {
+        for (file, says) in
+            [(TokenFile::Token, "its token "), (TokenFile::CaCert, "its ca.crt or token ")]
+        {
+            let open = TokenOpen { file, ..TokenOpen::example(Micros(0)) };
+            let open = Some(Arc::new(Open::new("boot", open)));
+            let rule = RuleId::TokenAccessThenApiRequest;
+            let summary = Story::begin(rule, "i".into(), open, None).summary();
+            let said = of(&summary, &Who::of(&summary, &PodIndex::default()));
+            assert!(said.contains(says), "{said}");
+        }
+    }
+
+    #[test]
+    fn each_account_is_named_once_and_the_rest_is_counted() {
+        let record = |name: usize| {
+            let event = serde_json::json!({
+                "auditID": name.to_string(), "stage": Stage::ResponseComplete, "verb": "create",
+                "requestURI": "/", "objectRef": {"namespace": "shop", "name": format!("a{name}")},
+                "requestReceivedTimestamp": Micros(0), "stageTimestamp": Micros(0),
+            });
+            serde_json::from_value(event).unwrap()
+        };
+        let listed = |name: usize| Listed {
+            id: RequestId::of(&record(name)),
+            received: Micros(0),
+            stage: (Micros(0), Stage::ResponseComplete),
+            request: RequestKind::Unknown,
+            band: Band::Medium,
+            code: Some(201),
+            asked: Arc::new(Asked::of(&record(name))),
+        };
+        let requests = |names: &[usize]| names.iter().copied().map(listed).collect::<Vec<_>>();
+        assert_eq!(accounts(&requests(&[1, 2, 1])), "shop/a1, shop/a2");
+        let many: Vec<usize> = (0..25).collect();
+        assert!(accounts(&requests(&many)).ends_with("shop/a19 and 5 more"));
+    }
 }

@@ -143,14 +143,23 @@ impl Display for Shown<'_> {
         match self.0 {
             None | Some(Value::Null) => f.write_char('-'),
             Some(Value::String(text)) if text.is_empty() => f.write_char('-'),
-            Some(Value::String(text)) => text.chars().try_for_each(|char| {
-                // Control characters steer terminals; so do Unicode's direction marks.
-                let steers = char.is_control()
-                    || matches!(char, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-                if steers { write!(f, "{}", char.escape_unicode()) } else { f.write_char(char) }
-            }),
+            Some(Value::String(text)) => Plain(text).fmt(f),
             Some(other) => write!(f, "{other}"),
         }
+    }
+}
+
+/// Text that somebody wrote, on one line, that does nothing to a terminal.
+pub struct Plain<'a>(pub &'a str);
+
+impl Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|char| {
+            // Control characters steer terminals; so do Unicode's direction marks.
+            let steers = char.is_control()
+                || matches!(char, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if steers { write!(f, "{}", char.escape_unicode()) } else { f.write_char(char) }
+        })
     }
 }
 

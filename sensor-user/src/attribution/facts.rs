@@ -27,12 +27,6 @@ pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(until_nul(bytes)).into_owned()
 }
 
-/// Which of a volume's files has this name; `None` for all others.
-pub(super) fn token_file(record: &OpenRecord) -> Option<TokenFile> {
-    let name = until_nul(&record.file_name);
-    TokenFile::ALL.into_iter().find(|file| file.name().as_bytes() == name)
-}
-
 /// Whether nothing can be read through the descriptor (`O_ACCMODE` is `O_WRONLY`).
 pub(super) fn is_write_only(record: &OpenRecord) -> bool {
     record.open_flags & 0o3 == 0o1

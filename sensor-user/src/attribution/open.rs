@@ -75,7 +75,7 @@ impl TokenFile {
     /// All of them.
     pub const ALL: [Self; 2] = [Self::Token, Self::CaCert];
 
-    /// Its name in a volume.
+    /// Its usual name in a volume.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Token => "token",
@@ -183,9 +183,18 @@ pub struct TokenOpen {
     pub route: String,
     /// Facts that could not be read.
     pub degraded: Vec<String>,
+    /// Opens of the same file by the same process, each within a second of one that was told, for
+    /// which this one stands as well.
+    #[serde(default)]
+    pub repeats: u64,
 }
 
 impl TokenOpen {
+    /// How many opens it stands for.
+    pub fn count(&self) -> u64 {
+        self.repeats.saturating_add(1)
+    }
+
     /// ECS `process.interactive`.
     pub fn interactive(&self) -> bool {
         self.grade == Grade::Interactive
@@ -228,6 +237,7 @@ impl TokenOpen {
             cgroup: "/kubepods".into(),
             route: "exit".into(),
             degraded: Vec::new(),
+            repeats: 0,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The pods of this node, as the Kubernetes API describes them: names, containers, owner, addresses,
-//! probes. A plain table: `watch` tells what changed, the engine applies it, attribution and alerts
+//! probes, projected volumes. A plain table: `watch` tells what changed, the engine applies it, attribution and alerts
 //! look up.
 //!
 //! Nothing waits for it. Correlation runs on uids that the kernel knows; what is not (yet) in here
@@ -17,10 +17,12 @@ use crate::time::Micros;
 mod hook;
 mod metrics;
 mod object;
+mod projected;
 pub mod watch;
 
 pub use hook::Hook;
 pub use metrics::PodMetrics;
+pub use projected::{Projected, ProjectedFile};
 
 /// How long a deleted pod can still be looked up: an alert may be about what it did last.
 const KEPT_AFTER_DELETION: Micros = Micros::from_secs(15 * 60);
@@ -60,6 +62,9 @@ pub struct Pod {
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// Its containers, of all kinds.
     pub containers: Vec<Container>,
+    /// Its projected volumes. Not recorded: which file was opened is.
+    #[serde(skip)]
+    pub projected: Vec<Projected>,
 }
 
 /// The controller that made a pod.
@@ -260,6 +265,11 @@ impl PodIndex {
             .any(|container| container.hooks.iter().any(|hook| hook.is(command)))
     }
 
+    /// What the spec of a pod says of its volume of this name, if that is a projected one.
+    pub fn projected(&self, pod_uid: &str, volume: &str) -> Option<&Projected> {
+        self.pod(pod_uid)?.projected.iter().find(|it| *it.name == *volume)
+    }
+
     fn put(&mut self, pod: Pod) {
         let bytes = pod.bytes();
         self.remove(&pod.uid);
@@ -332,6 +342,7 @@ impl Pod {
         size_of::<Self>()
             + texts.map(|text| text.len() + size_of::<Box<str>>()).sum::<usize>()
             + self.containers.iter().map(Container::bytes).sum::<usize>()
+            + self.projected.iter().map(Projected::bytes).sum::<usize>()
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
         CONTAINER, Node, OTHER_POD, OWN, PIPE, POD, PTS, PTY, TICK, ancestor, cgroup_names,
         cgroup_of, exec_record, name, names, record,
     },
-    pods::{ContainerKind, Pod, PodChange},
+    pods::{ContainerKind, Pod, PodChange, Projected, ProjectedFile},
     *,
 };
 
@@ -149,6 +149,44 @@ fn a_hard_link_to_the_token_is_the_token_by_another_name() {
     // Inode numbers are a volume's own.
     let elsewhere = OpenRecord { s_dev: 4_000, ..link(inode("token")) };
     assert_eq!(grade(&node, &elsewhere), Err(Ignored::OtherFile));
+}
+
+#[test]
+fn what_the_pods_spec_calls_a_token_is_one_and_nothing_else() {
+    let node = Node::new();
+    let index = |files: &[(&str, Option<TokenFile>)]| {
+        let files =
+            files.iter().map(|(path, file)| ProjectedFile { path: (*path).into(), file: *file });
+        let name = "kube-api-access-x2v9d".into();
+        let projected = vec![Projected { name, files: files.collect(), has_secret: false }];
+        let pod = Pod { uid: POD.into(), projected, ..Pod::default() };
+        let mut pods = PodIndex::default();
+        pods.apply(PodChange::Present(Box::new(pod)), TIMES.time);
+        pods
+    };
+    let beside = index(&[("token", None), ("a/b/tok", Some(TokenFile::Token))]);
+    let others = index(&[("token", None)]);
+    let nested = OpenRecord { file_name: name("tok"), parent_name: name("b"), ..record() };
+    // Of another file system, mounted where tokens are: nothing is known of it.
+    let unknown = OpenRecord { s_dev: 4_000, ..record() };
+    for (pods, record, expected) in [
+        (&beside, &nested, Ok(TokenFile::Token)),
+        (&beside, &record(), Err(Ignored::OtherFile)),
+        (&others, &record(), Err(Ignored::NotServiceAccountVolume)),
+        (&others, &nested, Err(Ignored::NotServiceAccountVolume)),
+        (&others, &unknown, Ok(TokenFile::Token)),
+        (&PodIndex::default(), &record(), Ok(TokenFile::Token)),
+        (&PodIndex::default(), &nested, Err(Ignored::OtherFile)),
+    ] {
+        let open = node.attributor().attribute(record, TIMES, pods);
+        assert_eq!(open.map(|open| open.file), expected);
+    }
+    let open = node.attributor().attribute(&nested, TIMES, &beside).unwrap();
+    assert_eq!(
+        open.path, "/var/run/secrets/kubernetes.io/serviceaccount/token",
+        "as rules know it"
+    );
+    assert!(open.raw_path.ends_with("/b/tok"), "{}", open.raw_path);
 }
 
 #[test]
@@ -492,6 +530,7 @@ fn opens_and_ignored_records_are_counted_by_kind() {
     for record in [record(), exec_record(), OpenRecord { tgid: OWN, ..record() }] {
         let _ = attributor.attribute(&record, TIMES, &PodIndex::default());
     }
+    attributor.take_changed_devices(&PodIndex::default()).unwrap();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     for line in [

@@ -15,17 +15,20 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokentrail_ebpf::OpenRecord;
 
+use self::files::Looks;
 use super::{
     TokenFile,
     metrics::{AttributionMetrics, Refresh},
+    pods::{PodIndex, Projected},
 };
 use crate::time::Micros;
 
+mod files;
+
 /// Readings of mountinfo in a second at most: a churn of mounts must not keep the agent busy.
 const REFRESHES_PER_SECOND: u32 = 10;
-/// Entries of a volume's directory looked at; a token volume has a handful.
-const MAX_ENTRIES: usize = 256;
 /// Bits of a minor number in the kernel's device numbers (`MINORBITS`).
 const MINOR_BITS: u32 = 20;
 
@@ -59,6 +62,28 @@ pub struct Volume {
     pub kind: VolumeKind,
 }
 
+/// A volume with what is known of it.
+#[derive(Debug)]
+struct Mounted {
+    volume: Volume,
+    /// Where its files are.
+    directory: PathBuf,
+    /// When it was last looked at; at mount time it is still empty.
+    looks: Looks,
+}
+
+impl Mounted {
+    /// What its pod's spec says of it.
+    fn spec<'a>(&self, pods: &'a PodIndex) -> Option<&'a Projected> {
+        let of_spec = self.volume.kind == VolumeKind::Projected;
+        of_spec.then(|| pods.projected(&self.volume.pod_uid, &self.volume.name)).flatten()
+    }
+
+    fn holds_token(&self, pods: &PodIndex) -> bool {
+        files::holds_token(self.volume.kind, self.spec(pods), self.looks)
+    }
+}
+
 /// Why the mounts could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -70,7 +95,7 @@ pub struct VolumesError {
     source: io::Error,
 }
 
-/// The service-account volumes of this node.
+/// The volumes of this node's pods that may be of a service account.
 #[derive(Debug)]
 pub struct VolumeMap {
     kubelet_roots: Vec<PathBuf>,
@@ -81,12 +106,13 @@ pub struct VolumeMap {
     /// Whether `mountinfo` is the kernel's, which tells of changes; a saved copy does not.
     watched: bool,
     stale: bool,
-    volumes: HashMap<u32, (Volume, PathBuf)>,
-    /// Volumes of the kubelet without a token *so far*: at mount time they are still empty.
-    others: HashMap<u32, (Volume, PathBuf)>,
-    /// Uids of the pods of both.
+    volumes: HashMap<u32, Mounted>,
+    /// Uids of their pods.
     pods: HashSet<String>,
-    devices_changed: bool,
+    /// Those that hold a token, when they were last asked for.
+    devices: Option<HashSet<u32>>,
+    /// Whether that may have changed since.
+    devices_in_doubt: bool,
     /// How many more times [`keep_up`](Self::keep_up) reads although no mount changed.
     settling: u8,
     limit: RateLimit,
@@ -108,9 +134,9 @@ impl VolumeMap {
             watched,
             stale: false,
             volumes: HashMap::new(),
-            others: HashMap::new(),
             pods: HashSet::new(),
-            devices_changed: true,
+            devices: None,
+            devices_in_doubt: true,
             settling: 0,
             limit: RateLimit::default(),
             metrics,
@@ -132,30 +158,35 @@ impl VolumeMap {
         &self.process
     }
 
-    /// The volume on device `s_dev` (kernel encoding). Mounts are read again first if they changed
-    /// since: superblock numbers are reused, an old entry would name the wrong pod.
-    pub fn lookup(&mut self, s_dev: u32, now: Micros) -> Option<&Volume> {
+    /// The service-account volume on device `s_dev` (kernel encoding). Mounts are read again first if
+    /// they changed since: superblock numbers are reused, an old entry would name the wrong pod.
+    pub fn lookup(&mut self, s_dev: u32, now: Micros, pods: &PodIndex) -> Option<&Volume> {
         // A copy of mountinfo never tells that it changed: look whenever it might help.
-        let missed = !self.volumes.contains_key(&s_dev) && !self.others.contains_key(&s_dev);
+        let missed = !self.volumes.contains_key(&s_dev);
         self.freshen(missed && !self.watched, now);
-        if let Some((volume, directory)) = self.others.get(&s_dev)
-            && holds_token(volume.kind, directory)
-        {
-            self.volumes.insert(s_dev, (volume.clone(), directory.clone()));
-            self.others.remove(&s_dev);
-            self.devices_changed = true;
-            self.metrics.volumes(self.volumes.len());
+        let mounted = self.volumes.get_mut(&s_dev)?;
+        if !mounted.holds_token(pods) {
+            mounted.looks = Looks::of(&mounted.directory);
+            if !mounted.holds_token(pods) {
+                return None;
+            }
+            self.devices_in_doubt = true;
         }
-        self.volumes.get(&s_dev).map(|(volume, _)| volume)
+        Some(&mounted.volume)
     }
 
-    /// Which file of the volume on `s_dev` has this inode: one that was opened by another name is a
-    /// hard link.
-    pub fn linked_file(&self, s_dev: u32, inode: u64) -> Option<TokenFile> {
-        let (_, directory) = self.volumes.get(&s_dev)?;
-        TokenFile::ALL.into_iter().find(|file| {
-            fs::metadata(directory.join(file.name())).is_ok_and(|found| found.ino() == inode)
-        })
+    /// Whether the volume on `s_dev` has no token for the API server by its pod's spec.
+    pub fn is_without_token(&self, s_dev: u32, pods: &PodIndex) -> bool {
+        let mounted = self.volumes.get(&s_dev);
+        mounted.is_some_and(|it| it.spec(pods).is_some() && !it.holds_token(pods))
+    }
+
+    /// Which file was opened, of a volume that [`lookup`](Self::lookup) knows or of one that is nowhere
+    /// known; `None`: none that counts.
+    pub fn opened_file(&self, record: &OpenRecord, pods: &PodIndex) -> Option<TokenFile> {
+        let mounted = self.volumes.get(&record.s_dev);
+        let spec = mounted.and_then(|it| it.spec(pods));
+        files::opened_file(record, spec, mounted.map(|it| it.directory.as_path()))
     }
 
     /// Reads the mounts again if they changed, or may have. Whether they are known as they are now.
@@ -187,6 +218,8 @@ impl VolumeMap {
     /// Reads the mounts again if they changed, and twice more afterwards: the kubelet mounts a
     /// volume first and writes its files then. To be called about once a second.
     pub fn keep_up(&mut self) -> Result<(), VolumesError> {
+        // Pods may have become known.
+        self.devices_in_doubt = true;
         if !self.changed() && !self.stale {
             if self.settling == 0 {
                 return Ok(());
@@ -204,34 +237,37 @@ impl VolumeMap {
             self.metrics.refreshed(Refresh::Failed);
             VolumesError { path: self.process.join("mountinfo"), source }
         })?;
-        let old: HashSet<u32> = self.devices().collect();
         self.volumes.clear();
-        self.others.clear();
         self.pods.clear();
         for mount in parse_mountinfo(&text, &self.kubelet_roots) {
             let directory = mount.directory(&self.process);
+            let looks = Looks::of(&directory);
             self.pods.insert(mount.volume.pod_uid.clone());
-            if holds_token(mount.volume.kind, &directory) {
-                self.volumes.insert(mount.s_dev, (mount.volume, directory));
-            } else {
-                self.others.insert(mount.s_dev, (mount.volume, directory));
-            }
+            self.volumes.insert(mount.s_dev, Mounted { volume: mount.volume, directory, looks });
         }
         self.stale = false;
-        self.devices_changed |= old != self.devices().collect();
+        self.devices_in_doubt = true;
         self.metrics.refreshed(Refresh::Read);
-        self.metrics.volumes(self.volumes.len());
         Ok(())
     }
 
     /// `s_dev` of each service-account volume, kernel encoding.
-    pub fn devices(&self) -> impl Iterator<Item = u32> {
-        self.volumes.keys().copied()
+    pub fn devices(&self, pods: &PodIndex) -> impl Iterator<Item = u32> {
+        let volumes = self.volumes.iter();
+        volumes.filter(|(_, mounted)| mounted.holds_token(pods)).map(|(s_dev, _)| *s_dev)
     }
 
     /// The devices, if they changed since this was last asked (at first: all of them).
-    pub fn take_changed_devices(&mut self) -> Option<Vec<u32>> {
-        std::mem::take(&mut self.devices_changed).then(|| self.devices().collect())
+    pub fn take_changed_devices(&mut self, pods: &PodIndex) -> Option<Vec<u32>> {
+        if !std::mem::take(&mut self.devices_in_doubt) {
+            return None;
+        }
+        let devices: HashSet<u32> = self.devices(pods).collect();
+        self.metrics.volumes(devices.len());
+        if self.devices.as_ref() == Some(&devices) {
+            return None;
+        }
+        Some(self.devices.insert(devices).iter().copied().collect())
     }
 
     /// Whether mounts changed since this was last asked (`mounts_poll` in the kernel). Whoever asks,
@@ -260,22 +296,6 @@ fn open_mountinfo(process: &Path) -> Result<(File, bool), VolumesError> {
     let watched = rustix::fs::fstatfs(&file)
         .is_ok_and(|filesystem| filesystem.f_type == rustix::fs::PROC_SUPER_MAGIC);
     Ok((file, watched))
-}
-
-/// Whether a volume holds a service-account token, by the names in it.
-fn holds_token(kind: VolumeKind, directory: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(directory) else {
-        // A projected volume nearly always holds a token. A Secret rarely does: without its names
-        // an application's certificate would pass for one.
-        return kind == VolumeKind::Projected;
-    };
-    let names: HashSet<OsString> =
-        entries.take(MAX_ENTRIES).filter_map(|entry| Some(entry.ok()?.file_name())).collect();
-    let holds = |name: &str| names.contains(OsStr::new(name));
-    match kind {
-        VolumeKind::Projected => holds("token"),
-        VolumeKind::Secret => holds("token") && holds("ca.crt") && holds("namespace"),
-    }
 }
 
 /// A kubelet's tmpfs in mountinfo.

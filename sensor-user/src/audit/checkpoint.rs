@@ -24,7 +24,7 @@ const VERSION: u32 = 1;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// How far a file has been read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Device of the file.
     pub device: u64,
@@ -39,6 +39,9 @@ pub struct Position {
     /// Time of its last write as of now: what was written later has not been read.
     #[serde(default)]
     pub modified: Option<SystemTime>,
+    /// Where it is, behind symbolic links, which may be switched. `None` too if that is no text.
+    #[serde(default)]
+    pub path: Option<String>,
 }
 
 /// Why positions cannot be kept.
@@ -130,12 +133,12 @@ impl Checkpoints {
 
     /// Where to go on with a source.
     pub fn position(&self, path: &Path) -> Option<Position> {
-        self.saved.sources.get(&*path.to_string_lossy()).copied()
+        self.saved.sources.get(&*path.to_string_lossy()).cloned()
     }
 
     /// Notes how far a source is done with; in memory until [`Self::flush`].
     pub fn advance(&mut self, path: &Path, position: Position) {
-        if self.position(path) != Some(position) {
+        if self.position(path).as_ref() != Some(&position) {
             self.saved.sources.insert(path.to_string_lossy().into_owned(), position);
             self.changed = true;
         }
@@ -204,6 +207,7 @@ mod tests {
             offset,
             first_line: Some(u64::MAX),
             modified: Some(SystemTime::UNIX_EPOCH),
+            path: Some("/data/audit.log".to_owned()),
         }
     }
 
@@ -268,8 +272,14 @@ mod tests {
             r#"{"version":1,"sources":{"/a":{"device":1,"inode":2,"offset":3,"print":"x"}}}"#;
         fs::write(dir.path().join("audit-checkpoints.json"), content).unwrap();
         let checkpoints = Checkpoints::open(dir.path()).unwrap();
-        let expected =
-            Position { device: 1, inode: 2, offset: 3, first_line: None, modified: None };
+        let expected = Position {
+            device: 1,
+            inode: 2,
+            offset: 3,
+            first_line: None,
+            modified: None,
+            path: None,
+        };
         assert_eq!(checkpoints.position(Path::new("/a")), Some(expected));
     }
 

@@ -6,7 +6,7 @@
 //! literally, or an escape that could decode to a part of them. Pure; called by the sources and by
 //! `replay`.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, str, sync::LazyLock};
+use std::{borrow::Cow, fmt, net::IpAddr, str, sync::LazyLock};
 
 use memchr::{
     memchr_iter, memchr2,
@@ -16,9 +16,12 @@ use serde::Deserialize;
 
 use super::{
     AuditRecord, BadLine, NODE_NAME, ObjectRef, POD_NAME, POD_UID, ResponseStatus, SERVICE_ACCOUNT,
-    Stage, User, canary,
+    Stage, Unique, User, canary,
 };
-use crate::{redact::redact, time::Micros};
+use crate::{
+    redact::{redact, redact_name},
+    time::Micros,
+};
 
 /// Which events are of use to the caller.
 #[derive(Clone, Copy, Debug)]
@@ -372,14 +375,18 @@ struct Event {
     response_status: Option<ResponseStatus>,
     request_received_timestamp: Option<String>,
     stage_timestamp: Option<String>,
-    annotations: Option<BTreeMap<String, Option<String>>>,
+    annotations: Option<Unique<Option<String>>>,
 }
 
 /// What is kept of one text, bytes: a URI may take most of a line, and records are stored.
 const MAX_TEXT: usize = 4 << 10;
 
 /// Text that a client chose, without what looks like a secret: records are stored.
-fn clean(mut text: String) -> String {
+fn clean(text: String) -> String {
+    clean_by(redact, text)
+}
+
+fn clean_by(redact: fn(&str) -> Cow<'_, str>, mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT));
     match redact(&text) {
         Cow::Borrowed(_) => text,
@@ -387,25 +394,24 @@ fn clean(mut text: String) -> String {
     }
 }
 
-fn clean_user(user: User) -> User {
-    let User { username, uid, groups, extra } = user;
-    let values = |values: Vec<String>| values.into_iter().map(clean).collect();
-    User {
-        username: if is_account(&username) { username } else { clean(username) },
-        uid: clean(uid),
-        groups: values(groups),
-        extra: extra.into_iter().map(|(key, list)| (clean(key), values(list))).collect(),
+/// An address in the one form in which it is compared: an IPv4 address may be given as an IPv6 one.
+fn clean_address(text: String) -> String {
+    match text.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().to_string(),
+        Err(_) => clean(text),
     }
 }
 
-/// Whether a name is a service account's as Kubernetes makes it: `…:vault-token:x` is no secret, and
-/// who it is must not be changed.
-fn is_account(username: &str) -> bool {
-    username.len() <= MAX_TEXT
-        && username.strip_prefix(SERVICE_ACCOUNT).is_some_and(|name| {
-            let allowed = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit();
-            name.bytes().all(|it| allowed(it) || b"-.:".contains(&it))
-        })
+fn clean_user(user: User) -> User {
+    let User { username, uid, groups, extra } = user;
+    let values = |values: Vec<String>| values.into_iter().map(clean).collect();
+    let name = |name| clean_by(redact_name, name);
+    User {
+        username: name(username),
+        uid: clean(uid),
+        groups: groups.into_iter().map(name).collect(),
+        extra: extra.into_iter().map(|(key, list)| (clean(key), values(list))).collect(),
+    }
 }
 
 fn clean_status(status: ResponseStatus) -> ResponseStatus {
@@ -466,7 +472,7 @@ pub fn decode(line: &[u8], interest: &Interest<'_>) -> Result<Option<AuditRecord
         verb: clean(event.verb.unwrap_or_default()),
         user: clean_user(user),
         impersonated_user: event.impersonated_user.map(clean_user),
-        source_ips: event.source_ips.unwrap_or_default().into_iter().map(clean).collect(),
+        source_ips: event.source_ips.unwrap_or_default().into_iter().map(clean_address).collect(),
         user_agent: event.user_agent.map(clean),
         object_ref: object_ref.map(clean_object),
         response_status: event.response_status.map(clean_status),
@@ -475,6 +481,7 @@ pub fn decode(line: &[u8], interest: &Interest<'_>) -> Result<Option<AuditRecord
         annotations: event
             .annotations
             .unwrap_or_default()
+            .0
             .into_iter()
             .map(|(key, value)| (clean(key), clean(value.unwrap_or_default())))
             .collect(),

@@ -329,11 +329,11 @@ impl Tail {
             lines,
             records: Vec::new(),
             newest_stage,
-            position: Some(position),
+            position: Some(position.clone()),
             acknowledge: None,
         };
         self.sender.send(batch).await.map_err(|_| Closed)?;
-        self.reported = Some(position);
+        self.reported = Some(position.clone());
         self.reported_at = Instant::now();
         self.status.send_modify(|status| {
             status.newest_stage = newest_stage;

@@ -1,7 +1,10 @@
 //! `tokentrail check`: whether `run` with the same options would work here. It changes nothing; a
 //! warning is what `run` would go on without.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use super::{Exit, configure, rules::now, tell};
 use crate::{
@@ -32,6 +35,7 @@ pub fn execute(args: RunArgs) -> Exit {
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
     let canary::Proof { access, warnings } = canary::prove(&config);
     let others: Vec<Finding> = files::look(&config).into_iter().chain(access).collect();
+    let pins = config.sensor().pin_dir.as_deref().map(pins);
     let doubts = doubts(&config, rules.current());
     let mut output = io::stdout().lock();
     let mut print = |findings: &[Finding], otherwise: &str| {
@@ -42,6 +46,7 @@ pub fn execute(args: RunArgs) -> Exit {
     };
     let printed = print(&kernel, "MISSING")
         .and_then(|()| print(&others, "MISSING"))
+        .and_then(|()| print(pins.as_slice(), "WARNING"))
         .and_then(|()| print(&warnings, "WARNING"))
         .and_then(|()| {
             doubts
@@ -59,6 +64,12 @@ pub fn execute(args: RunArgs) -> Exit {
     } else {
         Exit::Done
     }
+}
+
+/// Whether what is attached would outlive the agent; `run` goes on without.
+fn pins(directory: &Path) -> Finding {
+    let found = kernel::pins::look(directory).map_err(|error| error.to_string());
+    Finding { what: "pin directory", ok: found.is_ok(), detail: found.unwrap_or_else(|why| why) }
 }
 
 /// What deserves a second look in the rules file; no reason not to run.

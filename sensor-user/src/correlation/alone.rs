@@ -15,6 +15,7 @@ use crate::{
     attribution::{Grade, TokenFile, TokenOpen},
     audit::AuditRecord,
     rules::{RequestKind, catalogue::RuleId, rulebook::Rulebook, token_request},
+    time::Micros,
 };
 
 impl<J: Journal> Correlator<J> {
@@ -45,8 +46,8 @@ impl<J: Journal> Correlator<J> {
             return false;
         }
         let time = open.open.time;
+        let (key, crowded) = self.key(rule, key, time);
         let hourly = self.hourly(rule);
-        let key = hourly.key(key, time);
         if let Some(standing) = hourly.find(&key, time) {
             standing.story.add_open(open);
             return standing.story.open_count() <= JOURNALLED;
@@ -62,9 +63,19 @@ impl<J: Journal> Correlator<J> {
         if rule == RuleId::TokenRead {
             story.set_early();
         }
+        story.set_crowded(crowded);
         findings.push(story.alert());
         self.hourly(rule).begin(key, time, story, findings);
         true
+    }
+
+    /// The key by which an event is joined, and whether its owner has too many for one of its own.
+    fn key(&mut self, rule: RuleId, own: Key, time: Micros) -> (Key, bool) {
+        let is_of_owner = own.rest.is_empty();
+        let key = self.hourly(rule).key(own, time);
+        let crowded = key.rest.is_empty() && !is_of_owner;
+        self.losses.crowded += u64::from(crowded);
+        (key, crowded)
     }
 
     pub(super) fn hourly(&mut self, rule: RuleId) -> &mut Hourly {
@@ -137,7 +148,7 @@ impl<J: Journal> Correlator<J> {
             return false;
         }
         let share = self.share();
-        let key = self.hourly(rule).key(key, request.time);
+        let (key, crowded) = self.key(rule, key, request.time);
         if let Some(standing) = self.hourly(rule).find(&key, request.time) {
             let attached = standing.story.attach(attached, share);
             let escalation = standing.story.escalation(&attached);
@@ -146,7 +157,8 @@ impl<J: Journal> Correlator<J> {
             return needed;
         }
         let incident_id = ids::request_incident_id(&self.settings.cluster, rule, &key, id, None);
-        let story = Story::begin(rule, incident_id, None, Some(attached));
+        let mut story = Story::begin(rule, incident_id, None, Some(attached));
+        story.set_crowded(crowded);
         findings.push(story.alert());
         self.hourly(rule).begin(key, request.time, story, findings);
         true

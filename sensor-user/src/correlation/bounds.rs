@@ -56,6 +56,11 @@ pub struct Losses {
     pub pods: u64,
     /// Hourly incidents beyond their bound: the oldest was told to have ended.
     pub hourly: u64,
+    /// Requests that were joined with no open, as the pod that they name cannot be their user's.
+    pub false_claims: u64,
+    /// Opens and requests that would have begun an incident without an exposure, or joined one of their
+    /// own, did their maker not have too many: one for all the others tells of them in its summary.
+    pub crowded: u64,
     /// Requests that a summary would have listed, had there been fewer incidents at once.
     pub unlisted: u64,
     /// Requests whose identity was forgotten: a later stage of one counts as a request again.

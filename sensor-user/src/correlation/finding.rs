@@ -167,6 +167,8 @@ pub struct Finding {
     pub open_count: u64,
     /// Whether it is told before the exposure has ended, as that had to give way to others.
     pub early: bool,
+    /// Whether it is the one incident for all that its maker has beyond a bound.
+    pub crowded: bool,
     /// Pods whose token was opened, and how often; only where there may be several.
     pub victims: BTreeMap<String, u64>,
     /// First open or request, wall clock.

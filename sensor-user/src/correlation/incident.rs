@@ -67,7 +67,7 @@ struct Folded {
 
 impl Folded {
     fn add(&mut self, exposure: &Exposure, settings: &Settings) {
-        self.opens += exposure.count;
+        self.opens = self.opens.saturating_add(exposure.count);
         self.note((exposure.start(), exposure.end(settings)));
     }
 
@@ -79,7 +79,7 @@ impl Folded {
     }
 
     fn absorb(&mut self, other: Self) {
-        self.opens += other.opens;
+        self.opens = self.opens.saturating_add(other.opens);
         other.spans.into_iter().for_each(|span| self.note(span));
     }
 
@@ -159,7 +159,7 @@ impl Incident {
                     continue;
                 }
                 until = until.max(exposure.end(settings));
-                opens += exposure.count;
+                opens = opens.saturating_add(exposure.count);
                 self.first = self.first.min(exposure.first_open());
                 for open in exposure.opens() {
                     self.story.cover(open.open.wall);

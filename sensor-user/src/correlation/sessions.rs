@@ -43,6 +43,12 @@ fn wants_terminal(record: &AuditRecord) -> Option<bool> {
     Some(query.split('&').any(|pair| pair == "tty=true" || pair == "tty=1"))
 }
 
+/// Whether nobody got in: the API server would not, or could not.
+fn was_refused(record: &AuditRecord) -> bool {
+    let code = record.response_status.as_ref().and_then(|status| status.code);
+    record.decision() == Some("forbid") || code.is_some_and(|code| code >= 400)
+}
+
 fn pod_of(record: &AuditRecord) -> Option<(&str, &str)> {
     let object = record.object_ref.as_ref().filter(|object| object.is_way_into_pod())?;
     object.namespace.as_deref().zip(object.name.as_deref())
@@ -53,7 +59,7 @@ impl Sessions {
     /// granted and a restart has to know it.
     pub fn note(&mut self, record: &AuditRecord, time: Micros) -> bool {
         let Some((namespace, name)) = pod_of(record) else { return false };
-        if record.allowed() == Some(false) {
+        if was_refused(record) {
             self.forget_refused(record, namespace, name);
             return false;
         }
@@ -117,14 +123,8 @@ impl Sessions {
         };
         let mut fitting: Vec<&Session> = sessions
             .filter(|session| {
-                let refused = session.record.decision() == Some("forbid")
-                    || session
-                        .record
-                        .response_status
-                        .as_ref()
-                        .is_some_and(|status| status.code.is_some_and(|code| code >= 400));
                 let age = open.time - session.time;
-                !refused && -skew_us <= age.0 && age <= settings.session_memory
+                !was_refused(&session.record) && -skew_us <= age.0 && age <= settings.session_memory
             })
             .collect();
         fitting.sort_by_key(|session| {

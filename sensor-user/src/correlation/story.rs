@@ -74,7 +74,10 @@ pub struct Story {
     /// Whether only requests that the workload makes anyway were told.
     own_only: bool,
     open: Option<Arc<Open>>,
+    /// The one that it was told with.
     request: Option<Attached>,
+    /// The one that it is summed up with: of those that are worst, the earliest.
+    worst: Option<Attached>,
     initiators: Vec<Arc<AuditRecord>>,
     requests: BTreeMap<Place, Listed>,
     request_count: u64,
@@ -83,6 +86,7 @@ pub struct Story {
     overtaken: u64,
     open_count: u64,
     early: bool,
+    crowded: bool,
     victims: BTreeMap<String, u64>,
     related: BTreeSet<String>,
     first: Micros,
@@ -109,6 +113,7 @@ impl Story {
             last: times.max().unwrap_or_default(),
             open,
             request: None,
+            worst: None,
             initiators: Vec::new(),
             requests: BTreeMap::new(),
             request_count: 0,
@@ -117,11 +122,13 @@ impl Story {
             overtaken: 0,
             open_count: 0,
             early: false,
+            crowded: false,
             victims: BTreeMap::new(),
             related: BTreeSet::new(),
         };
         if let Some(request) = request {
             story.request = Some(story.attach(request, Share::among(1)));
+            story.worst.clone_from(&story.request);
         }
         if let Some(request) = &story.request {
             story.told = request.band;
@@ -169,7 +176,27 @@ impl Story {
         self.known.insert(place, Known { time, request, address, by_address });
         self.requests.insert(place, self.listed(&attached));
         self.keep_within(share);
+        self.note_worst(&attached);
         attached
+    }
+
+    /// Sums it up with this request, or a later stage of the one that it is summed up with. `true` if that
+    /// is news of the same.
+    fn note_worst(&mut self, attached: &Attached) -> bool {
+        // What was told by an open alone is summed up by that.
+        let Some(worst) = &mut self.worst else { return false };
+        if worst.id == attached.id {
+            worst.band = worst.band.max(attached.band);
+            let later = worst.record.is_before(&attached.record);
+            if later {
+                Arc::make_mut(&mut worst.record).take_outcome(&attached.record);
+            }
+            return later;
+        }
+        if badness(worst) < badness(attached) {
+            *worst = attached.clone();
+        }
+        false
     }
 
     fn listed(&self, attached: &Attached) -> Listed {
@@ -202,11 +229,12 @@ impl Story {
 
     /// Takes an open of this pod's token in.
     pub fn add_open(&mut self, open: &Open) {
-        self.open_count += 1;
+        self.open_count = self.open_count.saturating_add(open.open.count());
         self.cover(open.open.wall);
         let victim = open.open.pod_uid.clone().unwrap_or_default();
         if self.victims.len() < VICTIMS || self.victims.contains_key(&victim) {
-            *self.victims.entry(victim).or_default() += 1;
+            let opens = self.victims.entry(victim).or_default();
+            *opens = opens.saturating_add(open.open.count());
         }
     }
 
@@ -218,6 +246,11 @@ impl Story {
     /// Says that its opens are told before their exposures have ended.
     pub fn set_early(&mut self) {
         self.early = true;
+    }
+
+    /// Says whether it is the one for all that its maker has beyond a bound.
+    pub fn set_crowded(&mut self, crowded: bool) {
+        self.crowded = crowded;
     }
 
     /// Lets it last from or until this time, wall clock.
@@ -236,6 +269,9 @@ impl Story {
             self.open.clone_from(&other.open);
             self.request.clone_from(&other.request);
             self.initiators.clone_from(&other.initiators);
+        }
+        if let Some(others) = &other.worst {
+            self.note_worst(others);
         }
         self.told = self.told.max(other.told);
         self.own_only &= other.own_only;
@@ -273,12 +309,7 @@ impl Story {
             }
             self.requests.insert(place, later);
         }
-        if let Some(first) = self.request.as_mut().filter(|first| first.id == id)
-            && first.record.is_before(&attached.record)
-        {
-            Arc::make_mut(&mut first.record).take_outcome(&attached.record);
-            is_news = true;
-        }
+        is_news |= self.note_worst(&attached);
         Some((attached, is_news))
     }
 
@@ -300,7 +331,7 @@ impl Story {
 
     /// What is told when it has ended.
     pub fn summary(&self) -> Finding {
-        self.tell(Kind::Incident, self.request.clone())
+        self.tell(Kind::Incident, self.worst.clone())
     }
 
     fn tell(&self, kind: Kind, request: Option<Attached>) -> Finding {
@@ -320,9 +351,20 @@ impl Story {
             overtaken: self.overtaken,
             open_count: self.open_count,
             early: self.early,
+            crowded: self.crowded,
             victims: self.victims.clone(),
             first: self.first,
             last: self.last,
         }
     }
+}
+
+/// What of two requests the worse one has more of.
+fn badness(request: &Attached) -> (Band, u8, Reverse<Place>) {
+    let kind = match request.request {
+        RequestKind::Own => 0,
+        RequestKind::Unknown => 1,
+        RequestKind::New => 2,
+    };
+    (request.band, kind, Reverse((request.record.request_received_timestamp, request.id)))
 }

@@ -18,6 +18,7 @@ use crate::{
 mod foreign;
 mod given_up;
 mod habits;
+mod identity;
 mod order;
 mod rules;
 mod stages;
@@ -162,6 +163,20 @@ fn one_incident_is_one_alert_and_one_summary_that_counts_everything() {
     assert_ne!(summaries[0].event_id, scene.alerts()[0].event_id);
     assert_eq!((summaries[0].first, summaries[0].last), (at(100.0), at(104.0)));
     assert_eq!(scene.correlator.held(), Held::default(), "nothing is left");
+}
+
+#[test]
+fn an_open_that_stands_for_its_repeats_counts_as_many_as_they_are() {
+    let mut scene = scene();
+    let repeated = |seconds, repeats| {
+        let mut open = open(seconds);
+        open.open.repeats = repeats;
+        open
+    };
+    scene.open(open(100.0)).open(repeated(101.0, 299_999)).request(request(101.5, "a"));
+    assert_eq!(scene.alerts()[0].open_count, 300_001);
+    scene.open(repeated(102.0, u64::MAX)).until(400.0);
+    assert_eq!(scene.summaries()[0].open_count, u64::MAX, "a recording may say anything");
 }
 
 #[test]

@@ -30,13 +30,14 @@ pub struct Exposure {
 impl Exposure {
     /// An exposure that starts with this open.
     pub fn new(open: Arc<Open>) -> Self {
+        let count = open.open.count();
         Self {
             boot_id: open.boot_id.clone(),
             entry: open.open.entry.key,
             read: Some(Arc::clone(&open)).filter(|open| token_access::is_token_read(&open.open)),
             first: open,
             newest: VecDeque::new(),
-            count: 1,
+            count,
         }
     }
 
@@ -59,13 +60,15 @@ impl Exposure {
         // it is over, the next open begins another one, which must not reach back into it.
         if only_new && time > self.first_open() + settings.longest_tail {
             let counts = time - Micros(open.skew_us) <= self.end(settings);
-            self.count += u64::from(counts);
+            if counts {
+                self.count = self.count.saturating_add(open.open.count());
+            }
             return counts;
         }
         if time > self.end(settings) {
             return false;
         }
-        self.count += 1;
+        self.count = self.count.saturating_add(open.open.count());
         let open = Arc::clone(open);
         if token_access::is_token_read(&open.open)
             && self.read.as_ref().is_none_or(|read| time < read.open.time)

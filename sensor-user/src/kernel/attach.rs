@@ -3,14 +3,18 @@
 //! Nothing is decided by kernel version: a route is what loads, attaches and then reports the
 //! canary. This file does the first two and says why not; `kernel` goes through the table.
 
-use std::{error::Error, path::Path};
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     maps::MapError,
+    pin::PinError,
     programs::{
-        FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, fexit::FExitLink,
-        kprobe::KProbeLink, raw_trace_point::RawTracePointLink, trace_point::TracePointLink,
+        FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, kprobe::KProbeLink,
+        links::FdLink, trace_point::TracePointLink,
     },
 };
 use rustix::{
@@ -118,13 +122,55 @@ pub(super) const ROUTES: [Plan; 3] = [
     },
 ];
 
-/// What keeps a program attached: dropping it detaches.
-#[expect(dead_code, reason = "held for their drop")]
-pub(super) enum Link {
-    Fexit(FExitLink),
-    Kprobe(KProbeLink),
-    Tracepoint(TracePointLink),
-    RawTracepoint(RawTracePointLink),
+/// What keeps a program attached: dropping it detaches, unless it was pinned.
+pub(super) struct Link {
+    /// The hook.
+    hook: &'static str,
+    /// `None` after a pin that failed.
+    attachment: Option<Attachment>,
+}
+
+enum Attachment {
+    Pinnable(FdLink),
+    /// Through a perf event, which is no link before Linux 5.15.
+    /// <https://github.com/torvalds/linux/commit/b89fbfbb854c9afc3047e8273cc3a694650b802e>
+    Perf(#[expect(dead_code, reason = "held for its drop")] PerfLink),
+}
+
+enum PerfLink {
+    Kprobe(#[expect(dead_code, reason = "held for its drop")] KProbeLink),
+    Tracepoint(#[expect(dead_code, reason = "held for its drop")] TracePointLink),
+}
+
+impl Link {
+    fn pinnable(hook: &'static str, link: FdLink) -> Self {
+        Self { hook, attachment: Some(Attachment::Pinnable(link)) }
+    }
+
+    fn perf(hook: &'static str, link: PerfLink) -> Self {
+        Self { hook, attachment: Some(Attachment::Perf(link)) }
+    }
+
+    /// The hook.
+    pub(super) fn hook(&self) -> &'static str {
+        self.hook
+    }
+
+    /// Keeps the program attached for as long as this path is there; `false` where the kernel cannot.
+    /// After an error it is not attached any more.
+    pub(super) fn pin(&mut self, path: &Path) -> Result<bool, PinError> {
+        match self.attachment.take() {
+            Some(Attachment::Pinnable(link)) => {
+                let pinned = link.pin(path)?;
+                self.attachment = Some(Attachment::Pinnable(pinned.into()));
+                Ok(true)
+            }
+            other => {
+                self.attachment = other;
+                Ok(false)
+            }
+        }
+    }
 }
 
 /// An attached route.
@@ -134,9 +180,19 @@ pub(super) struct Attached {
     pub(super) blind: Vec<String>,
 }
 
-/// Parses the object, creates its maps and relocates its programs; loads none of them.
-pub(super) fn load(object: &[u8], offsets: &Offsets, log_level: u8) -> Result<Ebpf, EbpfError> {
-    EbpfLoader::new()
+/// Parses the object, creates its maps, but for those that are pinned at these paths, and relocates its
+/// programs; loads none of them.
+pub(super) fn load(
+    object: &[u8],
+    offsets: &Offsets,
+    log_level: u8,
+    pinned: &[(&'static str, PathBuf)],
+) -> Result<Ebpf, EbpfError> {
+    let mut loader = EbpfLoader::new();
+    for (name, path) in pinned {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader
         // The object has no relocations against kernel types, and parsing them costs memory.
         .btf(None)
         .override_global(names::OFFSETS, offsets.as_bytes(), true)
@@ -180,7 +236,11 @@ pub(super) fn compat(ebpf: &mut Ebpf) -> Attached {
     }
 }
 
-fn raw_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &str) -> Result<Link, String> {
+pub(super) fn raw_tracepoint(
+    ebpf: &mut Ebpf,
+    name: &str,
+    tracepoint: &'static str,
+) -> Result<Link, String> {
     let program =
         ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
     let program: &mut RawTracePoint =
@@ -188,7 +248,7 @@ fn raw_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &str) -> Result<Link,
     program.load().map_err(|error| refusal("load", &error))?;
     let link = program.attach(tracepoint).map_err(|error| refusal("attach", &error))?;
     let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
-    Ok(Link::RawTracepoint(link))
+    Ok(Link::pinnable(tracepoint, link.into()))
 }
 
 impl Plan {
@@ -232,22 +292,43 @@ impl Hook {
     }
 }
 
-fn fexit(program: &mut Program, function: &str, btf: Option<&Path>) -> Result<Attached, String> {
+fn fexit(
+    program: &mut Program,
+    function: &'static str,
+    btf: Option<&Path>,
+) -> Result<Attached, String> {
     let btf = Btf::parse_file(btf.unwrap_or(Path::new(KERNEL_BTF)), Endianness::default())
         .map_err(|error| reason("reading BTF", &error))?;
     let program: &mut FExit = program.try_into().map_err(|error| refusal("load", &error))?;
     program.load(function, &btf).map_err(|error| refusal("load", &error))?;
     let link = program.attach().map_err(|error| refusal("attach", &error))?;
     let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
-    Ok(Attached { links: vec![Link::Fexit(link)], blind: Vec::new() })
+    Ok(Attached { links: vec![Link::pinnable(function, link.into())], blind: Vec::new() })
 }
 
-fn kprobe(program: &mut Program, function: &str) -> Result<Attached, String> {
+fn kprobe(program: &mut Program, function: &'static str) -> Result<Attached, String> {
     let program: &mut KProbe = program.try_into().map_err(|error| refusal("load", &error))?;
     load_once(program.load())?;
-    let link = program.attach(function, 0).map_err(|error| refusal("attach", &error))?;
-    let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
-    Ok(Attached { links: vec![Link::Kprobe(link)], blind: Vec::new() })
+    let attach = || program.attach(function, 0).and_then(|link| program.take_link(link));
+    let link = perf(function, attach, PerfLink::Kprobe);
+    let link = link.map_err(|error| refusal("attach", &error))?;
+    Ok(Attached { links: vec![link], blind: Vec::new() })
+}
+
+/// Attaches through a perf event. Asking a link whether it can be pinned uses up one that cannot, which
+/// is then attached once more.
+fn perf<L>(
+    hook: &'static str,
+    mut attach: impl FnMut() -> Result<L, ProgramError>,
+    keep: impl Fn(L) -> PerfLink,
+) -> Result<Link, ProgramError>
+where
+    FdLink: TryFrom<L>,
+{
+    match FdLink::try_from(attach()?) {
+        Ok(link) => Ok(Link::pinnable(hook, link)),
+        Err(_) => Ok(Link::perf(hook, keep(attach()?))),
+    }
 }
 
 /// One program may have two hooks.
@@ -260,16 +341,16 @@ fn load_once(loaded: Result<(), ProgramError>) -> Result<(), String> {
 
 fn exits(
     program: &mut Program,
-    tracepoints: &[(&str, &str, Option<&str>)],
+    tracepoints: &[(&'static str, &'static str, Option<&str>)],
 ) -> Result<Attached, String> {
     ensure_tracefs()?;
     let program: &mut TracePoint = program.try_into().map_err(|error| refusal("load", &error))?;
     program.load().map_err(|error| refusal("load", &error))?;
     let mut attached = Attached { links: Vec::new(), blind: Vec::new() };
     for (category, name, missed) in tracepoints {
-        let link = program.attach(category, name).and_then(|link| program.take_link(link));
-        match (link, missed) {
-            (Ok(link), _) => attached.links.push(Link::Tracepoint(link)),
+        let attach = || program.attach(category, name).and_then(|link| program.take_link(link));
+        match (perf(name, attach, PerfLink::Tracepoint), missed) {
+            (Ok(link), _) => attached.links.push(link),
             (Err(error), Some(missed)) => {
                 attached
                     .blind

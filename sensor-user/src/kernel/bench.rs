@@ -10,20 +10,27 @@ pub struct Empty {
     _links: Vec<attach::Link>,
 }
 
-/// Attaches the program that does nothing to a route's hooks.
+/// Attaches programs that do nothing to a route's hooks and to where sessions are followed.
 pub fn attach_empty(route: Route) -> Result<Empty, SensorError> {
     if OBJECT.is_empty() {
         return Err(SensorError::NoObject);
     }
     let layout = btf::layout(SensorConfig::default().btf())?;
-    let mut ebpf = attach::load(OBJECT, &layout.offsets, 0)
+    let mut ebpf = attach::load(OBJECT, &layout.offsets, 0, &[])
         .map_err(|error| SensorError::Load(attach::reason("load", &error)))?;
     let plan = attach::ROUTES.iter().find(|plan| plan.route == route);
     let attached = plan
         .ok_or_else(|| "not in the table".to_owned())
         .and_then(|plan| plan.attach_empty(&mut ebpf))
         .map_err(|why| SensorError::NoRoute { tried: vec![(route, why)] })?;
-    Ok(Empty { _links: attached.links })
+    let mut links = attached.links;
+    for (name, tracepoint) in
+        [("empty_session_exec", "sched_process_exec"), ("empty_session_fork", "sched_process_fork")]
+    {
+        let link = attach::raw_tracepoint(&mut ebpf, name, tracepoint);
+        links.push(link.map_err(|why| SensorError::NoRoute { tried: vec![(route, why)] })?);
+    }
+    Ok(Empty { _links: links })
 }
 
 /// How many programs that trace this kernel are loaded, whoever did it: each slows down what is

@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 use tokentrail_ebpf::Route;
 
-use super::{btf::BtfError, route_name};
+use super::{btf::BtfError, pins::PinError, route_name};
 
 /// Why there is no sensor. All but [`Io`](Self::Io) need the operator: exit code 3.
 #[derive(Debug, Error)]
@@ -53,6 +53,9 @@ pub enum SensorError {
         /// What the kernel said.
         reason: String,
     },
+    /// What was attached is not any more.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// Waiting for the ring failed.
     #[error("cannot wait for records: {0}")]
     Io(#[from] io::Error),

@@ -8,7 +8,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::clock::{Sampler as _, System};
+use super::{
+    clock::{Sampler as _, System},
+    predecessor::Gap,
+};
+use crate::time::Micros;
 
 /// Why an open that matched did not become a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,15 +23,32 @@ pub enum Loss {
     Unreadable,
     /// More opens than are kept while the sensor starts.
     Starting,
+    /// One session of one container had more than its share.
+    Flood,
+    /// Noted by programs of another version, whose records cannot be read.
+    OtherVersion,
+}
+
+impl Loss {
+    /// All reasons.
+    pub const ALL: [Self; 5] =
+        [Self::RingFull, Self::Unreadable, Self::Starting, Self::Flood, Self::OtherVersion];
+
+    /// Its name in metrics and in `/statusz`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::Unreadable => "unreadable",
+            Self::Starting => "starting",
+            Self::Flood => "flood",
+            Self::OtherVersion => "other_version",
+        }
+    }
 }
 
 impl EncodeLabelValue for Loss {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
-            Self::RingFull => "ring_full",
-            Self::Unreadable => "unreadable",
-            Self::Starting => "starting",
-        })
+        encoder.write_str(self.as_str())
     }
 }
 
@@ -40,10 +61,14 @@ struct LossLabels {
 #[derive(Clone, Debug, Default)]
 pub struct KernelMetrics {
     records: Counter,
+    repeats: Counter,
     lost: Family<LossLabels, Counter>,
     undecodable: Counter,
     lag: Gauge<f64, AtomicU64>,
     canary: Gauge,
+    attached_anew: Counter,
+    sessions_full: Counter,
+    unseen: Counter<f64, AtomicU64>,
 }
 
 impl KernelMetrics {
@@ -53,6 +78,11 @@ impl KernelMetrics {
             "tokentrail_kernel_records",
             "Opens of token-like files that the kernel side reported",
             self.records.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_repeats",
+            "Opens that a process repeated within a second, told with a later record of the same",
+            self.repeats.clone(),
         );
         registry.register(
             "tokentrail_kernel_lost",
@@ -74,6 +104,21 @@ impl KernelMetrics {
             "1 if the last self-test saw its own open, 0 if not",
             self.canary.clone(),
         );
+        registry.register(
+            "tokentrail_kernel_attached_anew",
+            "Times that the sensor was attached anew, since its self-test had failed",
+            self.attached_anew.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_sessions_full",
+            "Sessions and processes of sessions that were not noted, since the kernel had no room",
+            self.sessions_full.clone(),
+        );
+        registry.register(
+            "tokentrail_kernel_unseen_seconds",
+            "Time of which opens may be missing, as /statusz lists it",
+            self.unseen.clone(),
+        );
     }
 
     /// Opens that were lost for a reason, since start.
@@ -91,11 +136,21 @@ impl KernelMetrics {
         self.records.get()
     }
 
+    /// A record that waited for its reader.
+    pub(super) fn seen_late(&self) {
+        self.records.inc();
+    }
+
     pub(super) fn seen(&self, ktime_ns: u64) {
         self.records.inc();
         let (now, _) = System.sample();
         #[expect(clippy::cast_precision_loss, reason = "a lag is far below 2^53 ns")]
         self.lag.set(now.saturating_sub(ktime_ns) as f64 / 1e9);
+    }
+
+    /// Opens so far that got no record of their own, since they repeat one of the last second.
+    pub fn repeats_total(&self) -> u64 {
+        self.repeats.get()
     }
 
     /// Counts one and returns how many there are now.
@@ -104,12 +159,29 @@ impl KernelMetrics {
     }
 
     pub(super) fn lost(&self, reason: Loss, count: u64) {
-        self.lost.get_or_create(&LossLabels { reason }).inc_by(count);
+        if self.lost.get_or_create(&LossLabels { reason }).inc_by(count) == 0 && count > 0 {
+            let reason = reason.as_str();
+            tracing::error!(reason, "opens of tokens are lost; counting from here on");
+        }
     }
 
-    /// Sets a counter that the kernel keeps.
-    pub(super) fn lost_in_kernel(&self, reason: Loss, total: u64) {
-        self.lost(reason, total.saturating_sub(self.lost_total(reason)));
+    /// Counts opens that got no record of their own.
+    pub(super) fn repeated(&self, count: u64) {
+        self.repeats.inc_by(count);
+    }
+
+    pub(super) fn sessions_full(&self, count: u64) {
+        self.sessions_full.inc_by(count);
+    }
+
+    pub(super) fn attached_anew(&self) {
+        self.attached_anew.inc();
+    }
+
+    pub(super) fn unseen(&self, gap: &Gap) {
+        let Micros(micros) = gap.to - gap.from;
+        #[expect(clippy::cast_precision_loss, reason = "a gap is far below 2^53 µs")]
+        self.unseen.inc_by(micros.max(0) as f64 / 1e6);
     }
 
     pub(super) fn canary(&self, ok: bool) {

@@ -249,6 +249,7 @@ fn open_of(fields: &Fields, time: Micros) -> TokenOpen {
         cgroup: String::new(),
         route: "record".to_owned(),
         degraded: Vec::new(),
+        repeats: 0,
     }
 }
 

@@ -162,7 +162,7 @@ decoys:
         let (_, rest) = readme.split_once("```yaml\nexceptions:").unwrap();
         let (example, _) = rest.split_once("```").unwrap();
         let rulebook = Rulebook::parse(&format!("exceptions:{example}")).unwrap();
-        assert_eq!(rulebook.exceptions.iter().count(), 1);
+        assert_eq!(rulebook.exceptions.iter().count(), 2);
         assert!(!rulebook.exclusions.excludes("masterclient", &[]));
         assert!(rulebook.decoys.contains("shop", "backup-admin"));
     }

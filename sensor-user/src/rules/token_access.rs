@@ -1,6 +1,8 @@
 //! R1: a token or CA certificate is opened in a way that a workload does not open it, and within
 //! the window the API server answers a request made with that pod's identity.
 
+use std::borrow::Cow;
+
 use super::{Band, RequestKind, Rule, Tactic, Technique, address::Address};
 use crate::{
     attribution::{Grade, TokenFile, TokenOpen},
@@ -94,10 +96,10 @@ pub fn band(record: &AuditRecord, request: RequestKind, address: Address) -> Ban
     if request == RequestKind::Own {
         return BASE_BAND;
     }
-    let allowed = record.allowed() == Some(true);
-    if allowed && (is_cluster_admin(record) || lists_all_secrets(record)) {
+    let done = record.may_be_done();
+    if done && (is_cluster_admin(record) || lists_all_secrets(record)) {
         Band::Critical
-    } else if address == Address::Neither || (allowed && is_powerful(record)) {
+    } else if address == Address::Neither || (done && is_powerful(record)) {
         Band::High
     } else {
         BASE_BAND
@@ -112,10 +114,22 @@ fn is_cluster_admin(record: &AuditRecord) -> bool {
     reason.is_some_and(|reason| reason.contains("ClusterRole \"cluster-admin\""))
 }
 
+/// The API group of roles and their bindings.
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// The API group that a request is about, empty for the core one, and the resource with its subresource:
+/// whoever defines an API may call a resource of theirs as they like.
+fn resource(record: &AuditRecord) -> (&str, Cow<'_, str>) {
+    let object = record.object_ref.as_ref();
+    let group = object.and_then(|object| object.api_group.as_deref());
+    (group.unwrap_or_default(), record.resource())
+}
+
 fn lists_all_secrets(record: &AuditRecord) -> bool {
     let object = record.object_ref.as_ref();
+    let (group, resource) = resource(record);
     matches!(record.verb.as_str(), "list" | "watch")
-        && record.resource() == "secrets"
+        && (group, &*resource) == ("", "secrets")
         && object.is_some_and(|object| object.namespace.as_deref().is_none_or(str::is_empty))
 }
 
@@ -125,19 +139,15 @@ fn is_powerful(record: &AuditRecord) -> bool {
         return true;
     }
     let changes = matches!(record.verb.as_str(), "create" | "update" | "patch");
-    match &*record.resource() {
-        "secrets" => matches!(record.verb.as_str(), "get" | "list" | "watch"),
-        "pods" => record.verb == "create",
+    let (group, resource) = resource(record);
+    match (group, &*resource) {
+        ("", "secrets") => matches!(record.verb.as_str(), "get" | "list" | "watch"),
+        ("", "pods") => record.verb == "create",
         // A session may be opened with GET as well: kubernetes authorizes that as `get`.
-        "pods/exec" | "pods/attach" => matches!(record.verb.as_str(), "create" | "get"),
-        "nodes/proxy" => true,
-        "pods/ephemeralcontainers"
-        | "roles"
-        | "rolebindings"
-        | "clusterroles"
-        | "clusterrolebindings"
-        | "serviceaccounts"
-        | "serviceaccounts/token" => changes,
+        ("", "pods/exec" | "pods/attach") => matches!(record.verb.as_str(), "create" | "get"),
+        ("", "nodes/proxy") => true,
+        ("", "pods/ephemeralcontainers" | "serviceaccounts" | "serviceaccounts/token")
+        | (RBAC, "roles" | "rolebindings" | "clusterroles" | "clusterrolebindings") => changes,
         _ => false,
     }
 }

@@ -47,6 +47,8 @@ pub(crate) const WAYS: &[Way] = &[
     ("self_fd", reopened),
     ("pid_root", || by_path(&format!("/proc/1/root{TOKEN}"))),
     ("ca_crt", ca_crt),
+    ("projected_name", || below(OFlags::DIRECTORY, "key")),
+    ("projected_path", || below(OFlags::DIRECTORY, "a/b/tok")),
     ("mmap", mapped),
     ("splice", spliced),
     ("sendfile", sent),

@@ -23,7 +23,7 @@ use tokentrail_tests::{
 
 use crate::{
     bench::{
-        last_cpu,
+        flood, last_cpu,
         report::{Row, median},
     },
     build,
@@ -56,6 +56,7 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
         route: route(&sandbox)?,
         helper,
         file,
+        busybox: find_program("busybox").context("busybox is not installed")?,
         cpu: last_cpu()?,
     };
     announce(format_args!(
@@ -76,7 +77,9 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
         );
         rounds.append(&mut disturbed);
     }
-    Ok(rows(&rounds))
+    let mut rows = rows(&rounds);
+    rows.extend(flood::measure(&bench.helper, bench.cpu)?);
+    Ok(rows)
 }
 
 /// What is attached while the loop runs.
@@ -106,19 +109,23 @@ impl Variant {
 }
 
 /// Nanoseconds of one call each: open+close of the ordinary file and of one on tmpfs, at which the
-/// sensor has to look more closely, and another system call.
-type Costs = [f64; 3];
+/// sensor has to look more closely, another system call, and processes, which it follows.
+type Costs = [f64; CALLS.len()];
 
 /// Costs with each variant, in the order of [`Variant::ALL`].
 type Round = [Costs; Variant::ALL.len()];
 
-const CALLS: [&str; 3] = ["open + close", "open + close on tmpfs", "getppid"];
+const CALLS: [&str; 5] =
+    ["open + close", "open + close on tmpfs", "getppid", "fork + exit", "fork + exec + exit"];
+/// How many of them are system calls: the others have nothing to do with opens.
+const SYSTEM_CALLS: usize = 3;
 
 struct Bench {
     audit: AuditLog,
     route: String,
     helper: PathBuf,
     file: PathBuf,
+    busybox: PathBuf,
     cpu: usize,
 }
 
@@ -177,7 +184,8 @@ impl Bench {
 
     fn run_loop(&self) -> Result<Costs> {
         let mut command = program(&self.helper);
-        let printed = read(command.arg("loop").arg(self.cpu.to_string()).arg(&self.file))?;
+        let printed =
+            read(command.arg("loop").arg(self.cpu.to_string()).args([&self.file, &self.busybox]))?;
         let costs: Vec<f64> = printed.lines().map(str::parse).collect::<Result<_, _>>()?;
         costs.try_into().ok().with_context(|| format!("the loop printed {printed:?}"))
     }
@@ -293,6 +301,9 @@ fn rows(rounds: &[Round]) -> Vec<Row> {
             rows.push(snoop_row.at_least(snoop / agent, 30.0, "× tokentrail"));
         } else {
             rows.push(agent_row);
+            if call >= SYSTEM_CALLS {
+                continue;
+            }
             rows.push(snoop_row);
         }
         let name = format!("{name}, {}", Variant::AgentCompat.name());

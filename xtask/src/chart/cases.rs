@@ -46,7 +46,7 @@ pub(super) const CASES: &[Case] = &[
         ]),
     ),
     case(
-        "of the node it writes two folders and reads three",
+        "of the node it writes three folders and reads three",
         "",
         Renders(&[
             (
@@ -56,6 +56,7 @@ pub(super) const CASES: &[Case] = &[
                 {"name":"cgroup","mountPath":"/sys/fs/cgroup","readOnly":true,
                     "recursiveReadOnly":"IfPossible"},
                 {"name":"tracefs","mountPath":"/sys/kernel/tracing","readOnly":true},
+                {"name":"bpffs","mountPath":"/sys/fs/bpf"},
                 {"name":"audit","mountPath":"/var/log/kubernetes/audit","readOnly":true},
                 {"name":"alerts","mountPath":"/var/log/tokentrail"},
                 {"name":"state","mountPath":"/var/lib/tokentrail"}]"#),
@@ -66,6 +67,7 @@ pub(super) const CASES: &[Case] = &[
                 {"name":"config","configMap":{"name":"tokentrail"}},
                 {"name":"cgroup","hostPath":{"path":"/sys/fs/cgroup","type":"Directory"}},
                 {"name":"tracefs","hostPath":{"path":"/sys/kernel/tracing","type":"Directory"}},
+                {"name":"bpffs","hostPath":{"path":"/sys/fs/bpf","type":"Directory"}},
                 {"name":"audit",
                     "hostPath":{"path":"/var/log/kubernetes/audit","type":"DirectoryOrCreate"}},
                 {"name":"alerts",
@@ -249,6 +251,20 @@ pub(super) const CASES: &[Case] = &[
             ("DaemonSet spec template spec volumes tracefs", Absent),
             ("DaemonSet spec template spec containers agent volumeMounts tracefs", Absent),
             ("ConfigMap data config.yaml alert-log", Is(r#""-""#)),
+        ]),
+    ),
+    case(
+        "what is attached outlives the agent where the node has a BPF file system",
+        "",
+        Renders(&[("ConfigMap data config.yaml pin-dir", Is(r#""/sys/fs/bpf/tokentrail""#))]),
+    ),
+    case(
+        "without one it does not",
+        "bpffs: ''",
+        Renders(&[
+            ("DaemonSet spec template spec volumes bpffs", Absent),
+            ("DaemonSet spec template spec containers agent volumeMounts bpffs", Absent),
+            ("ConfigMap data config.yaml pin-dir", Absent),
         ]),
     ),
     case(

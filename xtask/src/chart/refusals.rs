@@ -76,6 +76,11 @@ pub(super) const REFUSALS: &[Case] = &[
         Refused("config.alert-log is not taken: set alertLog.file"),
     ),
     case(
+        "so it is for what outlives the agent",
+        "config: {pin-dir: /sys/fs/bpf/x}",
+        Refused("config.pin-dir is not taken: set bpffs"),
+    ),
+    case(
         "so it is for its rotation",
         "config: {alert-log-keep: 9}",
         Refused("config.alert-log-keep is not taken: set alertLog.keep"),

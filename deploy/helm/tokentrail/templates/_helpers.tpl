@@ -51,6 +51,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $_ := set $config "admin-listen" (printf "%s:%d" (ternary (printf "[%s]" $address) $address (contains ":" $address)) (int .Values.admin.port)) }}
 {{- /* During an update two agents of one node meet; the new one waits for its turn. */ -}}
 {{- $_ := set $config "take-over" true }}
+{{- if .Values.bpffs }}
+{{- $_ := set $config "pin-dir" "/sys/fs/bpf/tokentrail" }}
+{{- end }}
 {{- if .Values.audit.logFile }}
 {{- $_ := set $config "audit-log" (list .Values.audit.logFile) }}
 {{- $_ := set $config "audit-log-optional" .Values.audit.optional }}

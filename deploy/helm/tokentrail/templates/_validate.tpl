@@ -25,6 +25,7 @@
   "kubelet-root" "set kubeletRoot"
   "kubelet-cgroup" "set kubeletCgroup"
   "route" "set route"
+  "pin-dir" "set bpffs"
   "no-kube" "set kubeApi.enabled"
   "node-name" "each pod is told its own node's"
   "take-over" "it is always on, for updates without a gap" }}
@@ -65,6 +66,9 @@
 {{- if .Values.tracefs }}
 {{- $folders = append $folders (list "tracefs" "/sys/kernel/tracing") }}
 {{- end }}
+{{- if .Values.bpffs }}
+{{- $folders = append $folders (list "bpffs" "/sys/fs/bpf") }}
+{{- end }}
 {{- range .Values.extraVolumeMounts }}
 {{- $folders = append $folders (list "a mount of extraVolumeMounts" (clean (toString .mountPath))) }}
 {{- end }}
@@ -76,7 +80,7 @@
 {{- $_ := set $mounted (last $folder) (first $folder) }}
 {{- end }}
 {{- range .Values.extraVolumes }}
-{{- if has .name (list "config" "cgroup" "tracefs" "audit" "alerts" "state") }}
+{{- if has .name (list "config" "cgroup" "tracefs" "bpffs" "audit" "alerts" "state") }}
 {{- fail (printf "a volume of extraVolumes is named %s, as one of the chart's: choose another name" .name) }}
 {{- end }}
 {{- end }}

@@ -8,7 +8,7 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use super::*;
 use crate::{
     agent::{PodFeed, state::StateDir},
-    attribution::pods::PodIndex,
+    attribution::{TokenOpen, pods::PodIndex},
     audit::{
         AuditRecord, ReadRecord,
         canary::{Measured, State},
@@ -165,7 +165,8 @@ impl Scene {
 
     /// So much of that log was read, and nothing in it mattered.
     fn reach(&mut self, source: usize, offset: u64) {
-        let position = Position { device: 1, inode: 2, offset, first_line: None, modified: None };
+        let position =
+            Position { device: 1, inode: 2, offset, first_line: None, modified: None, path: None };
         let (mut batch, _told) = batch(source, None);
         batch.position = Some(position);
         self.engine.take(batch);

@@ -108,7 +108,7 @@ proptest! {
     ) {
         let record = OpenRecord::read_from_bytes(&bytes).unwrap();
         let _ = (raw_path(&record), executable(&record), arguments(&record), missing(&record));
-        let _ = (terminal_grade(&record), token_file(&record), mounted_as_token_volume(&record));
+        let _ = (terminal_grade(&record), mounted_as_token_volume(&record));
         let _ = (route(&record), related(&record.entry_cgroup));
     }
 }

@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 use kube::{api::Object, core::ObjectMeta};
 use serde::Deserialize;
 
-use super::{Container, ContainerKind, Hook, Owner, Pod};
+use super::{
+    Container, ContainerKind, Hook, Owner, Pod,
+    projected::{VolumeSpec, projected},
+};
 use crate::time::Micros;
 
 /// What the kubelet calls a static pod: an MD5 in hexadecimal. Anybody may set it on any pod.
@@ -35,6 +38,7 @@ pub(super) struct Spec {
     containers: Vec<ContainerSpec>,
     init_containers: Vec<ContainerSpec>,
     ephemeral_containers: Vec<ContainerSpec>,
+    volumes: Vec<VolumeSpec>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -198,6 +202,7 @@ pub(super) fn pod(object: PodObject, wanted_labels: &BTreeSet<String>) -> Option
                 container(spec, statuses, kind(spec), &mut room_for_hooks)
             })
             .collect(),
+        projected: projected(&spec.volumes),
     })
 }
 

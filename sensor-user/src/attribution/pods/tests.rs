@@ -48,6 +48,14 @@ fn full() -> Value {
                 {"name": "mesh", "image": "mesh@sha256:bb", "restartPolicy": "Always"},
             ],
             "ephemeralContainers": [{"name": "debugger", "image": "box", "targetContainerName": "main"}],
+            "volumes": [
+                {"name": "kube-api-access-x", "projected": {"defaultMode": 420, "sources": [
+                    {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+                    {"configMap": {"name": "kube-root-ca.crt",
+                                   "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+                ]}},
+                {"name": "tls", "secret": {"secretName": "web", "defaultMode": 420}},
+            ],
         },
         "status": {
             "phase": "Running", "hostIP": "10.90.0.1", "hostIPs": [{"ip": "10.90.0.1"}],
@@ -94,6 +102,8 @@ fn an_object_becomes_what_alerts_and_grades_need() {
     assert_eq!(main.digest.as_deref(), Some("sha256:aa"));
     assert_eq!(main.hooks.len(), 2, "the same probe twice is one: {:?}", main.hooks);
     assert_eq!(pod.container(ID_BEFORE), Some(main), "before its restart");
+    let volumes: Vec<_> = pod.projected.iter().map(|it| (&*it.name, it.files.len())).collect();
+    assert_eq!(volumes, [("kube-api-access-x", 2)]);
 }
 
 #[test]
@@ -204,6 +214,9 @@ fn a_pod_that_is_made_to_be_large_takes_little_and_many_of_them_are_refused() {
     for _ in 0..500 {
         object["spec"]["containers"].as_array_mut().unwrap().push(main.clone());
     }
+    let token = json!({"serviceAccountToken": {"path": "x".repeat(500)}});
+    let volume = json!({"name": "v", "projected": {"sources": vec![token; 3]}});
+    object["spec"]["volumes"] = json!(vec![volume; 500]);
     let pod = decode(object).unwrap();
     assert!(pod.bytes() < 64 << 10, "{}", pod.bytes());
     assert_eq!(&*pod.containers[0].image, "x".repeat(512));

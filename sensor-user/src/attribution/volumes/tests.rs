@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::attribution::fixture::{Node, OTHER_POD, POD};
+use crate::attribution::{
+    fixture::{Node, OTHER_POD, POD},
+    pods::{Pod, PodChange, ProjectedFile},
+};
 
 const NOW: Micros = Micros(5_000_000);
 
@@ -19,7 +22,25 @@ fn map(node: &Node) -> (VolumeMap, AttributionMetrics) {
 }
 
 fn pod_on(map: &mut VolumeMap, s_dev: u32) -> Option<String> {
-    map.lookup(s_dev, NOW).map(|volume| volume.pod_uid.clone())
+    map.lookup(s_dev, NOW, &PodIndex::default()).map(|volume| volume.pod_uid.clone())
+}
+
+/// The changed devices in their order, where pods are as told.
+fn changed(map: &mut VolumeMap, pods: &PodIndex) -> Option<Vec<u32>> {
+    map.take_changed_devices(pods).map(|mut devices| {
+        devices.sort_unstable();
+        devices
+    })
+}
+
+/// An index in which a pod's volume has this file.
+fn index(pod: &str, volume: &str, path: &str, file: Option<TokenFile>) -> PodIndex {
+    let files = vec![ProjectedFile { path: path.into(), file }];
+    let projected = vec![Projected { name: volume.into(), files, has_secret: false }];
+    let pod = Pod { uid: pod.into(), projected, ..Pod::default() };
+    let mut pods = PodIndex::default();
+    pods.apply(PodChange::Present(Box::new(pod)), NOW);
+    pods
 }
 
 #[test]
@@ -111,10 +132,41 @@ fn volumes_count_by_the_names_in_them() {
     node.volume(POD, "secret/sa", 82, &["token", "ca.crt", "namespace"]);
     node.volume(POD, "secret/tls", 83, &["token", "ca.crt"]);
     node.volume(POD, "secret/unreadable", 84, &[]);
-    let (map, _) = map(&node);
-    let mut devices: Vec<u32> = map.devices().collect();
-    devices.sort_unstable();
-    assert_eq!(devices, [77, 81, 82]);
+    let (mut map, metrics) = map(&node);
+    assert_eq!(changed(&mut map, &PodIndex::default()), Some(vec![77, 81, 82]));
+    let mut registry = prometheus_client::registry::Registry::default();
+    metrics.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("tokentrail_attribution_volumes 3"), "{text}");
+}
+
+#[test]
+fn a_volume_counts_by_its_pods_spec_once_that_is_known() {
+    let node = Node::new();
+    node.volume(POD, "projected/vault", 80, &["token"]);
+    node.volume(OTHER_POD, "projected/custom", 81, &[]);
+    let custom =
+        format!("proc/1/root/var/lib/kubelet/pods/{OTHER_POD}/volumes/kubernetes.io~projected");
+    node.write(&format!("{custom}/custom/key"), "");
+    let (mut map, _) = map(&node);
+    let none = PodIndex::default();
+    assert_eq!(changed(&mut map, &none), Some(vec![77, 80]));
+    assert!(!map.is_without_token(80, &none) && map.lookup(81, NOW, &none).is_none());
+    // No mount has changed since.
+    for (pods, expected) in [
+        (index(OTHER_POD, "custom", "key", Some(TokenFile::Token)), Some(vec![77, 80, 81])),
+        (index(POD, "vault", "token", None), Some(vec![77])),
+        (index(POD, "elsewhere", "token", None), Some(vec![77, 80])),
+        (none, None),
+    ] {
+        assert_eq!(changed(&mut map, &pods), None, "asked once a second");
+        map.keep_up().unwrap();
+        assert_eq!(changed(&mut map, &pods), expected);
+    }
+    let pods = index(POD, "vault", "token", None);
+    assert!(map.lookup(80, NOW, &pods).is_none() && map.is_without_token(80, &pods));
+    assert!(!map.is_without_token(77, &pods) && !map.is_without_token(4_000, &pods));
 }
 
 #[test]
@@ -122,18 +174,17 @@ fn a_volume_filled_after_its_mount_counts_from_then_on() {
     let node = Node::new();
     node.volume(OTHER_POD, "projected/late", 90, &["..2024"]);
     let (mut map, metrics) = map(&node);
-    assert_eq!(map.take_changed_devices(), Some(vec![77]), "all of them at first");
+    let none = PodIndex::default();
+    assert_eq!(changed(&mut map, &none), Some(vec![77]), "all of them at first");
     assert_eq!(pod_on(&mut map, 90), None);
-    assert_eq!(map.take_changed_devices(), None);
+    assert_eq!(changed(&mut map, &none), None);
     let readings = metrics.refreshes(Refresh::Read);
     node.write(
         &format!("proc/1/root/var/lib/kubelet/pods/{OTHER_POD}/volumes/kubernetes.io~projected/late/token"),
         "",
     );
     assert_eq!(pod_on(&mut map, 90).as_deref(), Some(OTHER_POD));
-    let mut devices = map.take_changed_devices().unwrap();
-    devices.sort_unstable();
-    assert_eq!(devices, [77, 90]);
+    assert_eq!(changed(&mut map, &none), Some(vec![77, 90]));
     assert_eq!(metrics.refreshes(Refresh::Read), readings, "one directory was looked at, not all");
 }
 
@@ -152,7 +203,7 @@ fn a_miss_reads_the_mounts_again_but_a_flood_of_misses_does_not() {
     // The next second.
     node.volume(OTHER_POD, "projected/newer", 92, &["token"]);
     assert_eq!(pod_on(&mut map, 92), None);
-    assert!(map.lookup(92, NOW + Micros::from_secs(1)).is_some());
+    assert!(map.lookup(92, NOW + Micros::from_secs(1), &PodIndex::default()).is_some());
 }
 
 #[test]

@@ -223,6 +223,39 @@ fn a_secret_that_a_client_put_into_its_request_is_not_in_the_record() {
 }
 
 #[test]
+fn the_names_of_users_and_groups_stay_as_they_are_unless_they_hold_a_token() {
+    let jwt = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnLW5hdHVyZV8";
+    let named = |name: &str| {
+        let mut line = event();
+        line["user"] = json!({
+            "username": name, "groups": [name], "extra": {POD_UID: ["u-1"]},
+        });
+        let user = record(&line.to_string()).user;
+        assert_eq!(user.groups, [user.username.as_str()]);
+        user.username
+    };
+    for name in ["corp-token:alice", "password=x", "system:serviceaccount:shop:vault-token:x"] {
+        assert_eq!(named(name), name);
+    }
+    assert_eq!(named(&format!("corp:{jwt}:x")), "corp:[redacted]:x");
+}
+
+#[test]
+fn an_address_has_one_form_however_it_is_written() {
+    for (written, expected) in [
+        ("10.1.1.1", "10.1.1.1"),
+        ("::ffff:10.1.1.1", "10.1.1.1"),
+        ("::FFFF:a01:101", "10.1.1.1"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("no address", "no address"),
+    ] {
+        let mut line = event();
+        line["sourceIPs"] = json!([written]);
+        assert_eq!(record(&line.to_string()).source_ip(), Some(expected));
+    }
+}
+
+#[test]
 fn a_real_request_is_decoded_in_full() {
     let forbidden = REAL.lines().find(|line| {
         line.contains("\"code\":403") && line.contains(POD_UID) && line.contains("\"pods\"")
@@ -287,6 +320,9 @@ fn lines_that_cannot_be_used_are_named() {
         event[key] = value;
         event.to_string()
     };
+    let twice = |map: &str, line: String, member: &str| {
+        line.replacen(&format!("\"{map}\":{{"), &format!("\"{map}\":{{{member},"), 1)
+    };
     let bomb = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     for (line, reason) in [
         (String::new(), BadLine::Blank),
@@ -304,6 +340,14 @@ fn lines_that_cannot_be_used_are_named() {
         (with("verb", json!(1)), BadLine::WrongShape),
         (with("sourceIPs", json!("10.0.0.1")), BadLine::WrongShape),
         (event().to_string().replacen('{', "{\"user\":{},", 1), BadLine::WrongShape),
+        (
+            twice("extra", event().to_string(), &format!("\"{POD_UID}\":[\"u-2\"]")),
+            BadLine::WrongShape,
+        ),
+        (
+            twice("annotations", with("annotations", json!({"a": "b"})), "\"a\":\"c\""),
+            BadLine::WrongShape,
+        ),
         (with("stageTimestamp", Value::Null), BadLine::BadTime),
         (with("requestReceivedTimestamp", Value::Null), BadLine::BadTime),
         (with("stageTimestamp", json!("yesterday")), BadLine::BadTime),

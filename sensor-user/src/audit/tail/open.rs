@@ -4,9 +4,9 @@
 //! rewritten in place (and may have grown past the old place since). That costs no system call.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
-    os::unix::fs::FileExt,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     time::SystemTime,
 };
 
@@ -110,8 +110,15 @@ impl OpenFile {
     /// Behind the last complete line.
     pub(super) fn position(&mut self) -> Position {
         let FileId { device, inode } = self.id;
-        let (first_line, modified) = (self.first_line(), self.modified());
-        Position { device, inode, offset: self.lines.complete(), first_line, modified }
+        let (first_line, modified, path) = (self.first_line(), self.modified(), self.path());
+        Position { device, inode, offset: self.lines.complete(), first_line, modified, path }
+    }
+
+    /// Where it is now, whatever link led there and however it was renamed since.
+    fn path(&self) -> Option<String> {
+        let Content::Plain(plain) = &self.content else { return None };
+        let link = format!("/proc/self/fd/{}", plain.file.as_raw_fd());
+        fs::read_link(link).ok()?.into_os_string().into_string().ok()
     }
 
     /// Time of the last write; of a compressed file the time of its rotation.

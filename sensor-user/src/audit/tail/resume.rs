@@ -38,7 +38,8 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
         Ok((file, live)) if *live == id => Some(at(path, file, id, start.offset)?),
         Ok(_) | Err(_) => {
             let sibling = siblings.iter().find(|sibling| sibling.id == id);
-            sibling.map(|sibling| sibling.open(start.offset)).transpose()?
+            let found = sibling.map(|sibling| sibling.open(start.offset)).transpose()?;
+            found.or_else(|| behind_link(id, start))
         }
     };
     let outcome = if same.is_some() { Outcome::Truncated } else { Outcome::Gone };
@@ -69,6 +70,12 @@ pub(super) fn resume(path: &Path, start: &Position) -> Result<(OpenFile, Outcome
             Ok((OpenFile::at(file, id, 0), outcome))
         }
     }
+}
+
+/// The position's file where it was last, if it is there still: a link that led to it leads elsewhere by now.
+fn behind_link(id: FileId, start: &Position) -> Option<OpenFile> {
+    let (file, found) = rotation::open(Path::new(start.path.as_ref()?)).ok()?;
+    (found == id).then(|| OpenFile::at(file, id, start.offset))
 }
 
 /// A rotated copy of the position's file, compressed or not, that has all that was read of it.

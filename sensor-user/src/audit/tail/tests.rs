@@ -99,7 +99,7 @@ impl Following {
         let batch = timeout(DEADLINE, self.batches.recv()).await.expect("nothing came");
         let batch = batch.expect("the tailer ended");
         assert_eq!(batch.source, 3);
-        self.last = batch.position;
+        self.last.clone_from(&batch.position);
         batch
     }
 
@@ -384,7 +384,7 @@ async fn progress_without_lines_that_matter_is_reported_and_its_newest_time_too(
     let last = loop {
         let batch = tail.batch().await;
         batches += 1;
-        if batch.position.unwrap().offset == end {
+        if batch.position.as_ref().unwrap().offset == end {
             break batch;
         }
     };

@@ -94,11 +94,12 @@ impl Posts {
 
     /// Takes one, and tells what to answer.
     pub(super) async fn take(&self, request: Request<Body>) -> Answer {
-        let gzip = match request.headers().get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes)
-        {
-            None | Some(b"identity") => Ok(false),
-            Some(b"gzip") => Ok(true),
-            Some(_) => Err(BadBody::BadEncoding),
+        let encoding = request.headers().get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
+        // Names of encodings in any case, and gzip's older one: RFC 9110, 8.4.1.
+        let gzip = match encoding.unwrap_or(b"identity").to_ascii_lowercase().as_slice() {
+            b"identity" => Ok(false),
+            b"gzip" | b"x-gzip" => Ok(true),
+            _ => Err(BadBody::BadEncoding),
         };
         let frames =
             Frames { body: request.into_body().into_data_stream(), pause: self.limits.pause };

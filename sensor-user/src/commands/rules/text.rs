@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use super::{ListedException, ListedRule, Listing};
+use crate::alert::text::Plain;
 
 /// How a false positive is silenced. The example is a whole rules file.
 const EXAMPLE: &str = "\
@@ -15,6 +16,13 @@ exceptions:
     grade: exec                             # its tokentrail.grade
     reason: the nightly backup runs kubectl in its own pod; looked at by alice, 2026-11-25
     until: 2027-05-31                       # optional: the last day on which it holds
+  - name: velero-backup-read                # an exception is of one rule: without this
+    rule: token-read                        # one the same sessions alert as mere reads
+    namespace: velero
+    container: velero
+    initiator: 'system:serviceaccount:velero:*'
+    grade: exec
+    reason: the same
 ";
 
 /// All rules, then how to silence a false positive.
@@ -62,7 +70,7 @@ fn write_rule(out: &mut String, rule: &ListedRule) -> fmt::Result {
             // What the agent asks of such users besides.
             let note =
                 if value.starts_with("system:node:") { "  (in group system:nodes)" } else { "" };
-            writeln!(out, "  {label:<10} {value}{note}")?;
+            writeln!(out, "  {label:<10} {}{note}", Plain(value))?;
         }
     }
     for exception in &rule.exceptions {
@@ -80,8 +88,8 @@ fn write_exception(out: &mut String, exception: &ListedException) -> fmt::Result
     writeln!(out, "  exception  {}: {hits}", exception.name)?;
     let conditions: Vec<String> =
         exception.conditions.iter().map(|(key, value)| format!("{key}: {value}")).collect();
-    writeln!(out, "             if {}", conditions.join(", "))?;
-    writeln!(out, "             because {}", exception.reason)?;
+    writeln!(out, "             if {}", Plain(&conditions.join(", ")))?;
+    writeln!(out, "             because {}", Plain(&exception.reason))?;
     if let Some(until) = &exception.until {
         writeln!(out, "             until {until}")?;
     }
@@ -103,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_example_is_a_rules_file() {
-        assert_eq!(Rulebook::parse(EXAMPLE).unwrap().exceptions.iter().count(), 1);
+        assert_eq!(Rulebook::parse(EXAMPLE).unwrap().exceptions.iter().count(), 2);
     }
 
     #[test]
@@ -135,5 +143,20 @@ mod tests {
             assert!(text.contains(says), "{says:?} is not in\n{text}");
         }
         assert!(!text.contains("system:serviceaccount:kube-system:*"), "{text}");
+    }
+
+    #[test]
+    fn what_a_rules_file_says_cannot_steer_the_terminal() {
+        let rulebook = r#"
+exceptions:
+- {name: a, rule: token-read, namespace: "shop\u202e", reason: "looked\e[1A\nat\n"}
+token-request-by-user: {extend: ["eve\u202e"]}
+"#;
+        let rulebook = Rulebook::parse(rulebook).unwrap();
+        let text = render(&Listing::new(None, &rulebook, &Hits::default(), NOW));
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+        for says in [r"namespace: shop\u{202e}", r"because looked\u{1b}[1A at", r"eve\u{202e}"] {
+            assert!(text.contains(says), "{says:?} is not in\n{text}");
+        }
     }
 }

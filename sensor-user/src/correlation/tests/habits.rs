@@ -180,3 +180,21 @@ fn a_request_without_a_pods_name_is_joined_by_account_and_address() {
     assert_eq!(alerts.len(), 1);
     assert!(alerts[0].request.as_ref().unwrap().by_address);
 }
+
+#[test]
+fn an_incident_is_summed_up_with_its_worst_request_whichever_began_it() {
+    let mut scene = scene();
+    scene.watch(0.0);
+    scene.request(ask(500.0, "own", "app", "list", "pods"));
+    scene.open(open(1_000.0)).request(ask(1_001.0, "as ever", "app", "list", "pods"));
+    scene.request(ask(1_002.0, "new", "curl", "list", "pods"));
+    scene.request(ask(1_003.0, "worst", "curl", "list", "secrets"));
+    scene.request(ask(1_004.0, "as bad", "curl", "get", "secrets"));
+    scene.until(2_000.0);
+    let told = |kind| {
+        let told = scene.told(kind)[0].request.clone().unwrap();
+        (told.record.audit_id.clone(), told.request, told.band)
+    };
+    assert_eq!(told(Kind::Alert), ("as ever".to_owned(), RequestKind::Own, Band::Medium));
+    assert_eq!(told(Kind::Incident), ("worst".to_owned(), RequestKind::New, Band::High));
+}

@@ -138,9 +138,12 @@ fn inputs(events: &[Event], clients: Clients, late: bool) -> Vec<(f64, Input)> {
     inputs
 }
 
-/// What is compared: of each incident its id and rule, its band, requests with their outcome, and opens; reads without
-/// any request as well.
-type Told = BTreeMap<(String, RuleId), (Band, Vec<(RequestId, Option<u16>)>, u64)>;
+/// What is compared of each incident: its band, requests with their outcome, opens, and the request that
+/// it is summed up with, where all are new (what comes late may be what makes another one the workload's
+/// own); reads without any request as well.
+type Summary = (Band, Vec<(RequestId, Option<u16>)>, u64, Option<RequestId>);
+/// By id and rule.
+type Told = BTreeMap<(String, RuleId), Summary>;
 
 /// Puts inputs through; at each of these places the agent is killed and started again.
 fn summaries(inputs: &[(f64, Input)], clients: Clients, lateness: f64, kills: &[usize]) -> Told {
@@ -165,7 +168,9 @@ fn summaries(inputs: &[(f64, Input)], clients: Clients, lateness: f64, kills: &[
                 requests.clear();
             }
             let id = (finding.incident_id.clone(), finding.rule);
-            let before = told.insert(id, (finding.band, requests, finding.open_count));
+            let worst = finding.request.as_ref().filter(|_| clients == Clients::New);
+            let worst = worst.map(|it| it.id);
+            let before = told.insert(id, (finding.band, requests, finding.open_count, worst));
             assert_eq!(before, None, "told twice under different ids");
         }
     };

@@ -4,7 +4,12 @@ use serde_json::{Value, json};
 
 use super::*;
 
+/// A resource of another group than the core is written `group:resource`.
 fn record(verb: &str, resource: &str, namespace: Option<&str>, more: &Value) -> AuditRecord {
+    let (group, resource) = match resource.split_once(':') {
+        Some((group, resource)) => (Some(group), resource),
+        None => (None, resource),
+    };
     let (resource, subresource) = match resource.split_once('/') {
         Some((resource, subresource)) => (resource, Some(subresource)),
         None => (resource, None),
@@ -14,6 +19,7 @@ fn record(verb: &str, resource: &str, namespace: Option<&str>, more: &Value) -> 
         "user": {"username": "system:serviceaccount:shop:cart"},
         "objectRef": {
             "resource": resource, "subresource": subresource, "namespace": namespace,
+            "apiGroup": group,
         },
         "responseStatus": {"code": 200},
         "annotations": {"authorization.k8s.io/decision": "allow"},
@@ -41,9 +47,13 @@ fn what_a_request_gives_its_maker_raises_the_risk() {
         ("get", "pods/exec", shop, High),
         ("get", "pods/log", shop, Medium),
         ("patch", "pods/ephemeralcontainers", shop, High),
-        ("create", "rolebindings", shop, High),
-        ("get", "rolebindings", shop, Medium),
-        ("patch", "clusterroles", None, High),
+        ("create", "rbac.authorization.k8s.io:rolebindings", shop, High),
+        ("get", "rbac.authorization.k8s.io:rolebindings", shop, Medium),
+        ("patch", "rbac.authorization.k8s.io:clusterroles", None, High),
+        ("list", "vault.example.com:secrets", None, Medium),
+        ("create", "metrics.example.com:pods", shop, Medium),
+        ("create", "iam.example.com:serviceaccounts", shop, Medium),
+        ("create", "iam.example.com:roles", shop, Medium),
         ("create", "serviceaccounts/token", shop, High),
         ("get", "nodes/proxy", None, High),
         ("create", "selfsubjectaccessreviews", None, Medium),
@@ -53,6 +63,24 @@ fn what_a_request_gives_its_maker_raises_the_risk() {
         assert_eq!(band(RequestKind::New), expected, "{verb} {resource} {namespace:?}");
         assert_eq!(band(RequestKind::Unknown), expected, "{verb} {resource} {namespace:?}");
         assert_eq!(band(RequestKind::Own), Medium, "what the workload does anyway: {resource}");
+    }
+}
+
+#[test]
+fn what_was_allowed_and_failed_in_the_api_server_may_have_been_done() {
+    for (decision, code, expected) in [
+        ("allow", json!(200), Band::Critical),
+        ("allow", json!(504), Band::Critical),
+        ("allow", Value::Null, Band::Critical),
+        ("allow", json!(404), Band::Medium),
+        ("forbid", json!(504), Band::Medium),
+    ] {
+        let more = json!({
+            "responseStatus": {"code": code},
+            "annotations": {"authorization.k8s.io/decision": decision},
+        });
+        let found = record("list", "secrets", None, &more);
+        assert_eq!(band(&found, RequestKind::New, Address::Pod), expected, "{decision} {code}");
     }
 }
 

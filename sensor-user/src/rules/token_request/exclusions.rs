@@ -74,6 +74,14 @@ pub enum ExclusionError {
         /// What was given.
         pattern: String,
     },
+    /// What one key takes out of the defaults, another puts back.
+    #[error("extend excludes by {pattern:?} what {key}: alert asks for; remove one of them")]
+    Switched {
+        /// What was given.
+        pattern: String,
+        /// The switch.
+        key: &'static str,
+    },
     /// There is nothing left to extend or to switch.
     #[error("replace takes the place of all defaults; remove {key}, or use extend instead")]
     Replaced {
@@ -94,7 +102,15 @@ impl TryFrom<Section> for Exclusions {
             };
             let defaults = SYSTEM_IDENTITIES.iter().filter(|pattern| !alerts(pattern));
             let mut patterns: Vec<Glob> = defaults.map(|pattern| Glob::compile(pattern)).collect();
-            patterns.extend(compile(extend.unwrap_or_default())?);
+            let extend = compile(extend.unwrap_or_default())?;
+            for (key, switched) in [("masterclient", MASTERCLIENT), ("kube-system", KUBE_SYSTEM)] {
+                // A pattern is one of the names that it stands for.
+                let all = extend.iter().find(|pattern| pattern.matches(switched));
+                if let Some(pattern) = all.filter(|_| alerts(switched)) {
+                    return Err(ExclusionError::Switched { pattern: pattern.to_string(), key });
+                }
+            }
+            patterns.extend(extend);
             return Ok(Self(patterns));
         };
         let others = [
@@ -160,6 +176,11 @@ mod tests {
                 vec![CERT_MANAGER, "aksService"],
                 vec![CONTROLLER],
             ),
+            (
+                "{extend: ['system:serviceaccount:kube-system:cronjob-*'], kube-system: alert}",
+                vec![CONTROLLER],
+                vec!["system:serviceaccount:kube-system:other"],
+            ),
             ("replace: [admin]", vec!["admin"], vec!["masterclient", CONTROLLER, "aksService"]),
             ("replace: []", vec![], vec!["masterclient", CONTROLLER, "aksService"]),
         ] {
@@ -177,7 +198,14 @@ mod tests {
     fn what_cannot_be_meant_is_refused() {
         let empty = ExclusionError::Pattern { pattern: String::new(), source: GlobError::Empty };
         let all = ExclusionError::Everybody { pattern: "**".to_owned() };
+        let switched =
+            |pattern: &str, key| ExclusionError::Switched { pattern: pattern.to_owned(), key };
         for (yaml, expected) in [
+            (
+                "{extend: ['system:serviceaccount:*'], kube-system: alert}",
+                switched("system:serviceaccount:*", "kube-system"),
+            ),
+            ("{extend: [eve, master*], masterclient: alert}", switched("master*", "masterclient")),
             ("extend: ['']", empty),
             ("replace: ['**']", all),
             ("{replace: [a], extend: [b]}", ExclusionError::Replaced { key: "extend" }),

@@ -226,3 +226,29 @@ async fn a_directory_switched_by_its_symlink_is_followed() {
     append(&tail.path, &line("c"));
     tail.expect(&["c"]).await;
 }
+
+#[tokio::test]
+async fn what_was_written_behind_a_link_that_was_switched_while_down_is_read_first() {
+    let mut tail = Following::start(|path| {
+        for name in ["november", "december"] {
+            fs::create_dir(path.with_file_name(name)).unwrap();
+            append(&path.with_file_name(name).join("log"), "");
+        }
+        symlink("november/log", path).unwrap();
+    });
+    tail.open().await;
+    append(&tail.path, &line("seen"));
+    tail.expect(&["seen"]).await;
+    let mut tail = tail
+        .restart(|path| {
+            append(path, &line("a"));
+            fs::remove_file(path).unwrap();
+            symlink("december/log", path).unwrap();
+            append(path, &line("b"));
+        })
+        .await;
+    tail.expect(&["a", "b"]).await;
+    append(&tail.path, &line("c"));
+    tail.expect(&["c"]).await;
+    assert_eq!((tail.metrics.rotations.get(), tail.metrics.lost_positions.get()), (1, 0));
+}

@@ -183,7 +183,7 @@ impl World {
         // What the reader knows of this content, and what is left of that if it dies now.
         let begins = first_line(File::open(self.path()).unwrap()).unwrap();
         let reader = self.reader.as_mut().and_then(|(tail, _)| tail.open.as_mut());
-        let known = [reader.map(OpenFile::position), self.position];
+        let known = [reader.map(OpenFile::position), self.position.clone()];
         let here = |known: &Position| known.inode == inode;
         let in_it = |known: &Position| begins.is_some() && known.first_line == begins;
         let places = || known.iter().flatten();
@@ -216,7 +216,7 @@ impl World {
     fn reader(&mut self) -> (Tail, mpsc::Receiver<AuditBatch>) {
         self.reader.take().unwrap_or_else(|| {
             let (sender, receiver) = mpsc::channel(1);
-            let config = TailConfig { path: self.path(), source: 0, start: self.position };
+            let config = TailConfig { path: self.path(), source: 0, start: self.position.clone() };
             let status = watch::channel(SourceStatus::default()).0;
             let mut tail = Tail::new(config, sender, status, self.metrics.clone());
             tail.buffer = vec![0; self.chunk].into_boxed_slice();
@@ -225,7 +225,7 @@ impl World {
     }
 
     fn take(&mut self, batch: &AuditBatch) {
-        self.position = batch.position;
+        self.position.clone_from(&batch.position);
         self.read.extend(ids_of(&batch.lines, &self.metrics));
     }
 

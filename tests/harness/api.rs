@@ -9,30 +9,55 @@ use std::{
     thread,
 };
 
+use anyhow::Result;
 use serde_json::{Value, json};
-use tokentrail_tests::{Sandbox, Workload};
 
-/// A pod's container as the API tells of it, with its probe and hook, if any.
-pub(crate) fn pod(workload: &Workload, image: &str, hooks: &Value) -> Value {
+use crate::{node::Workload, pod::Pod, sandbox::Sandbox};
+
+/// A pod's container as the API tells of it, with its probes and hooks, if any.
+pub fn pod(workload: &Workload, image: &str, hooks: &Value) -> Value {
     let Workload { pod, container } = workload;
     let mut main = json!({"name": "main", "image": image});
-    main.as_object_mut().unwrap().extend(hooks.as_object().unwrap().clone());
+    if let (Some(main), Some(hooks)) = (main.as_object_mut(), hooks.as_object()) {
+        main.extend(hooks.clone());
+    }
+    let status = json!({
+        "name": "main",
+        "containerID": format!("containerd://{}", container.id()),
+        "imageID": "docker.io/shop@sha256:1",
+        "state": {"running": {}},
+    });
+    pod_of(pod, &main, &[], &[status])
+}
+
+/// A pod that has not started yet, with its projected volumes: name and sources of each.
+pub fn pod_with_volumes(pod: &Pod, volumes: &[(&str, Value)]) -> Value {
+    let volumes: Vec<Value> = volumes
+        .iter()
+        .map(|(name, sources)| json!({"name": name, "projected": {"sources": sources}}))
+        .collect();
+    pod_of(pod, &json!({"name": "main", "image": "shop/cart:1"}), &volumes, &[])
+}
+
+fn pod_of(pod: &Pod, container: &Value, volumes: &[Value], statuses: &[Value]) -> Value {
     json!({
         "metadata": {"uid": pod.uid, "name": pod.name, "namespace": pod.namespace},
-        "spec": {"serviceAccountName": pod.service_account, "containers": [main]},
-        "status": {"containerStatuses": [{
-            "name": "main",
-            "containerID": format!("containerd://{}", container.id()),
-            "imageID": "docker.io/shop@sha256:1",
-            "state": {"running": {}},
-        }]},
+        "spec": {
+            "serviceAccountName": pod.service_account,
+            "containers": [container],
+            "volumes": volumes,
+        },
+        "status": {"containerStatuses": statuses},
     })
 }
 
 /// Serves these pods for as long as the test runs, and returns the kubeconfig for it.
-pub(crate) fn serve(sandbox: &Sandbox, pods: &[Value]) -> PathBuf {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let server = format!("http://{}", listener.local_addr().unwrap());
+///
+/// # Errors
+/// If there is no port to listen on, or the sandbox cannot be written.
+pub fn serve(sandbox: &Sandbox, pods: &[Value]) -> Result<PathBuf> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let server = format!("http://{}", listener.local_addr()?);
     let metadata = json!({"resourceVersion": "1"});
     let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": pods});
     thread::spawn(move || {
@@ -44,8 +69,8 @@ pub(crate) fn serve(sandbox: &Sandbox, pods: &[Value]) -> PathBuf {
     let kubeconfig = sandbox.folder().join("kubeconfig");
     // Not asked for, but a client looks for the machine's authorities where none is named.
     let authority = sandbox.folder().join("ca.pem");
-    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    fs::write(&authority, certified.cert.pem()).unwrap();
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    fs::write(&authority, certified.cert.pem())?;
     let cluster = json!({"server": server, "certificate-authority": authority});
     let named = json!({"name": "test", "cluster": cluster});
     let context = json!({"name": "test", "context": {"cluster": "test", "user": "test"}});
@@ -54,8 +79,8 @@ pub(crate) fn serve(sandbox: &Sandbox, pods: &[Value]) -> PathBuf {
         "apiVersion": "v1", "kind": "Config", "current-context": "test",
         "clusters": [named], "contexts": [context], "users": [user],
     });
-    fs::write(&kubeconfig, config.to_string()).unwrap();
-    kubeconfig
+    fs::write(&kubeconfig, config.to_string())?;
+    Ok(kubeconfig)
 }
 
 /// Answers one request after the other; a watch is left open.
