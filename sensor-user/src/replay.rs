@@ -210,7 +210,9 @@ fn find(
         let name = input.name();
         match Source::find(input, content, files.clock(), progress) {
             Ok(Ok(source)) => sources.push(source),
-            Ok(Err(Content::Alerts)) => return Err(ReplayError::Alerts { name }),
+            Ok(Err(Content::Alerts)) => {
+                return Err(ReplayError::Alerts { name, given: content.option() });
+            }
             Ok(Err(found)) => {
                 return Err(ReplayError::Mistaken {
                     name,

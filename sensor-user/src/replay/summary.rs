@@ -21,10 +21,15 @@ pub enum ReplayError {
         other: &'static str,
     },
     /// A file is what an earlier run made.
-    #[error("{name} was given with --opens but holds alerts; give what `run --record` wrote")]
+    #[error(
+        "{name} was given with {given} but holds alerts; replay takes audit logs, and opens as \
+         `run --record` writes them"
+    )]
     Alerts {
         /// Which.
         name: String,
+        /// The option that it was given with.
+        given: &'static str,
     },
     /// The output would replace an input.
     #[error("{name} is to be read; give another file with --output")]
