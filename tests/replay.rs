@@ -258,6 +258,7 @@ fn what_cannot_be_replayed_is_one_clear_error() {
     for (args, code, says) in [
         (vec!["--opens", &pod, "--audit", &pod], 2, "give it with --audit"),
         (vec!["--audit", OPENS], 2, "give it with --opens"),
+        (vec!["--audit", &pod, "-o", &pod], 2, "give another file with --output"),
         (vec!["--opens", "-", "--audit", "-"], 2, "standard input can be given once"),
         (vec!["--opens", OPENS], 2, "--audit"),
         (vec!["--audit", &pod, "--lateness", "soon"], 2, "--lateness"),

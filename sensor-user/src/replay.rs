@@ -42,7 +42,7 @@ use merge::{Kind, Merge, Place};
 use opens::OpenDocument;
 use output::Sorted;
 use semantics::{Judged, Semantics, live::can_begin_incident};
-use source::{CHUNK, Content, Side, Source};
+use source::{CHUNK, Content, Side, Source, without_mark};
 use spill::{Spill, Spilled};
 use summary::{ReplayError, Summary, Tally};
 
@@ -51,10 +51,8 @@ const WAITING: usize = 24 << 20;
 /// From here on it waits on disk, and only its place takes memory.
 const WAITING_HERE: usize = 4 << 20;
 /// For how long after the last event what ends is told second by second: in memory one second's
-/// documents at a time. It begins when nothing can come late any more.
+/// documents at a time.
 const END: i64 = 16 * 60;
-/// So long at most, whatever the lateness.
-const LONGEST_END: i64 = 2 * 3_600;
 /// From this length on a line waits without its bodies.
 const LONG: usize = 2 << 10;
 /// What an open takes while it waits in memory, roughly, bytes.
@@ -183,7 +181,6 @@ fn run_in_chunks(
                 spill: Spill::new(sorted.folder()),
                 failed: None,
             },
-            lateness: files.lateness,
             semantics,
         },
         last: Micros(0),
@@ -213,6 +210,7 @@ fn find(
         let name = input.name();
         match Source::find(input, content, files.clock(), progress) {
             Ok(Ok(source)) => sources.push(source),
+            Ok(Err(Content::Alerts)) => return Err(ReplayError::Alerts { name }),
             Ok(Err(found)) => {
                 return Err(ReplayError::Mistaken {
                     name,
@@ -252,7 +250,6 @@ struct Ahead<'a> {
     buffer: Vec<u8>,
     tally: Tally,
     waiting: Waiting,
-    lateness: Micros,
     semantics: &'a mut dyn Semantics,
 }
 
@@ -291,8 +288,7 @@ impl Replay<'_> {
         while let Some((place, item)) = self.ahead.waiting.merge.pop(Micros::MAX) {
             self.give(place, item)?;
         }
-        let end = END + self.ahead.lateness.0 / Micros::from_secs(1).0;
-        for second in 1..=end.min(LONGEST_END) {
+        for second in 1..=END {
             self.advance(self.last + Micros::from_secs(second))?;
         }
         self.advance(Micros::MAX)
@@ -409,7 +405,7 @@ impl Ahead<'_> {
     /// A chunk of the opens that are furthest behind; `false` when there is none.
     fn read(&mut self, unread: &mut Vec<String>) -> bool {
         let Some(index) = self.opens.next() else { return false };
-        let Self { opens, buffer, tally, waiting, semantics, .. } = self;
+        let Self { opens, buffer, tally, waiting, semantics } = self;
         let Some(source) = opens.sources.get_mut(index) else { return false };
         let filled = fill(source, buffer, unread);
         let chunk = buffer.get(..filled).unwrap_or_default();
@@ -425,6 +421,14 @@ impl Ahead<'_> {
                 Ok(Some(open)) if open.time > clock.latest() => tally.bad(BadLine::BadTime),
                 Ok(Some(open)) => {
                     clock.note(open.time);
+                    for field in &open.unread {
+                        *tally.in_part.entry(field).or_default() += 1;
+                    }
+                    if open.pod_uid.is_none() && (open.names.is_empty() || open.namespace.is_none())
+                    {
+                        // Nothing can be joined with it, or under `elastic` by its name at most.
+                        *tally.in_part.entry("no_pod").or_default() += 1;
+                    }
                     if semantics.expect(&open) {
                         tally.kept += 1;
                         let place = Place { time: open.time, kind: Kind::Open, file, line: number };
@@ -465,7 +469,8 @@ fn for_each_line(
         let Some(line) = next else { break };
         reading.line += 1;
         tally.lines += 1;
-        take(&line, reading.line, clock, tally);
+        let bytes = if reading.line == 1 { without_mark(line.bytes) } else { line.bytes };
+        take(&Line { bytes, ..line }, reading.line, clock, tally);
     }
     if chunk.is_empty() {
         source.end();

@@ -197,11 +197,11 @@ pub fn glance(line: &[u8], interest: &Interest<'_>) -> Glance {
 /// A body may hold a key of that name, but kube-apiserver writes bodies before its own
 /// (field order of `Event`), and inside a string the key's quotes would be escaped.
 pub fn last_stage_timestamp(lines: &[u8]) -> Option<Micros> {
-    const KEY: &[u8] = b"\"stageTimestamp\":\"";
+    const KEY: &[u8] = b"\"stageTimestamp\"";
     static FINDER: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new(KEY));
-    let value = lines.get(FINDER.rfind(lines)? + KEY.len()..)?;
-    let end = value.iter().take(40).position(|byte| *byte == b'"')?;
-    Micros::parse_believable(str::from_utf8(value.get(..end)?).ok()?)
+    let behind = |at: usize| lines.get(at + KEY.len()..);
+    let text = FINDER.rfind_iter(lines).find_map(|at| value(behind(at)?))?;
+    Micros::parse_believable(str::from_utf8(text).ok()?)
 }
 
 /// The `stageTimestamp` of one line, found without decoding it. `None` if only decoding tells: the

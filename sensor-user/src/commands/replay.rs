@@ -1,8 +1,11 @@
 //! `tokentrail replay`: recorded opens and audit logs through the rules once more.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     io::{self, IsTerminal as _, Write as _},
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
@@ -113,6 +116,13 @@ pub fn execute(args: &ReplayArgs) -> Exit {
             return Exit::Usage;
         }
     };
+    let given = args.opens.iter().chain(&args.audit);
+    if let Some(path) = &args.output
+        && let Some(input) = given.into_iter().find(|input| is_same_file(input, path))
+    {
+        tell(&ReplayError::Overwrites { name: input.display().to_string() });
+        return Exit::Usage;
+    }
     let target = match Target::prepare(args.output.as_deref()) {
         Ok(target) => target,
         Err(error) => return failed(error),
@@ -138,6 +148,14 @@ pub fn execute(args: &ReplayArgs) -> Exit {
     };
     report(&summary, count, start.elapsed().as_secs_f64());
     if summary.unread.is_empty() { Exit::Done } else { Exit::Failed }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| {
+        let file = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        Some((file.dev(), file.ino()))
+    };
+    id(one).is_some_and(|file| Some(file) == id(other))
 }
 
 fn replay(
@@ -223,13 +241,13 @@ fn report(summary: &Summary, count: u64, seconds: f64) {
 }
 
 fn told(tally: &Tally, what: &str) -> String {
-    let bad: Vec<_> =
-        tally.bad.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
-    let bad = match bad.as_slice() {
-        [] => String::new(),
-        bad => format!("; unusable: {}", bad.join(", ")),
+    let list = |what: &str, counts: &BTreeMap<&str, u64>| {
+        let counts: Vec<_> =
+            counts.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
+        if counts.is_empty() { String::new() } else { format!("; {what}: {}", counts.join(", ")) }
     };
-    format!("{} {what} ({} of use{bad})", tally.lines, tally.kept)
+    let (bad, in_part) = (list("unusable", &tally.bad), list("in part", &tally.in_part));
+    format!("{} {what} ({} of use{bad}{in_part})", tally.lines, tally.kept)
 }
 
 #[cfg(test)]

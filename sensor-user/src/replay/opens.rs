@@ -2,7 +2,7 @@
 //!
 //! Fields may be nested or have dots in their names, and hold one value or a list. Our own
 //! `tokentrail.open` is the open itself where it is there; otherwise one is made of the ECS fields,
-//! graded by `process.interactive` alone. Pure; called by the readers of `--opens`.
+//! graded by `tokentrail.grade`, else by `process.interactive`. Pure; called by the readers of `--opens`.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -44,6 +44,8 @@ pub struct OpenDocument {
     pub pod_uid: Option<String>,
     /// `tokentrail.pod`: the pod whose token it is, as the agent's index knew it.
     pub pod: Option<Box<Pod>>,
+    /// Fields of ours that cannot be read: the ECS fields have to do.
+    pub unread: Vec<&'static str>,
     told: Told,
 }
 
@@ -99,19 +101,28 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
     }
     let fields = Fields::read(&text).map_err(fault)?;
     let own = fields.all("tokentrail.open").find(|value| value.is_object());
-    if own.is_none() && !(token_path(&fields).is_some() && fields.has("event.action", "open")) {
+    let is_open = token_path(&fields).is_some() && fields.has("event.action", "open");
+    if own.is_none() && !is_open {
         return Ok(None);
     }
     let time = fields.text("@timestamp").and_then(Micros::parse_believable);
     let time = time.ok_or(BadLine::BadTime)?;
     let text = |field: &str| fields.text(field).map(str::to_owned);
-    let own = own.map(|own| TokenOpen::deserialize(own).map_err(|_| BadLine::WrongShape));
-    let own = own.transpose()?.map(|own| TokenOpen { time, wall: time, ..own });
-    let pod = fields.all("tokentrail.pod").find(|value| value.is_object());
-    let pod = pod.map(|pod| Box::deserialize(pod).map_err(|_| BadLine::WrongShape)).transpose()?;
+    let mut unread = Vec::new();
+    let own = match own.map(TokenOpen::deserialize) {
+        Some(Err(_)) if !is_open => return Err(BadLine::WrongShape),
+        own => own.and_then(|own| own.map_err(|_| unread.push("tokentrail.open")).ok()),
+    };
+    let own = own.map(|own| TokenOpen { time, wall: time, ..own });
+    let pod = fields.all("tokentrail.pod").find(|value| value.is_object()).map(Box::deserialize);
+    let pod = pod.and_then(|pod| pod.map_err(|_| unread.push("tokentrail.pod")).ok());
+    if own.is_none() && fields.all("tokentrail.grade").next().is_some() && grade(&fields).is_none()
+    {
+        unread.push("tokentrail.grade");
+    }
     Ok(Some(OpenDocument {
         time,
-        names: fields.texts("orchestrator.resource.name").map(str::to_owned).collect(),
+        names: fields.all("orchestrator.resource.name").filter_map(name).collect(),
         namespace: text("orchestrator.namespace"),
         is_elastic: is_elastic(&fields),
         boot_id: text("host.boot.id").unwrap_or_default(),
@@ -122,8 +133,19 @@ pub fn parse(line: &[u8]) -> Result<Option<OpenDocument>, BadLine> {
             None => text("orchestrator.resource.id"),
         },
         pod,
+        unread,
         told: own.map_or_else(|| Told::Ecs(fields), |own| Told::Own(Box::new(own))),
     }))
+}
+
+/// A pod's name: one may be all digits, and written as a number.
+fn name(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned).or_else(|| value.as_u64().map(|name| name.to_string()))
+}
+
+/// `tokentrail.grade`, of those who record it without the rest.
+fn grade(fields: &Fields) -> Option<Grade> {
+    fields.all("tokentrail.grade").find_map(|value| Grade::deserialize(value).ok())
 }
 
 /// The path of the token file that was opened, and which of them it is.
@@ -194,7 +216,10 @@ fn open_of(fields: &Fields, time: Micros) -> TokenOpen {
         ktime_ns,
         time,
         wall: time,
-        grade: if interactive { Grade::Interactive } else { Grade::Workload },
+        grade: grade(fields).unwrap_or(match interactive {
+            true => Grade::Interactive,
+            false => Grade::Workload,
+        }),
         native: None,
         volume: None,
         reader: fields.text("container.id").map(|container| ContainerRef {

@@ -6,6 +6,7 @@
 use std::io::{self, Cursor, Read};
 
 use indicatif::ProgressBar;
+use memchr::memmem;
 use serde_json::Value;
 
 use super::{clock::Clock, input::Input};
@@ -17,6 +18,14 @@ use crate::{
 /// Read at once, bytes: fits into a core's cache, so that a line is fetched from memory once.
 pub const CHUNK: usize = 256 << 10;
 
+/// `event.dataset` of alerts.
+const DATASET: &str = "tokentrail.alerts";
+
+/// A text without the byte order mark that some editors put before it.
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// What is in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -24,13 +33,15 @@ pub enum Content {
     Opens,
     /// Raw audit events.
     Audit,
+    /// What this program told before. No option takes it.
+    Alerts,
 }
 
 impl Content {
     /// How it is given.
     pub fn option(self) -> &'static str {
         match self {
-            Self::Opens => "--opens",
+            Self::Opens | Self::Alerts => "--opens",
             Self::Audit => "--audit",
         }
     }
@@ -40,6 +51,7 @@ impl Content {
         match self {
             Self::Opens => "ECS documents",
             Self::Audit => "audit.k8s.io events",
+            Self::Alerts => "alerts",
         }
     }
 
@@ -47,7 +59,7 @@ impl Content {
     /// process, which the shortening of audit lines might take for a body.
     fn longest_line(self) -> usize {
         match self {
-            Self::Opens => 1 << 20,
+            Self::Opens | Self::Alerts => 1 << 20,
             Self::Audit => crate::audit::lines::MAX_LINE,
         }
     }
@@ -61,7 +73,21 @@ impl Content {
         if has("stage") && (has("auditID") || api.starts_with("audit.k8s.io/")) {
             return Some((Self::Audit, time("stageTimestamp")));
         }
-        has("@timestamp").then(|| (Self::Opens, time("@timestamp")))
+        let kind = line.pointer("/event/dataset").and_then(Value::as_str);
+        let content = if kind == Some(DATASET) { Self::Alerts } else { Self::Opens };
+        has("@timestamp").then(|| (content, time("@timestamp")))
+    }
+
+    /// What a line is that does not end in what was read of it: whatever is longer than that is an
+    /// audit event's body.
+    fn of_beginning(line: &[u8]) -> Option<Self> {
+        let mut lines = Lines::with_longest(0);
+        lines.next_line(&mut &*line);
+        let begun = lines.finish()?;
+        let keys = ["\"apiVersion\":\"audit.k8s.io/", "\"auditID\":", "\"stage\":"];
+        let has = |key: &&str| memmem::find(begun.bytes, key.as_bytes()).is_some();
+        let is_audit = begun.bytes.starts_with(b"{\"kind\":\"Event\"") && keys.iter().all(has);
+        is_audit.then_some(Self::Audit)
     }
 }
 
@@ -111,10 +137,15 @@ impl Source {
         let _ = read.by_ref().take(CHUNK as u64).read_to_end(&mut head);
         let (mut found, mut start) = (None, None::<Micros>);
         let is_believable = |time: &Micros| *time <= clock.latest();
-        for line in head.split(|byte| *byte == b'\n') {
-            if found.is_none() || content == Content::Opens {
+        let is_cut = head.len() == CHUNK && !head.contains(&b'\n');
+        for line in without_mark(&head).split(|byte| *byte == b'\n') {
+            if is_cut {
+                found = Content::of_beginning(line);
+            } else if found.is_none() || content == Content::Opens {
                 let recognised = Content::of(line);
-                found = found.or(recognised.map(|(content, _)| content));
+                // Alerts may stand among other documents of one index.
+                let content = recognised.map(|(content, _)| content);
+                found = found.filter(|it| *it != Content::Alerts).or(content).or(found);
                 let time = recognised.and_then(|(_, time)| time).filter(is_believable);
                 start = time.into_iter().chain(start).min();
             } else {

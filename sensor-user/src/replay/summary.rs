@@ -20,6 +20,18 @@ pub enum ReplayError {
         /// The option that takes that.
         other: &'static str,
     },
+    /// A file is what an earlier run made.
+    #[error("{name} was given with --opens but holds alerts; give what `run --record` wrote")]
+    Alerts {
+        /// Which.
+        name: String,
+    },
+    /// The output would replace an input.
+    #[error("{name} is to be read; give another file with --output")]
+    Overwrites {
+        /// Which.
+        name: String,
+    },
     /// Standard input is one stream.
     #[error("standard input can be given once; give the other input as a file")]
     StdinTwice,
@@ -40,7 +52,10 @@ impl ReplayError {
     /// Whether the arguments are at fault.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Mistaken { .. } | Self::StdinTwice => true,
+            Self::Mistaken { .. }
+            | Self::Alerts { .. }
+            | Self::Overwrites { .. }
+            | Self::StdinTwice => true,
             Self::Open { .. } | Self::Temporary(_) => false,
         }
     }
@@ -76,6 +91,8 @@ pub struct Tally {
     pub kept: u64,
     /// Those that could not be used, by reason.
     pub bad: BTreeMap<&'static str, u64>,
+    /// Documents of which something could not be used: a field of ours, or whose pod's the open is.
+    pub in_part: BTreeMap<&'static str, u64>,
 }
 
 impl Tally {

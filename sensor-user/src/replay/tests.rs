@@ -383,6 +383,46 @@ fn a_file_given_with_the_wrong_option_is_one_clear_error() {
 }
 
 #[test]
+fn a_file_is_known_by_its_first_line_however_long_that_is_and_so_are_alerts() {
+    let folder = tempfile::tempdir().unwrap();
+    let [opens, audit, alerts] = ["opens", "audit", "alerts"].map(|name| folder.path().join(name));
+    let line = open(0, "till");
+    fs::write(&opens, &line).unwrap();
+    let body = format!("\"requestObject\":{{\"a\":\"{}\"}},\"x\":1,", "x".repeat(400_000));
+    let event = format!(
+        "{{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",\"auditID\":\"a\",\"stage\":\"Panic\",{body}"
+    );
+    fs::write(&audit, event + "\"y\":1}\n").unwrap();
+    let alert = line.replacen("\"event\":{", "\"event\":{\"dataset\":\"tokentrail.alerts\",", 1);
+    fs::write(&alerts, &alert).unwrap();
+    let given = |path: &Path| {
+        let (opens, audit) = (vec![path.to_owned()], vec![]);
+        let files = Files { opens, audit, lateness: Micros(0), latest: Micros::MAX };
+        run(&files, &mut semantics(), &mut Sorted::new(None), &ProgressBar::hidden())
+    };
+    assert!(given(&audit).unwrap_err().to_string().contains("give it with --audit"));
+    assert!(given(&alerts).unwrap_err().to_string().contains("holds alerts"));
+    assert_eq!(given(&opens).unwrap().opens.kept, 1);
+    // Among other documents of an index they are none of ours.
+    fs::write(&alerts, format!("{alert}\n{line}")).unwrap();
+    assert!(given(&alerts).is_ok());
+}
+
+#[test]
+fn a_mark_before_a_file_hides_no_line() {
+    let marked = |line: String| vec![format!("\u{feff}{line}")];
+    let (documents, summary) = of_lines(&marked(open(0, "till")), &marked(answer(SECOND, "till")));
+    assert_eq!((documents.len(), summary.audit.bad.len(), summary.opens.bad.len()), (1, 0, 0));
+}
+
+#[test]
+fn an_open_that_is_no_pods_is_counted() {
+    let nobodys = open(0, "till").replace("\"name\":\"till\"", "\"type\":\"pod\"");
+    let (_, summary) = of_lines(&[nobodys], &[answer(SECOND, "till")]);
+    assert_eq!((summary.opens.kept, summary.opens.in_part["no_pod"]), (0, 1));
+}
+
+#[test]
 fn a_cut_archive_is_used_up_to_where_it_was_cut_and_told() {
     let folder = tempfile::tempdir().unwrap();
     let [opens, audit, later] = ["opens", "audit", "later"].map(|name| folder.path().join(name));

@@ -415,6 +415,10 @@ fn the_stage_time_is_the_servers_not_one_from_a_body_and_always_a_believable_one
             "{\"stageTimestamp\":\"2026-11-21T23:50:20.000000Z\"}\n{\"stageTimestamp\":\"2026-11-21T23:50:21.014096Z\"}\ngarbage",
             at,
         ),
+        (
+            r#"{"x": "stageTimestamp", "stageTimestamp" : "2026-11-21T23:50:21.014096Z"}"#,
+            Micros::parse("2026-11-21T23:50:21.014096Z"),
+        ),
         (r#"{"stageTimestamp":null}"#, None),
         (r#"{"stageTimestamp":"0001-01-01T00:00:00.000000Z"}"#, None),
         (r#"{"stageTimestamp":"2026-11-21T23:50:21.01"#, None),

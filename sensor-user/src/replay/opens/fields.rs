@@ -10,7 +10,7 @@ use serde::{
 use serde_json::Value;
 
 /// What is asked for, in order.
-const NAMES: [&str; 32] = [
+const NAMES: [&str; 33] = [
     "@timestamp",
     "container.id",
     "container.runtime",
@@ -40,6 +40,7 @@ const NAMES: [&str; 32] = [
     "process.session_leader.start",
     "process.start",
     "process.user.id",
+    "tokentrail.grade",
     OWN,
     POD,
     "tokentrail.skew_us",

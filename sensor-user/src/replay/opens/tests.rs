@@ -130,10 +130,6 @@ fn documents_that_cannot_be_used_are_named() {
         (format!("{{\"process\":{bomb}}}"), BadLine::NotJson),
         (document().to_string().replacen('{', "{\"container\":{},", 1), BadLine::WrongShape),
         (document().to_string().replace("\"pid\":7", "\"pid\":7,\"pid\":8"), BadLine::WrongShape),
-        (
-            document().to_string().replacen('{', "{\"tokentrail\":{\"open\":{\"time\":5}},", 1),
-            BadLine::WrongShape,
-        ),
         (with("@timestamp", json!(null)).to_string(), BadLine::BadTime),
         (with("@timestamp", json!(5)).to_string(), BadLine::BadTime),
         (with("@timestamp", json!("0001-01-01T00:00:00Z")).to_string(), BadLine::BadTime),
@@ -153,6 +149,26 @@ fn our_own_record_of_an_open_is_taken_as_it_is() {
     document["host"]["boot"] = json!({"id": "b-1"});
     let read = read(&document);
     assert_eq!((read.open(), read.skew, read.boot_id.as_str()), (open, Some(Micros(1_000)), "b-1"));
+}
+
+#[test]
+fn fields_of_ours_count_where_they_can_be_read_and_else_the_ecs_fields_do() {
+    for (tokentrail, grade, unread) in [
+        (json!({"grade": "exec"}), Grade::Exec, vec![]),
+        (json!({"grade": "sideways"}), Grade::Interactive, vec!["tokentrail.grade"]),
+        (json!({"grade": "exec", "open": {"new": 1}}), Grade::Exec, vec!["tokentrail.open"]),
+        (json!({"pod": {"uid": 5}}), Grade::Interactive, vec!["tokentrail.pod"]),
+    ] {
+        let mut document = document();
+        document["tokentrail"] = tokentrail;
+        let read = read(&document);
+        assert_eq!((read.open().grade, read.unread), (grade, unread), "{document}");
+        assert_eq!(read.pod_uid.as_deref(), Some("u-1"));
+    }
+    let alone =
+        json!({"@timestamp": "2026-11-21T23:50:21.010116Z", "tokentrail": {"open": {"a": 1}}});
+    assert_eq!(parse(alone.to_string().as_bytes()), Err(BadLine::WrongShape));
+    assert_eq!(read(&with("orchestrator.resource.name", json!(7))).names, ["7"]);
 }
 
 proptest! {

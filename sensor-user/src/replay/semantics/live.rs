@@ -228,8 +228,9 @@ impl Semantics for LiveSemantics {
                 Err(reason) => return Judged::Bad(reason),
             },
         };
-        // The end of a watch is told long after its receipt, whatever the lateness.
-        let time = if received >= stage - self.lateness { received } else { stage };
+        // The end of a watch is told long after its receipt, whatever the lateness: as in `run`, it
+        // meets what is held when all that is earlier by the lateness is known.
+        let time = received.max(stage - self.lateness);
         Judged::Keep { time }
     }
 
@@ -255,7 +256,7 @@ impl Semantics for LiveSemantics {
         open.named = name.clone();
         let opens = match (is_by_name, name, &mut self.by_name) {
             (false, ..) => vec![open],
-            (true, Some(name), Some(by_name)) => by_name.open(name, open),
+            (true, Some(name), Some(by_name)) => by_name.open(&name, open),
             (true, ..) => return,
         };
         for open in opens {
@@ -302,13 +303,10 @@ impl Semantics for LiveSemantics {
             return;
         }
         self.tick = tick;
-        // As long as `run` waits: an answer's place in the order of time may be by so much later than
-        // its receipt, which is what has to be in an exposure.
-        let watermark = if tick == Micros::MAX { tick } else { tick - self.lateness };
-        for open in self.by_name.as_mut().map(|it| it.expire(watermark)).unwrap_or_default() {
+        for open in self.by_name.as_mut().map(|it| it.expire(tick)).unwrap_or_default() {
             self.feed(open);
         }
-        self.correlator.advance(watermark, self.now, &mut self.findings);
+        self.correlator.advance(tick, self.now, &mut self.findings);
         for hit in self.correlator.take_hits() {
             *self.excepted.entry(hit.exception).or_default() += 1;
         }

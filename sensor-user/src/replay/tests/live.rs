@@ -235,10 +235,12 @@ fn an_open_without_uid_is_of_every_pod_of_its_name_that_asks_in_the_window_and_o
     let (early, late) = (request(2 * SECOND, 1_000, "u-0"), request(1_000 * SECOND, 1_000, "u-3"));
     let within = [request(22 * SECOND, 1_000, "u-1"), request(80 * SECOND, 1_000, "u-2")].concat();
     let open = open_of(20 * SECOND, None);
-    let (documents, _) = replay_live(&[open.clone()], &[&early[..], &late].concat(), "");
+    let (documents, _) =
+        replay_live(std::slice::from_ref(&open), &[&early[..], &late].concat(), "");
     assert_eq!(told(&documents), ["token-read alert low -"]);
     assert_eq!(documents[0]["orchestrator"]["namespace"], json!("shop"));
-    let (documents, _) = replay_live(&[open.clone()], &[&early[..], &within, &late].concat(), "");
+    let (documents, _) =
+        replay_live(std::slice::from_ref(&open), &[&early[..], &within, &late].concat(), "");
     let r1 = |kind: &str, uid: &str| format!("{R1} {kind} low {uid}");
     let expected = ["alert u-1", "alert u-2", "incident u-1", "incident u-2"]
         .map(|it| it.split_once(' ').map(|(kind, uid)| r1(kind, uid)).unwrap());

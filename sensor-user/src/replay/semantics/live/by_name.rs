@@ -61,10 +61,10 @@ impl ByName {
 
     /// An open, and what comes of it at once: copies for those that asked within its skew, or that have
     /// one of the same name within the window before.
-    pub(super) fn open(&mut self, name: PodName, open: Open) -> Vec<Open> {
+    pub(super) fn open(&mut self, name: &PodName, open: Open) -> Vec<Open> {
         let (time, skew, window) = (open.open.time, Micros(open.skew_us), self.window);
         let mut out = Vec::new();
-        if self.names.len() >= NAMES.get() && !self.names.contains(&name) {
+        if self.names.len() >= NAMES.get() && !self.names.contains(name) {
             let evicted = self.names.pop_lru().into_iter();
             for (name, named) in evicted {
                 let untold = named.opens.iter().filter(|it| it.given.is_empty());
@@ -80,10 +80,10 @@ impl ByName {
         given.sort_unstable();
         given.dedup();
         let waiting = Waiting { open, given };
-        out.extend(waiting.given.iter().map(|uid| waiting.of(&name, Some(uid))));
+        out.extend(waiting.given.iter().map(|uid| waiting.of(name, Some(uid))));
         if named.opens.len() >= OPENS {
             let oldest = named.opens.remove(0);
-            out.extend(oldest.given.is_empty().then(|| oldest.of(&name, None)));
+            out.extend(oldest.given.is_empty().then(|| oldest.of(name, None)));
         }
         named.opens.push(waiting);
         out
