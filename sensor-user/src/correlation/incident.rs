@@ -68,7 +68,10 @@ struct Folded {
 impl Folded {
     fn add(&mut self, exposure: &Exposure, settings: &Settings) {
         self.opens = self.opens.saturating_add(exposure.count);
-        self.note((exposure.start(), exposure.end(settings)));
+        // What explains new requests alone does not tell whether one that comes late is.
+        if !exposure.needs_new_request() {
+            self.note((exposure.start(), exposure.end(settings)));
+        }
     }
 
     fn note(&mut self, span: (Micros, Micros)) {
