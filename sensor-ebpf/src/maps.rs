@@ -184,7 +184,7 @@ pub(crate) fn pace(key: &PaceKey) -> u64 {
 #[inline(always)]
 pub(crate) fn set_pace(key: &PaceKey, until: u64) {
     // No room even after others were evicted: it keeps a full share.
-    let _: Result<(), i32> = PACES.insert(key, &until, 0);
+    let _: Result<(), i32> = PACES.insert(key, until, 0);
 }
 
 /// Whether user space named this device as a service-account volume's.
