@@ -180,21 +180,21 @@ fn containers_that_share_their_processes_are_told_apart() {
     let sandbox = Sandbox::create().unwrap();
     let scene = Scene::of(Node::new(&sandbox).unwrap());
     let pause = scene.node.workload().unwrap();
-    let pod = Pod::create(&sandbox).unwrap();
-    let processes = Processes::SharedWith(&pause.container);
-    let setup = ContainerSetup { processes, ..ContainerSetup::default() };
-    let container = Container::start_as(&sandbox, &pod, setup).unwrap();
-    check_basics(&scene, &pod, &container);
+    check_container_that_sees(&sandbox, &scene, Processes::SharedWith(&pause.container));
 }
 
 #[test]
 fn a_container_that_sees_the_nodes_processes_is_told_from_its_sessions() {
     let sandbox = Sandbox::create().unwrap();
     let scene = Scene::of(Node::new(&sandbox).unwrap());
-    let pod = Pod::create(&sandbox).unwrap();
-    let setup = ContainerSetup { processes: Processes::Host, ..ContainerSetup::default() };
-    let container = Container::start_as(&sandbox, &pod, setup).unwrap();
-    check_basics(&scene, &pod, &container);
+    check_container_that_sees(&sandbox, &scene, Processes::Host);
+}
+
+fn check_container_that_sees(sandbox: &Sandbox, scene: &Scene<'_>, processes: Processes<'_>) {
+    let pod = Pod::create(sandbox).unwrap();
+    let setup = ContainerSetup { processes, ..ContainerSetup::default() };
+    let container = Container::start_as(sandbox, &pod, setup).unwrap();
+    check_basics(scene, &pod, &container);
 }
 
 #[test]

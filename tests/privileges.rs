@@ -1,15 +1,19 @@
 //! Which capabilities each route needs on the running kernel, found by running the agent with exactly
 //! those: the smallest set of a few that works, and that it says what is missing with any one less.
 //!
-//! What was found goes to the file that `TOKENTRAIL_FACTS` names, as in `routes`.
+//! What was found is noted among the `facts`.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 #![expect(clippy::print_stdout, reason = "what was found is for whoever reads a test's output")]
 
-use std::{env, fs::File, io::Write as _, thread};
+mod facts;
+
+use std::thread;
 
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::{Value, json};
 use tokentrail_tests::{Node, Sandbox};
+
+use facts::note;
 
 /// What loading and attaching may take, as errors name it.
 const NAMES: [(CapabilitySet, &str); 4] = [
@@ -87,13 +91,5 @@ fn each_route_runs_with_the_least_set_and_says_what_is_missing_with_any_one_less
             assert_eq!(refused.code, Some(3), "{route} without {name}: {refused:?}");
             assert!(refused.said.contains(name), "{route} without {name}: {refused:?}");
         }
-    }
-}
-
-fn note(fact: &Value) {
-    println!("{fact}");
-    if let Some(path) = env::var_os("TOKENTRAIL_FACTS") {
-        let mut file = File::options().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{fact}").unwrap();
     }
 }

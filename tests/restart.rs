@@ -65,6 +65,16 @@ impl<'sandbox> Kept<'sandbox> {
         sets.collect()
     }
 
+    /// Makes the only set there is one of version 1. Returns its version and number.
+    fn pretend_other_version(&self) -> (String, String) {
+        let sets = self.sets();
+        assert_eq!(sets.len(), 1, "{sets:?}");
+        let set = sets.concat();
+        let (version, number) = set.split_once('/').unwrap();
+        fs::rename(self.of_node().join(version), self.of_node().join("v1")).unwrap();
+        (version.to_owned(), number.to_owned())
+    }
+
     /// The recorded opens of a workload's token by `cat`, of which none is there twice.
     fn opens_by_cat(&self, victim: &Workload) -> usize {
         let opens = self.node.opens_of(&victim.pod).unwrap();
@@ -207,9 +217,7 @@ fn programs_of_another_version_are_read_as_far_as_they_can_be_and_removed() {
     let keeps = keeps(&agent);
     let victim = node.workload().unwrap();
     agent.kill().unwrap();
-    let set = kept.sets().pop().unwrap();
-    let (version, number) = set.split_once('/').unwrap();
-    fs::rename(kept.of_node().join(version), kept.of_node().join("v1")).unwrap();
+    let (version, number) = kept.pretend_other_version();
     // And what a start left that did not come to its end.
     fs::create_dir(kept.of_node().join("v1/new-1")).unwrap();
     victim.attack().unwrap();
@@ -221,7 +229,7 @@ fn programs_of_another_version_are_read_as_far_as_they_can_be_and_removed() {
     }
     let sets = kept.sets();
     assert_eq!(sets.len(), 1, "{sets:?}");
-    assert!(sets[0].starts_with(&format!("{version}/")) && !sets[0].ends_with(number), "{sets:?}");
+    assert!(sets[0].starts_with(&format!("{version}/")) && !sets[0].ends_with(&number), "{sets:?}");
     assert!(!kept.of_node().join("v1").exists());
 }
 
@@ -256,9 +264,7 @@ fn uninstall_removes_what_every_version_left_and_nothing_of_others() {
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.errors.contains("another tokentrail keeps its programs"), "{refused:?}");
     agent.kill().unwrap();
-    let [set] = &*kept.sets() else { panic!("{:?}", kept.sets()) };
-    let (version, number) = set.split_once('/').unwrap();
-    fs::rename(kept.of_node().join(version), kept.of_node().join("v1")).unwrap();
+    let (_, number) = kept.pretend_other_version();
     let others = kept.pins.join("of-somebody-else");
     fs::create_dir(&others).unwrap();
 

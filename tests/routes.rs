@@ -2,22 +2,23 @@
 //! them an open runs through that is no token's. Needs root and the BPF object.
 //!
 //! `TOKENTRAIL_EXPECT_ROUTES` names the routes that must work here, best first, and all others must not;
-//! the VM sets it for each kernel. What was found is appended to the file that `TOKENTRAIL_FACTS`
-//! names, a JSON object a line, of which `cargo xtask vm` makes its table.
+//! the VM sets it for each kernel. What was found is noted among the `facts`.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 #![expect(clippy::print_stdout, reason = "what was found is for whoever reads a test's output")]
 
+mod facts;
 #[path = "routes/instructions.rs"]
 mod instructions;
 
-use std::{env, fs::File, io::Write as _};
+use std::env;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokentrail::kernel::{
     KernelMetrics, RouteChoice, Sensor, SensorConfig, SensorError, btf::KERNEL_BTF, route_name,
 };
 use tokentrail_ebpf::Route;
 
+use facts::note;
 use instructions::Rejects;
 
 const ROUTES: [(RouteChoice, &str); 3] =
@@ -36,14 +37,6 @@ async fn sensor(route: RouteChoice) -> Result<Sensor, SensorError> {
 fn expected() -> Option<Vec<String>> {
     let names = env::var("TOKENTRAIL_EXPECT_ROUTES").ok()?;
     Some(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
-}
-
-fn note(fact: &Value) {
-    println!("{fact}");
-    if let Some(path) = env::var_os("TOKENTRAIL_FACTS") {
-        let mut file = File::options().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{fact}").unwrap();
-    }
 }
 
 #[tokio::test]

@@ -87,7 +87,7 @@ fn key(task: Probed, leader: Probed, file: Probed) -> RepeatKey {
     // SAFETY: helper without arguments.
     let ids = unsafe { bpf_get_current_pid_tgid() };
     let inode = file.next(off!(file_inode));
-    let executable = task::executable_inode(task);
+    let executable = task::executable_file(task).next(off!(file_inode));
     RepeatKey {
         start_boottime_ns: leader.load(off!(task_start_boottime)),
         file_ino: inode.load(off!(inode_ino)),

@@ -85,18 +85,18 @@ pub(crate) fn terminal_device(task: Probed) -> u32 {
 
 #[inline(always)]
 fn executable(record: &mut OpenRecord, task: Probed) {
-    let file = task.next(off!(task_mm)).next(off!(mm_exe_file));
-    let inode = executable_inode(task);
+    let file = executable_file(task);
+    let inode = file.next(off!(file_inode));
     record.exe_ino = inode.load(off!(inode_ino));
     record.exe_dev = inode.next(off!(inode_sb)).load(off!(sb_dev));
     file::names(file.next(off!(file_dentry)), &mut record.exe_names);
     note_unless(!inode.is_null(), &mut record.missing, Missing::EXECUTABLE);
 }
 
-/// The inode of what the process executes.
+/// What the process executes.
 #[inline(always)]
-pub(crate) fn executable_inode(task: Probed) -> Probed {
-    task.next(off!(task_mm)).next(off!(mm_exe_file)).next(off!(file_inode))
+pub(crate) fn executable_file(task: Probed) -> Probed {
+    task.next(off!(task_mm)).next(off!(mm_exe_file))
 }
 
 #[inline(always)]

@@ -382,20 +382,18 @@ impl Sensor {
     }
 
     fn read_losses(&mut self) {
-        for (counter, loss) in LOSSES {
-            match self.reader.losses().take(counter) {
-                Ok(new) => self.metrics.lost(loss, new),
-                Err(error) => debug!(%error, "cannot read a counter"),
+        let mut take = |counter| match self.reader.losses().take(counter) {
+            Ok(new) => new,
+            Err(error) => {
+                debug!(%error, "cannot read a counter");
+                0
             }
+        };
+        for (counter, loss) in LOSSES {
+            self.metrics.lost(loss, take(counter));
         }
-        match self.reader.losses().take(Counter::Repeated) {
-            Ok(new) => self.metrics.repeated(new),
-            Err(error) => debug!(%error, "cannot read a counter"),
-        }
-        match self.reader.losses().take(Counter::SessionsFull) {
-            Ok(new) => self.metrics.sessions_full(new),
-            Err(error) => debug!(%error, "cannot read a counter"),
-        }
+        self.metrics.repeated(take(Counter::Repeated));
+        self.metrics.sessions_full(take(Counter::SessionsFull));
     }
 }
 

@@ -234,10 +234,6 @@ impl PodState {
         watermark: Micros,
         settings: &Settings,
     ) -> Vec<Exposure> {
-        // They are what an incident counts its opens in, so they outlive it.
-        if !self.incidents.is_empty() {
-            return Vec::new();
-        }
         // The earliest moment that something which is still going on goes back to.
         let mut from = watermark;
         while let Some(earlier) = self
@@ -249,8 +245,7 @@ impl PodState {
         {
             from = earlier;
         }
-        let over = self.exposures.extract_if(.., |it| it.end(settings) < from);
-        over.collect()
+        self.exposures.extract_if(.., |it| it.end(settings) < from).collect()
     }
 
     /// Tells incidents that ended before `watermark`. Exposures that ended before are forgotten with those

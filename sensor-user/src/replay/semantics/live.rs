@@ -66,6 +66,8 @@ pub struct LiveSemantics {
     begins: Option<Micros>,
     /// Whether none of the lines to come can be earlier.
     begins_known: bool,
+    /// Time of the first line: all that there is to go by where each is far from the next.
+    first_line: Option<Micros>,
     /// Time of the line before: one that is far from both its neighbours is not believed.
     line_before: Option<Micros>,
     /// Opens of the same moment that had their turn.
@@ -103,6 +105,7 @@ impl LiveSemantics {
             window,
             begins: None,
             begins_known: false,
+            first_line: None,
             line_before: None,
             twins: Vec::new(),
             excepted: BTreeMap::new(),
@@ -113,12 +116,18 @@ impl LiveSemantics {
 
     /// Notes the time of a line as it is read.
     fn note_begin(&mut self, time: Micros) {
+        self.first_line.get_or_insert(time);
         let before = self.line_before.replace(time);
         if let Some(before) = before.filter(|it| (it.0 - time.0).abs() <= LEAP.0) {
             let begins = self.begins.into_iter().chain([before, time]).min().unwrap_or(time);
             self.begins_known = time > begins + self.lateness;
             self.begins = Some(begins);
         }
+    }
+
+    /// Watching begins with the audit files, if it has not begun.
+    fn watch(&mut self) {
+        self.correlator.watch(self.begins.or(self.first_line).unwrap_or(self.now));
     }
 
     /// Whether the open had its turn just now: a file may be given twice.
@@ -135,7 +144,7 @@ impl LiveSemantics {
 
     fn feed(&mut self, mut open: Open) {
         open.find_pods(&self.writer.pods);
-        self.correlator.watch(self.begins.unwrap_or(self.now));
+        self.watch();
         self.correlator.open(open, self.now, &mut self.findings);
     }
 
@@ -284,7 +293,7 @@ impl Semantics for LiveSemantics {
         }
         let mut request = Request::new(record.request_received_timestamp, record);
         request.find_pod(&self.writer.pods);
-        self.correlator.watch(self.begins.unwrap_or(self.now));
+        self.watch();
         self.correlator.request(request, self.now, &mut self.findings);
         self.report(tell);
         Ok(())

@@ -269,8 +269,6 @@ fn an_open_that_is_given_twice_counts_once() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
-
     #[test]
     fn whatever_the_order_within_the_lateness_the_same_is_told(
         opens in prop::collection::btree_map(0..3_000i64, 0..2usize, 0..8),

@@ -64,12 +64,12 @@ impl ByName {
     pub(super) fn open(&mut self, name: &PodName, open: Open) -> Vec<Open> {
         let (time, skew, window) = (open.open.time, Micros(open.skew_us), self.window);
         let mut out = Vec::new();
-        if self.names.len() >= NAMES.get() && !self.names.contains(name) {
-            let evicted = self.names.pop_lru().into_iter();
-            for (name, named) in evicted {
-                let untold = named.opens.iter().filter(|it| it.given.is_empty());
-                out.extend(untold.map(|it| it.of(&name, None)));
-            }
+        if self.names.len() >= NAMES.get()
+            && !self.names.contains(name)
+            && let Some((name, named)) = self.names.pop_lru()
+        {
+            let untold = named.opens.iter().filter(|it| it.given.is_empty());
+            out.extend(untold.map(|it| it.of(&name, None)));
         }
         let named = self.names.get_or_insert_mut(name.clone(), Named::default);
         let asked = named.asked.iter().filter(|(_, at)| (time - skew..=time).contains(at));
