@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     env, fs,
     hash::{BuildHasher as _, RandomState},
-    io::{Write as _, stdout},
+    io::{ErrorKind, Write as _, stdout},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -378,9 +378,15 @@ struct NoFunctionTracing;
 impl NoFunctionTracing {
     const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
 
-    fn begin() -> Self {
-        fs::write(Self::SWITCH, "0").unwrap();
-        Self
+    /// None where the kernel does not let go of functions that a trampoline is attached to (5.10).
+    fn begin() -> Option<Self> {
+        match fs::write(Self::SWITCH, "0") {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => None,
+            written => {
+                written.unwrap();
+                Some(Self)
+            }
+        }
     }
 }
 
@@ -405,7 +411,10 @@ fn when_a_route_no_longer_fires_the_next_one_is_taken() {
     let mut agent = node.agent.start().unwrap();
     assert_eq!(status(&agent)["route"], "fexit");
     let victims = [node.workload().unwrap(), node.workload().unwrap()];
-    let _off = NoFunctionTracing::begin();
+    let Some(_off) = NoFunctionTracing::begin() else {
+        writeln!(stdout(), "skipped: here a trampoline cannot be kept from being called").unwrap();
+        return;
+    };
     wait_until_not_ready(&agent);
     agent.wait_until_ready().unwrap();
     let found = status(&agent);
