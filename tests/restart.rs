@@ -418,8 +418,11 @@ fn when_a_route_no_longer_fires_the_next_one_is_taken() {
     wait_until_not_ready(&agent);
     agent.wait_until_ready().unwrap();
     let found = status(&agent);
-    assert_eq!(found["route"], "exit", "{found:#}");
-    for route in ["fexit", "kprobe"] {
+    // On x86 a probe of a function's start is a trace of the function.
+    let (dead, alive) =
+        ["fexit", "kprobe", "exit"].split_at(if cfg!(target_arch = "x86_64") { 2 } else { 1 });
+    assert_eq!(found["route"], alive[0], "{found:#}");
+    for route in dead {
         let tried = format!("route {route} does not work here");
         assert!(found["degraded"].to_string().contains(&tried), "{found:#}");
     }
