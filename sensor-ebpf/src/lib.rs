@@ -281,6 +281,10 @@ impl Missing {
     pub const ANCESTORS: u32 = 1 << 6;
     /// User ids.
     pub const USER: u32 = 1 << 7;
+    /// Descriptors 0 to 2, where the controlling terminal may be known.
+    pub const DESCRIPTORS: u32 = 1 << 8;
+    /// Names of the file or of the directory that it is in.
+    pub const FILE_NAME: u32 = 1 << 9;
 }
 
 /// Index into the per-CPU counters.
@@ -394,6 +398,10 @@ pub struct Offsets {
     pub files_fdt: u32,
     /// `fdtable.fd`
     pub fdt_fd: u32,
+    /// `fdtable.max_fds`
+    pub fdt_max_fds: u32,
+    /// `files_struct.fd_array`
+    pub files_fd_array: u32,
     /// `file.f_path`, for `bpf_d_path`
     pub file_path: u32,
     /// `file.f_path` + `path.dentry`
@@ -414,6 +422,8 @@ pub struct Offsets {
     pub dentry_name_ptr: u32,
     /// `dentry.d_iname` / `d_shortname`
     pub dentry_inline_name: u32,
+    /// Bytes of that
+    pub dentry_inline_len: u32,
     /// `dentry.d_parent`
     pub dentry_parent: u32,
     /// `dentry.d_sb`
@@ -448,6 +458,8 @@ pub struct Offsets {
     pub pid_level: u32,
     /// `pid.numbers`
     pub pid_numbers: u32,
+    /// Size of `struct pid`, without numbers if there may be any of them
+    pub pid_size: u32,
     /// Size of `struct upid`
     pub upid_size: u32,
     /// `upid.nr`

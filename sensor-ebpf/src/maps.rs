@@ -152,10 +152,10 @@ pub(crate) fn session_of(process: &TaskKey) -> Option<TaskKey> {
     })
 }
 
-/// What a session began with; null if that is not known.
+/// What a session began with, if that is known.
 #[inline(always)]
-pub(crate) fn session_command(key: &TaskKey) -> *const SessionCommand {
-    SESSIONS.get_ptr(key).unwrap_or(core::ptr::null())
+pub(crate) fn session_command(key: &TaskKey) -> Option<*const SessionCommand> {
+    SESSIONS.get_ptr(key)
 }
 
 /// The repeats of an open that got a record.
