@@ -354,6 +354,8 @@ pub const ABSENT: u32 = u32::MAX;
 pub struct Offsets {
     /// 1 if helper `bpf_get_current_task_btf` exists (kernel 5.11).
     pub have_task_btf: u32,
+    /// 1 if helper `bpf_snprintf` exists (kernel 5.13).
+    pub have_snprintf: u32,
     /// 1 on x86-64, 2 on arm64: where a kprobe finds its first argument.
     pub arch: u32,
     /// `task_struct.files`

@@ -32,6 +32,8 @@ mod read;
 mod session;
 #[cfg(target_arch = "bpf")]
 mod task;
+#[cfg(target_arch = "bpf")]
+mod words;
 
 #[cfg(target_arch = "bpf")]
 #[expect(clippy::needless_pass_by_value, reason = "the signature that aya's macros call")]

@@ -4,10 +4,11 @@ use core::cell::UnsafeCell;
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use tokentrail_ebpf::{
-    Counter, Offsets, RepeatKey, Repeats, SessionCommand, TaskKey, VOLUME_WORDS, VolumeBit,
+    Counter, Offsets, RepeatKey, Repeats, SessionCommand, TEXT_LEN, TaskKey, VOLUME_WORDS,
+    VolumeBit,
 };
 
 use crate::flood::PaceKey;
@@ -114,6 +115,15 @@ macro_rules! known {
     };
 }
 pub(crate) use known;
+
+/// `BPF_RB_NO_WAKEUP` of `include/uapi/linux/bpf.h`.
+pub(crate) const NO_WAKEUP: u64 = 1;
+
+/// Memory that nobody else has, to be discarded with [`NO_WAKEUP`]: the reader passes over it.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<RingBufEntry<[u8; 2 * TEXT_LEN]>> {
+    EVENTS.reserve(0)
+}
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

@@ -10,7 +10,7 @@ use crate::{
     file,
     maps::{known, off},
     read::{Array, Inline, Structure, note_unless},
-    session,
+    session, words,
 };
 
 /// Steps towards `init` before a walk gives up. Deeper process trees do not occur in containers.
@@ -106,7 +106,8 @@ fn executable<S: Structure>(record: &mut OpenRecord, task: S) {
     record.exe_ino = inode.load(off!(inode_ino));
     record.exe_dev = inode.next(off!(inode_sb)).load(off!(sb_dev));
     file::names(file.next(off!(file_dentry)), &mut record.exe_names);
-    note_unless(!inode.is_null(), &mut record.missing, Missing::EXECUTABLE);
+    let named = S::ANY_ADDRESS || record.exe_names[0][0] != 0;
+    note_unless(named & !inode.is_null(), &mut record.missing, Missing::EXECUTABLE);
 }
 
 /// What the process executes.
@@ -126,14 +127,13 @@ fn arguments<S: Structure>(record: &mut OpenRecord, task: S) {
 /// it can change them. Returns how many bytes they have, 0 if they cannot be read.
 #[inline(always)]
 pub(crate) fn copy_arguments<S: Structure, const N: usize>(task: S, into: &mut [u8; N]) -> u32 {
-    // Loaders change that helper, too, into one that lockdown refuses.
-    if !S::ANY_ADDRESS {
-        return 0;
-    }
     let mm = task.next(off!(task_mm));
     let start: u64 = mm.load(off!(mm_arg_start));
     let end: u64 = mm.load(off!(mm_arg_end));
     let whole = end.wrapping_sub(start);
+    if !S::ANY_ADDRESS {
+        return if words::copy(start, whole, into) { whole as u32 } else { 0 };
+    }
     let length = if whole > N as u64 { N as u32 } else { whole as u32 };
     // SAFETY: `into` is writable for N bytes; the helper checks the source.
     let result =

@@ -92,10 +92,11 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         }
         found
     };
+    let have =
+        |helper| u32::from(btf.enumerator("bpf_func_id", helper).is_some());
     let offsets = Offsets {
-        have_task_btf: u32::from(
-            btf.enumerator("bpf_func_id", "BPF_FUNC_get_current_task_btf").is_some(),
-        ),
+        have_task_btf: have("BPF_FUNC_get_current_task_btf"),
+        have_snprintf: have("BPF_FUNC_snprintf"),
         arch: if cfg!(target_arch = "x86_64") { 1 } else { 2 },
         task_files: need("task_struct", &["files"], "task_struct.files")?,
         task_mm: find("task_struct", &["mm"]),
