@@ -71,11 +71,13 @@ mod programs {
     /// The same two where the kernel keeps its memory from programs (`lockdown=confidentiality`): they
     /// read what types lead to, and no other address.
     #[fexit(function = "security_file_open")]
+    #[inline(always)]
     fn open_direct(ctx: FExitContext) -> i32 {
         filter::on_fexit::<Direct>(&ctx)
     }
 
     #[fexit(function = "security_file_receive")]
+    #[inline(always)]
     fn receive_direct(ctx: FExitContext) -> i32 {
         filter::on_receive_fexit::<Direct>(&ctx)
     }

@@ -456,10 +456,7 @@ impl Structure for Direct {
 
     #[inline(always)]
     fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) {
-        for (word, at) in into.as_chunks_mut().0.iter_mut().zip((0..).step_by(4)) {
-            let place = if offset == ABSENT { ABSENT } else { offset.wrapping_add(at) };
-            *word = self.load::<u32>(place).to_ne_bytes();
-        }
+        self.words(offset, N as u32, into);
     }
 
     #[inline(always)]
@@ -468,9 +465,22 @@ impl Structure for Direct {
         if self.load::<u32>(inline.length) >= inline.capacity {
             return;
         }
-        for (word, at) in into.as_chunks_mut().0.iter_mut().zip((0..).step_by(4)) {
-            if at < inline.capacity {
-                *word = self.load::<u32>(inline.start.wrapping_add(at)).to_ne_bytes();
+        self.words(inline.start, inline.capacity, into);
+    }
+}
+
+impl Direct {
+    /// Copies `length` bytes of the member at `offset`, as many as there is room for, by words: both
+    /// are a multiple of four.
+    #[inline(always)]
+    fn words<const N: usize>(self, offset: u32, length: u32, into: &mut [u8; N]) {
+        let words = into.as_mut_ptr().cast::<u32>();
+        for index in 0..N / 4 {
+            let at = index as u32 * 4;
+            if offset != ABSENT && at < length {
+                let word = self.load(offset.wrapping_add(at));
+                // SAFETY: within `into`. Texts lie at multiples of four in what they are a part of.
+                unsafe { words.wrapping_add(index).write(word) };
             }
         }
     }

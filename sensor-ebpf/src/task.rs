@@ -31,14 +31,14 @@ pub(crate) fn describe<S: Structure>(record: &mut OpenRecord) {
     leader.bytes(off!(task_comm), &mut record.leader_comm);
     record.start_boottime_ns = leader.load(off!(task_start_boottime));
     record.ppid = leader.next(off!(task_real_parent)).load(off!(task_tgid));
-    let session = Session::of(leader);
     user(record, task);
     terminal(record, task);
     executable(record, task);
     arguments(record, task);
-    namespaces(record, task, session);
-    cgroup(record, session);
-    ancestors(record, leader, session);
+    namespaces(record, task, leader);
+    let container = container_cgroup(leader);
+    cgroup(record, container);
+    ancestors(record, leader, container);
 }
 
 /// The credentials that the open was checked against.
@@ -157,39 +157,6 @@ fn mount_namespace<S: Structure>(task: S) -> S {
     task.next(off!(task_nsproxy)).next(off!(nsproxy_mnt_ns))
 }
 
-/// What marks the container that a process is in: the walk looks for where this changes.
-#[derive(Clone, Copy)]
-struct Session<S> {
-    /// `struct cgroup` of the hierarchy that containers are told apart by.
-    cgroup: S,
-    /// Whether that is the memory controller's hierarchy of cgroup v1.
-    v1: bool,
-    /// Depth of the pid namespace.
-    level: u32,
-    /// Inode of the pid namespace.
-    pidns_ino: u32,
-    /// Process id in it.
-    nspid: u32,
-}
-
-impl<S: Structure> Session<S> {
-    #[inline(always)]
-    fn of(leader: S) -> Self {
-        let (cgroup, v1) = container_cgroup(leader);
-        let pid = leader.next(off!(task_thread_pid));
-        let level: u32 = pid.load(off!(pid_level));
-        let level = if level > DEEPEST_PID_NAMESPACE { 0 } else { level };
-        let inode = |upid: S| upid.next(off!(upid_ns)).load(off!(pidns_inum));
-        Self {
-            cgroup,
-            v1,
-            level,
-            pidns_ino: pid.nth(upids(), level, inode),
-            nspid: nspid_at(pid, level),
-        }
-    }
-}
-
 /// A process's id in its own pid namespace.
 #[inline(always)]
 pub(crate) fn nspid<S: Structure>(leader: S) -> u32 {
@@ -241,18 +208,29 @@ fn memory_cgroup<S: Structure>(leader: S) -> S {
 }
 
 #[inline(always)]
-fn namespaces<S: Structure>(record: &mut OpenRecord, task: S, session: Session<S>) {
+fn namespaces<S: Structure>(record: &mut OpenRecord, task: S, leader: S) {
+    let pid = leader.next(off!(task_thread_pid));
+    let level: u32 = pid.load(off!(pid_level));
+    let level = if level > DEEPEST_PID_NAMESPACE { 0 } else { level };
     record.mntns_ino = mount_namespace(task).load(off!(mntns_inum));
-    record.pidns_ino = session.pidns_ino;
-    record.pidns_level = session.level;
-    record.nspid = session.nspid;
+    record.pidns_ino =
+        pid.nth(upids(), level, |upid| upid.next(off!(upid_ns)).load(off!(pidns_inum)));
+    record.nspid = nspid_at(pid, level);
+    record.pidns_level = level;
     let present = record.mntns_ino != 0 && record.pidns_ino != 0;
     note_unless(present, &mut record.missing, Missing::NAMESPACES);
 }
 
+/// Depth of the opener's pid namespace, out of the record's memory as in [`note_unless`].
 #[inline(always)]
-fn cgroup<S: Structure>(record: &mut OpenRecord, session: Session<S>) {
-    let mut node = session.cgroup.next(off!(cgroup_kn));
+fn level(record: &OpenRecord) -> u32 {
+    // SAFETY: a live word.
+    unsafe { core::ptr::read_volatile(&raw const record.pidns_level) }
+}
+
+#[inline(always)]
+fn cgroup<S: Structure>(record: &mut OpenRecord, (cgroup, _): (S, bool)) {
+    let mut node = cgroup.next(off!(cgroup_kn));
     record.cgroup_id = node.load(off!(kernfs_id));
     let named = S::ANY_ADDRESS && known!(kernfs_name, kernfs_parent);
     let present = named && !node.is_null();
@@ -267,18 +245,20 @@ fn cgroup<S: Structure>(record: &mut OpenRecord, session: Session<S>) {
 /// The last processes before the container's two boundaries. A walk each, and one for each kind of
 /// cgroup: loops with one way out are what the verifier gets through quickly.
 #[inline(always)]
-fn ancestors<S: Structure>(record: &mut OpenRecord, leader: S, session: Session<S>) {
-    let by_cgroup = if session.v1 {
-        walk(leader, |task| memory_cgroup(task).is(session.cgroup))
+fn ancestors<S: Structure>(record: &mut OpenRecord, leader: S, (cgroup, v1): (S, bool)) {
+    let by_cgroup = if v1 {
+        walk(leader, |task| memory_cgroup(task).is(cgroup))
     } else {
-        walk(leader, |task| unified_cgroup(task).is(session.cgroup))
+        walk(leader, |task| unified_cgroup(task).is(cgroup))
     };
+    let depth = level(record);
+    ancestor(&mut record.entry_cgroup, by_cgroup, depth);
     // A parent's namespace is its child's or one above: of the same depth it is the same.
     let by_pidns = walk(leader, |task| {
-        task.next(off!(task_thread_pid)).load::<u32>(off!(pid_level)) == session.level
+        task.next(off!(task_thread_pid)).load::<u32>(off!(pid_level)) == depth
     });
-    ancestor(&mut record.entry_cgroup, by_cgroup, session.level);
-    ancestor(&mut record.entry_pidns, by_pidns, session.level);
+    let depth = level(record);
+    ancestor(&mut record.entry_pidns, by_pidns, depth);
     session::describe(record);
     let known = known!(task_tgid, task_real_parent, task_start_boottime, task_comm)
         && known!(pid_numbers, upid_nr, upid_ns);
