@@ -67,8 +67,14 @@ impl Kernel {
 /// Makes a kernel's folder from its packages.
 fn fetch(archive: &Archive, name: &str, arch: Arch, into: &Path) -> Result<()> {
     let unpacked = tempfile::tempdir_in(into)?;
-    // Where the kernel has a package of its own, its modules have another one.
-    let others = name.strip_prefix("linux-binary-").map(|rest| format!("linux-modules-{rest}"));
+    // Where the kernel has a package of its own, its modules are in another one: from 7.2 on in theirs.
+    let others = match name.strip_prefix("linux-binary-") {
+        Some(rest) => {
+            let pattern = format!("^linux-(modules|image)-{}$", regex_lite::escape(rest));
+            archive.names(&pattern)?.into_iter().max()
+        }
+        None => None,
+    };
     for package in [name].into_iter().chain(others.as_deref()) {
         archive.unpack(&format!("{package}:{}", arch.oci_name()), unpacked.path())?;
     }
