@@ -140,7 +140,6 @@ impl Probed {
     pub(crate) fn at(address: u64) -> Self {
         Self(address)
     }
-
 }
 
 impl Structure for Probed {

@@ -254,9 +254,8 @@ fn ancestors<S: Structure>(record: &mut OpenRecord, leader: S, (cgroup, v1): (S,
     let depth = level(record);
     ancestor(&mut record.entry_cgroup, by_cgroup, depth);
     // A parent's namespace is its child's or one above: of the same depth it is the same.
-    let by_pidns = walk(leader, |task| {
-        task.next(off!(task_thread_pid)).load::<u32>(off!(pid_level)) == depth
-    });
+    let by_pidns =
+        walk(leader, |task| task.next(off!(task_thread_pid)).load::<u32>(off!(pid_level)) == depth);
     let depth = level(record);
     ancestor(&mut record.entry_pidns, by_pidns, depth);
     session::describe(record);

@@ -208,6 +208,7 @@ impl Sensor {
         sensor.degraded.extend(sessions.blind);
         let mut tried = Vec::new();
         for plan in attach::ROUTES.iter().filter(|plan| config.route.allows(plan.route)) {
+            let name = format!("{}{}", route_name(plan.route), plan.manner);
             let refused = match plan.attach(&mut ebpf, &types) {
                 Err(why) => why,
                 Ok(attached) => match sensor.first_test().await {
@@ -217,10 +218,9 @@ impl Sensor {
                         sensor.route = plan.route;
                         sensor.degraded.extend(attached.blind);
                         if !plan.manner.is_empty() {
-                            sensor.degraded.push(format!(
-                                "route {}{} is taken: {}",
-                                route_name(plan.route), plan.manner, attach::UNREAD
-                            ));
+                            let taken = format!("route {name} is taken: {}", attach::UNREAD);
+                            warn!("{taken}");
+                            sensor.degraded.push(taken);
                         }
                         if plan.route == Route::Exit {
                             let absent = layout.absent_of_uring.iter();
@@ -239,7 +239,6 @@ impl Sensor {
                     }
                 },
             };
-            let name = format!("{}{}", route_name(plan.route), plan.manner);
             debug!(route = name, refused, "route does not work here");
             sensor.degraded.push(format!("route {name} does not work here: {refused}"));
             tried.push((name, refused));
@@ -473,8 +472,7 @@ mod tests {
 
     #[test]
     fn an_error_without_a_route_names_every_route_that_was_tried() {
-        let tried =
-            vec![("fexit".into(), "attach: no".into()), ("exit".into(), "load: no".into())];
+        let tried = vec![("fexit".into(), "attach: no".into()), ("exit".into(), "load: no".into())];
         let text = SensorError::NoRoute { tried }.to_string();
         assert!(text.contains("fexit: attach: no") && text.contains("exit: load: no"), "{text}");
     }

@@ -178,11 +178,7 @@ pub(super) fn missing(bits: u32) -> Vec<String> {
         (Missing::DESCRIPTORS, "descriptors"),
         (Missing::FILE_NAME, "file_name"),
     ];
-    NAMES
-        .iter()
-        .filter(|(bit, _)| bits & bit != 0)
-        .map(|(_, name)| (*name).to_owned())
-        .collect()
+    NAMES.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| (*name).to_owned()).collect()
 }
 
 #[cfg(test)]

@@ -271,7 +271,9 @@ pub(super) fn sessions(ebpf: &mut Ebpf, types: &Types) -> Attached {
         match link {
             Ok(link) => attached.links.push(link),
             Err((refused, also)) => {
-                attached.blind.push(format!("{missed} is not seen: {refused}; by typed reads: {also}"));
+                attached
+                    .blind
+                    .push(format!("{missed} is not seen: {refused}; by typed reads: {also}"));
             }
         }
     }
@@ -366,11 +368,7 @@ impl Hook {
     }
 }
 
-fn fexit(
-    program: &mut Program,
-    function: &'static str,
-    types: &Types,
-) -> Result<Attached, String> {
+fn fexit(program: &mut Program, function: &'static str, types: &Types) -> Result<Attached, String> {
     let btf = types.get()?;
     let program: &mut FExit = program.try_into().map_err(|error| refusal("load", &error))?;
     program.load(function, btf).map_err(|error| refusal("load", &error))?;

@@ -28,7 +28,9 @@ pub fn attach_empty(route: Route) -> Result<Empty, SensorError> {
         [("empty_session_exec", "sched_process_exec"), ("empty_session_fork", "sched_process_fork")]
     {
         let link = attach::raw_tracepoint(&mut ebpf, name, tracepoint);
-        links.push(link.map_err(|why| SensorError::NoRoute { tried: vec![(route_name(route).to_owned(), why)] })?);
+        links.push(link.map_err(|why| SensorError::NoRoute {
+            tried: vec![(route_name(route).to_owned(), why)],
+        })?);
     }
     Ok(Empty { _links: links })
 }

@@ -92,8 +92,7 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         }
         found
     };
-    let have =
-        |helper| u32::from(btf.enumerator("bpf_func_id", helper).is_some());
+    let have = |helper| u32::from(btf.enumerator("bpf_func_id", helper).is_some());
     let offsets = Offsets {
         have_task_btf: have("BPF_FUNC_get_current_task_btf"),
         have_snprintf: have("BPF_FUNC_snprintf"),

@@ -8,7 +8,8 @@ use std::{
 use super::*;
 use crate::attribution::fixture::{Node, POD, cgroup_names, cgroup_of, name, names, record};
 
-const PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount/..2024_11_24_09_06_53.36769/token";
+const PATH: &str =
+    "/var/run/secrets/kubernetes.io/serviceaccount/..2024_11_24_09_06_53.36769/token";
 
 /// The read that the kernel side would have told with all its facts, told by types alone.
 fn unread() -> OpenRecord {
