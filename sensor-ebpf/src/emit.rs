@@ -32,9 +32,9 @@ pub(crate) fn open<S: Structure>(
     record.path[0] = 0;
     path(&mut record.path);
     record.missing = 0;
-    task::describe::<S>(record);
+    let described = task::describe::<S>(record);
     opened::mount(record, file);
-    if !opened::identity(record, file) {
+    if !described || !opened::identity(record, file) {
         // The file went away between the filter and here: another thread closed it.
         maps::count(Counter::LostUnreadable);
         entry.discard(0);

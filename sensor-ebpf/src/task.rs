@@ -18,15 +18,19 @@ const WALK: u32 = 32;
 /// `MAX_PID_NS_LEVEL` of `include/linux/pid_namespace.h`.
 const DEEPEST_PID_NAMESPACE: u32 = 32;
 
-/// Fills in everything about the current task, and the bits of [`Missing`].
+/// Fills in everything about the current task, and the bits of [`Missing`]; `false` if there is none.
 #[inline(always)]
-pub(crate) fn describe<S: Structure>(record: &mut OpenRecord) {
+pub(crate) fn describe<S: Structure>(record: &mut OpenRecord) -> bool {
     // SAFETY: helper without arguments.
     let ids = unsafe { bpf_get_current_pid_tgid() };
     record.tgid = (ids >> 32) as u32;
     record.pid = ids as u32;
     let task = S::current();
     let leader = task.next(off!(task_group_leader));
+    // Never, but to the verifier: all that follows would have twice as many states.
+    if !S::ANY_ADDRESS && off!(have_task_btf) != 0 && leader.is_null() {
+        return false;
+    }
     task.bytes(off!(task_comm), &mut record.comm);
     leader.bytes(off!(task_comm), &mut record.leader_comm);
     record.start_boottime_ns = leader.load(off!(task_start_boottime));
@@ -39,6 +43,7 @@ pub(crate) fn describe<S: Structure>(record: &mut OpenRecord) {
     let container = container_cgroup(leader);
     cgroup(record, container);
     ancestors(record, leader, container);
+    true
 }
 
 /// The credentials that the open was checked against.
@@ -253,6 +258,8 @@ fn ancestors<S: Structure>(record: &mut OpenRecord, leader: S, (cgroup, v1): (S,
     };
     let depth = level(record);
     ancestor(&mut record.entry_cgroup, by_cgroup, depth);
+    // Read again: each question about it is another state to the verifier.
+    let depth = level(record);
     // A parent's namespace is its child's or one above: of the same depth it is the same.
     let by_pidns =
         walk(leader, |task| task.next(off!(task_thread_pid)).load::<u32>(off!(pid_level)) == depth);
