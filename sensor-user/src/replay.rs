@@ -213,6 +213,9 @@ fn find(
             Ok(Err(Content::Alerts)) => {
                 return Err(ReplayError::Alerts { name, given: content.option() });
             }
+            Ok(Err(Content::Posts)) => {
+                return Err(ReplayError::Posts { name, given: content.option() });
+            }
             Ok(Err(found)) => {
                 return Err(ReplayError::Mistaken {
                     name,

@@ -35,6 +35,8 @@ pub enum Content {
     Audit,
     /// What this program told before. No option takes it.
     Alerts,
+    /// Audit events as an API server posts them, many in one document. No option takes it.
+    Posts,
 }
 
 impl Content {
@@ -42,7 +44,7 @@ impl Content {
     pub fn option(self) -> &'static str {
         match self {
             Self::Opens | Self::Alerts => "--opens",
-            Self::Audit => "--audit",
+            Self::Audit | Self::Posts => "--audit",
         }
     }
 
@@ -52,6 +54,7 @@ impl Content {
             Self::Opens => "ECS documents",
             Self::Audit => "audit.k8s.io events",
             Self::Alerts => "alerts",
+            Self::Posts => "an EventList",
         }
     }
 
@@ -60,7 +63,7 @@ impl Content {
     fn longest_line(self) -> usize {
         match self {
             Self::Opens | Self::Alerts => 1 << 20,
-            Self::Audit => crate::audit::lines::MAX_LINE,
+            Self::Audit | Self::Posts => crate::audit::lines::MAX_LINE,
         }
     }
 
@@ -73,6 +76,9 @@ impl Content {
         if has("stage") && (has("auditID") || api.starts_with("audit.k8s.io/")) {
             return Some((Self::Audit, time("stageTimestamp")));
         }
+        if has("items") && api.starts_with("audit.k8s.io/") {
+            return Some((Self::Posts, None));
+        }
         let kind = line.pointer("/event/dataset").and_then(Value::as_str);
         let content = if kind == Some(DATASET) { Self::Alerts } else { Self::Opens };
         has("@timestamp").then(|| (content, time("@timestamp")))
@@ -81,6 +87,9 @@ impl Content {
     /// What a line is that does not end in what was read of it: whatever is longer than that is an
     /// audit event's body.
     fn of_beginning(line: &[u8]) -> Option<Self> {
+        if line.starts_with(b"{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/") {
+            return Some(Self::Posts);
+        }
         let mut lines = Lines::with_longest(0);
         lines.next_line(&mut &*line);
         let begun = lines.finish()?;

@@ -31,6 +31,17 @@ pub enum ReplayError {
         /// The option that it was given with.
         given: &'static str,
     },
+    /// A file holds audit events in another form.
+    #[error(
+        "{name} was given with {given} but holds an EventList; replay takes one audit event a line, as \
+         `jq --compact-output .items[]` makes of it"
+    )]
+    Posts {
+        /// Which.
+        name: String,
+        /// The option that it was given with.
+        given: &'static str,
+    },
     /// The output would replace an input.
     #[error("{name} is to be read; give another file with --output")]
     Overwrites {
@@ -59,6 +70,7 @@ impl ReplayError {
         match self {
             Self::Mistaken { .. }
             | Self::Alerts { .. }
+            | Self::Posts { .. }
             | Self::Overwrites { .. }
             | Self::StdinTwice => true,
             Self::Open { .. } | Self::Temporary(_) => false,

@@ -377,6 +377,15 @@ fn a_file_given_with_the_wrong_option_is_one_clear_error() {
             "{error}"
         );
     }
+    let posts = folder.path().join("posts");
+    let long = "x".repeat(400_000);
+    for padding in ["", &long] {
+        let list = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"items\":[";
+        fs::write(&posts, format!("{list}{},\"{padding}\"]}}\n", answer(0, "till").trim()))
+            .unwrap();
+        let error = refuse(files(&opens, &posts));
+        assert!(error.is_usage() && error.to_string().contains("holds an EventList"), "{error}");
+    }
     assert!(refuse(files(Path::new("-"), Path::new("-"))).is_usage());
     let missing = refuse(files(&opens, &folder.path().join("no-such")));
     assert!(!missing.is_usage() && missing.to_string().contains("no-such"), "{missing}");

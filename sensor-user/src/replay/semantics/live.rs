@@ -334,6 +334,7 @@ impl Semantics for LiveSemantics {
             ("waiting requests", losses.waiting),
             ("pods", losses.pods),
             ("hourly incidents", losses.hourly),
+            ("alerts of their own", losses.crowded),
             ("requests of summaries", losses.unlisted),
             ("requests' identities", losses.forgotten),
         ]
