@@ -172,6 +172,8 @@ pub struct OpenRecord {
     /// Name of the executable's dentry and of the two above it.
     pub exe_names: [[u8; NAME_LEN]; 3],
     /// Names of the opener's cgroup and up to five parents, leaf first; empty beyond the root.
+    /// Where [`Missing::CGROUP`] says that they are missing, each begins with the kernfs id instead, 0 if
+    /// that is missing too.
     pub cgroup_names: [[u8; CGROUP_NAME_LEN]; CGROUP_LEVELS],
     /// Start of the arguments, NUL-separated.
     pub argv: [u8; TEXT_LEN],

@@ -242,6 +242,10 @@ fn cgroup<S: Structure>(record: &mut OpenRecord, (cgroup, _): (S, bool)) {
     for name in &mut record.cgroup_names {
         // Beyond the root: null, whose name is empty.
         node.string(off!(kernfs_name), Inline::NONE, name);
+        if !S::ANY_ADDRESS {
+            let id: u64 = node.load(off!(kernfs_id));
+            name[..8].copy_from_slice(&id.to_le_bytes());
+        }
         node = node.next(off!(kernfs_parent));
     }
     note_unless(present, &mut record.missing, Missing::CGROUP);

@@ -187,11 +187,7 @@ impl Attributor {
     ) -> Result<TokenOpen, Ignored> {
         let completed = completion::complete(record, &mut self.processes);
         let late = completed.map_or(0, |whole| record.missing & !whole.missing);
-        let result = self.decide(completed.as_ref().unwrap_or(record), times, pods);
-        let result = result.map(|open| TokenOpen {
-            degraded: facts::missing(late).into_iter().chain(open.degraded).collect(),
-            ..open
-        });
+        let result = self.decide(completed.as_ref().unwrap_or(record), late, times, pods);
         match &result {
             Ok(open) => self.metrics.opened(open.grade),
             Err(reason) => self.metrics.ignored(*reason),
@@ -231,9 +227,11 @@ impl Attributor {
         self.learned.take_changed()
     }
 
+    /// `late`: facts of the record that the kernel side could not read.
     fn decide(
         &mut self,
         record: &OpenRecord,
+        late: u32,
         times: OpenTimes,
         pods: &PodIndex,
     ) -> Result<TokenOpen, Ignored> {
@@ -260,12 +258,13 @@ impl Attributor {
         if outside && reader.container.is_none() && self.is_kubelet(record, times.time) {
             return Err(Ignored::Kubelet);
         }
-        let mut degraded = facts::missing(record.missing);
+        let missing = record.missing | late;
+        let mut degraded = facts::missing(missing);
         if volume.is_none() {
             degraded.push("volume".to_owned());
         }
         let located = reader.known && (reader.complete || reader.container.is_some());
-        if !located && record.missing & Missing::CGROUP == 0 {
+        if !located && missing & Missing::CGROUP == 0 {
             degraded.push("cgroup".to_owned());
         }
         let native = if reader.container.is_some() {

@@ -165,7 +165,7 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
     let no_uring = status["degraded"].to_string().contains("opens by io_uring are not seen");
     // New volumes are looked for once a second; until then only files of the known names count.
     agent.wait_for_metric("tokentrail_attribution_volumes", &[], 1.0).unwrap();
-    let typed = agent.get("/statusz").unwrap().body.contains("by typed reads is taken");
+    let typed = status["degraded"].to_string().contains("by typed reads is taken");
     let degraded: &[&str] = if typed { &["cgroup", "mount"] } else { &[] };
     let container = Container::start_privileged(&sandbox, &pod).unwrap();
     let workload = Workload { pod, container };

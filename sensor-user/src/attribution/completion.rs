@@ -24,6 +24,9 @@ const COMPLETABLE: u32 = Missing::CGROUP
     | Missing::DESCRIPTORS
     | Missing::FILE_NAME;
 
+/// Stands for the name of a cgroup that is gone.
+const GONE: &str = "(gone)";
+
 /// The record with all that could be found; `None` if it lacks nothing of that.
 pub(super) fn complete(record: &OpenRecord, processes: &mut Processes) -> Option<OpenRecord> {
     if record.missing & COMPLETABLE == 0 {
@@ -69,12 +72,27 @@ fn mount_names(record: &mut OpenRecord) -> bool {
     true
 }
 
-/// The group that has the id that the kernel side read.
+/// The group that has the id that the kernel side read. Of one that is gone already, the nearest above it
+/// that is in a container or is one.
 fn cgroup_names(record: &mut OpenRecord, processes: &mut Processes) -> bool {
-    let Some(path) = processes.cgroup_of_id(record.cgroup_id) else { return false };
-    let names = cgroup::components(&path);
-    put_all(&mut record.cgroup_names, names.iter().rev().map(|name| name.as_bytes()));
-    true
+    let above = record.cgroup_names;
+    let ids = above.iter().map(|name| name.first_chunk().map_or(0, |id| u64::from_le_bytes(*id)));
+    let ids = [record.cgroup_id].into_iter().chain(ids.skip(1));
+    for (gone, id) in ids.enumerate() {
+        let Some(path) = processes.cgroup_of_id(id) else { continue };
+        let names = cgroup::components(&path);
+        let located = cgroup::locate(&names, None);
+        if gone > 0 && located.is_none_or(|it| it.container.container_id.is_none()) {
+            return false;
+        }
+        let lost = std::iter::repeat_n(GONE, gone);
+        put_all(
+            &mut record.cgroup_names,
+            lost.chain(names.iter().rev().copied()).map(str::as_bytes),
+        );
+        return true;
+    }
+    false
 }
 
 fn descriptors(record: &mut OpenRecord, processes: &Processes) -> bool {

@@ -421,6 +421,18 @@ fn an_unknown_place_is_not_outside() {
 }
 
 #[test]
+fn what_came_late_is_told_beside_what_never_came() {
+    let node = Node::new();
+    node.write("proc/200/cmdline", "cat\0token\0");
+    node.process(200, "cat", 190, 8_000, &cgroup_of(POD));
+    let missing = Missing::ARGV | Missing::USER | Missing::CGROUP;
+    let open = attribute(&node, &OpenRecord { missing, ..exec_record() }).unwrap();
+    assert_eq!(open.args, ["cat", "token"]);
+    assert_eq!(open.degraded, ["cgroup", "args", "user"]);
+    assert_eq!(open.reader.unwrap().container_id.as_deref(), Some(CONTAINER));
+}
+
+#[test]
 fn a_host_process_deep_in_a_session_is_outside() {
     let node = Node::new();
     let path = "/user.slice/user-0.slice/user@0.service/app.slice/app-term.slice/shell.scope";

@@ -104,6 +104,29 @@ fn a_group_is_searched_for_once_and_those_that_came_since_are_found() {
 }
 
 #[test]
+fn a_group_that_is_gone_is_placed_in_its_container_but_never_by_what_is_above_a_pod() {
+    let (node, container) = unified();
+    let above = |ids: &[u64]| {
+        let mut record = OpenRecord { cgroup_id: u64::MAX, ..unread() };
+        for (name, id) in record.cgroup_names.iter_mut().skip(1).zip(ids) {
+            name[..8].copy_from_slice(&id.to_le_bytes());
+        }
+        completed(&node, &record)
+    };
+    for (ids, nested) in [(&[container][..], "/(gone)"), (&[u64::MAX, container], "/(gone)/(gone)")]
+    {
+        let found = above(ids);
+        assert_eq!(found.missing & Missing::CGROUP, 0);
+        assert_eq!(found.cgroup_names, cgroup_names(&format!("{}{nested}", cgroup_of(POD))));
+    }
+    let ino = |path: &str| fs::metadata(node.path(path)).unwrap().ino();
+    for path in ["cgroup/kubepods/besteffort".to_owned(), "cgroup".to_owned()] {
+        assert_ne!(above(&[ino(&path)]).missing & Missing::CGROUP, 0, "{path}");
+    }
+    assert_ne!(above(&[]).missing & Missing::CGROUP, 0);
+}
+
+#[test]
 fn a_path_that_no_kubelet_made_names_no_mount() {
     let node = Node::new();
     let path = |path: &str| completed(&node, &OpenRecord { path: name(path), ..unread() });
