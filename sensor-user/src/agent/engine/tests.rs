@@ -154,7 +154,7 @@ impl Scene {
     fn follow_another(&mut self, name: &str) -> usize {
         self.engine.sources.push(Source {
             name: name.to_owned(),
-            checkpoint: Some(self.directory.path().join(name)),
+            way: Way::File(self.directory.path().join(name)),
             decoder: Decoder::new(name.to_owned(), AuditMetrics::default()),
             lateness: Micros(0),
             status: watch::channel(SourceStatus::default()).1,
