@@ -359,6 +359,7 @@ impl Engine {
 
     fn take(&mut self, batch: AuditBatch) {
         let Now { steady: now, wall } = self.senses.clock.now();
+        let queued_before = self.queued();
         let covers_nothing = batch.lines.is_empty() && batch.records.is_empty();
         let decoded = self.decode(batch.source, batch.lines, Now { steady: now, wall });
         let posted = batch.records.into_iter().inspect(|read| self.keep_posted(read, wall));
@@ -390,7 +391,8 @@ impl Engine {
             }
         }
         if let Some(acknowledge) = batch.acknowledge {
-            self.owe(acknowledge);
+            let queued = self.queued();
+            self.owe(acknowledge, if queued > queued_before { queued } else { 0 });
         }
     }
 
