@@ -46,11 +46,13 @@ pub struct Wanted {
 }
 
 impl Asked {
-    /// Takes all that a node asks by now. Returns what it had not asked before.
+    /// Whether this node may ask, beside all that do.
+    pub fn has_room(&self, node: &str) -> bool {
+        self.nodes.len() < NODES || self.nodes.contains_key(node)
+    }
+
+    /// Takes all that a node asks by now, and that has room. Returns what it had not asked before.
     pub fn take(&mut self, node: &str, interests: Vec<Interest>, now: Micros) -> Vec<Interest> {
-        if self.nodes.len() >= NODES && !self.nodes.contains_key(node) {
-            return Vec::new();
-        }
         let before = self.remove(node);
         let reaches = |interest: &Interest| {
             let before = before.get(&interest.pod);
@@ -373,10 +375,11 @@ mod tests {
     #[test]
     fn so_many_nodes_may_ask_and_none_takes_the_place_of_another() {
         let mut asked = Asked::default();
-        for node in 0..=NODES {
+        for node in 0..NODES {
+            assert!(asked.has_room(&format!("n{node}")));
             asked.take(&format!("n{node}"), vec![Interest::example("p", 0, 1)], Micros(0));
         }
-        assert_eq!(asked.len(), NODES);
+        assert!(!asked.has_room("one more") && asked.has_room("n0"));
         let new = asked.take("n0", vec![Interest::example("q", 0, 1)], Micros(0));
         assert_eq!((new.len(), asked.has_pod("q")), (1, true));
     }

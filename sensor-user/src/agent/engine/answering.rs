@@ -230,7 +230,9 @@ impl Answering {
         let mut next = Some(first);
         while let Some(Asks { node, interests, revision }) = next {
             self.seen = self.seen.max(revision);
-            if node != self.own {
+            if !self.asked.has_room(&node) {
+                self.metrics.refused(Refused::Bounds).inc();
+            } else if node != self.own {
                 for interest in self.asked.take(&node, interests, now) {
                     self.introduced.pop(&(node.clone(), interest.pod.clone()));
                     if let (Some(namespace), Some(name)) = (&interest.namespace, &interest.name) {
