@@ -277,6 +277,92 @@ fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it() {
     wait_until(PATIENCE * 2, "the read is told", told).unwrap();
 }
 
+/// What README says that an agent on a worker must be allowed to.
+const WORKER: &str = r#"{
+    publish: [
+        "$KV.tokentrail_test.ask.node-b"
+        "$JS.API.STREAM.INFO.tokentrail_test", "$JS.API.STREAM.INFO.KV_tokentrail_test"
+        "$JS.API.CONSUMER.CREATE.tokentrail_test.node-b.tokentrail.test.request.node-b"
+        "$JS.API.CONSUMER.INFO.tokentrail_test.node-b"
+        "$JS.API.CONSUMER.MSG.NEXT.tokentrail_test.node-b"
+        "$JS.ACK.tokentrail_test.node-b.>"
+        "$JS.API.CONSUMER.CREATE.KV_tokentrail_test.*.$KV.tokentrail_test.side.*"
+    ]
+    subscribe: ["_INBOX_tokentrail_test_node-b.>"]
+}"#;
+
+#[test]
+fn a_workers_login_is_enough_for_it_and_stolen_gives_nothing_of_other_nodes() {
+    let sandbox = Sandbox::create().unwrap();
+    let users = format!(
+        "authorization {{ users: [ {{ user: all, password: all }}\n\
+         {{ user: worker, password: worker, permissions: {WORKER} }} ] }}"
+    );
+    let broker = Broker::bare(&sandbox, &users).unwrap();
+    let login = |name: &str| {
+        let at = |suffix: &str| sandbox.folder().join(format!("{name}.{suffix}"));
+        fs::write(at("password"), name).unwrap();
+        let password = at("password");
+        let text = format!(
+            "nats: {}\ncluster-name: test\nnats-user: {name}\nnats-password-file: {}\n",
+            broker.url(),
+            password.display()
+        );
+        fs::write(at("yaml"), text).unwrap();
+        at("yaml")
+    };
+    let (all, worker) = (login("all"), login("worker"));
+    let mut setup = tokentrail();
+    let done = sandbox.run(setup.args(["nats", "setup", "--config"]).arg(&all)).unwrap();
+    assert!(done.success(), "{done:?}");
+    let mut node = Node::new(&sandbox).unwrap();
+    node.agent = node.agent.without_audit_log().args(["--config".as_ref(), worker.as_os_str()]);
+    let side = AgentSetup::new(&sandbox, node.audit.path())
+        .node_name("node-a")
+        .state(sandbox.folder().join("state-a"))
+        .alert_log(sandbox.folder().join("alerts-a.ndjson"))
+        .args(["--no-sensor".as_ref(), "--config".as_ref(), all.as_os_str()]);
+    let _side = side.start().unwrap();
+    let agent = node.agent.start().unwrap();
+    let victim = node.workload().unwrap();
+    victim.attack().unwrap();
+    node.request_by(&victim.pod).unwrap();
+    node.settled_alert_about(&victim.pod).unwrap();
+    wait_until(PATIENCE, "the node hears the audit side", || {
+        Ok(status(&agent)["nats"]["audit_sides"]["node-a"].is_object().then_some(()))
+    })
+    .unwrap();
+    let connections = agent.metric("tokentrail_nats_connections_total", &[]).unwrap();
+    assert!(connections < 1.5, "nothing was refused: {}", agent.log());
+    let stolen = r#"{"user":"worker","pass":"worker","verbose":false}"#;
+    let publish = |subject: &str| format!("PUB {subject} x 0\r\n\r\n");
+    for attempt in [
+        "SUB tokentrail.test.request.node-c 1\r\n".to_owned(),
+        "SUB tokentrail.> 1\r\n".to_owned(),
+        "SUB $KV.tokentrail_test.> 1\r\n".to_owned(),
+        "SUB _INBOX_tokentrail_test_node-c.> 1\r\n".to_owned(),
+        "SUB _INBOX.> 1\r\n".to_owned(),
+        publish("$KV.tokentrail_test.ask.node-c"),
+        publish("$KV.tokentrail_test.side.node-b"),
+        publish("tokentrail.test.request.node-b"),
+        publish("tokentrail.test.request.node-c"),
+        publish("$JS.API.CONSUMER.MSG.NEXT.tokentrail_test.node-c"),
+        publish("$JS.API.CONSUMER.CREATE.tokentrail_test.x.tokentrail.test.request.node-c"),
+        publish("$JS.API.CONSUMER.CREATE.tokentrail_test"),
+        publish("$JS.API.CONSUMER.CREATE.KV_tokentrail_test"),
+        publish("$JS.API.CONSUMER.CREATE.KV_tokentrail_test.x.$KV.tokentrail_test.ask.node-c"),
+        publish("$JS.API.CONSUMER.DURABLE.CREATE.tokentrail_test.x"),
+        publish("$JS.API.CONSUMER.DELETE.tokentrail_test.node-c"),
+        publish("$JS.API.STREAM.MSG.GET.tokentrail_test"),
+        publish("$JS.API.DIRECT.GET.KV_tokentrail_test"),
+        publish("$JS.API.STREAM.PURGE.tokentrail_test"),
+        publish("$JS.ACK.tokentrail_test.node-c.1.1.1.1.1"),
+    ] {
+        let answer = broker.attempt(stolen, attempt.as_bytes()).unwrap();
+        assert!(answer.starts_with("-ERR 'Permissions Violation"), "{attempt}: {answer}");
+    }
+}
+
 #[test]
 fn a_login_by_certificate_and_nkey_is_one() {
     // The pair that NATS's own documentation shows.

@@ -140,12 +140,25 @@ impl<'sandbox> Broker<'sandbox> {
     /// # Errors
     /// If the server does not take it.
     pub fn publish(&self, subject: &str, payload: &[u8]) -> Result<()> {
-        let mut stream = self.connect()?;
-        let head = format!("CONNECT {{\"verbose\":false}}\r\nPUB {subject} {}\r\n", payload.len());
-        stream.write_all(&[head.as_bytes(), payload, b"\r\nPING\r\n"].concat())?;
-        let answer = line(&stream)?;
+        let head = format!("PUB {subject} {}\r\n", payload.len());
+        let answer = self.attempt("{}", &[head.as_bytes(), payload, b"\r\n"].concat())?;
         ensure!(answer.starts_with("PONG"), "{answer}");
         Ok(())
+    }
+
+    /// What the server says of commands of its protocol, from somebody who logs in with these fields:
+    /// `PONG` if it does them.
+    ///
+    /// # Errors
+    /// If it says nothing.
+    pub fn attempt(&self, login: &str, commands: &[u8]) -> Result<String> {
+        let mut stream = self.connect()?;
+        let head = format!("CONNECT {login}\r\nPING\r\n");
+        stream.write_all(head.as_bytes())?;
+        let answer = line(&stream)?;
+        ensure!(answer.starts_with("PONG"), "{answer}");
+        stream.write_all(&[commands, b"PING\r\n"].concat())?;
+        line(&stream)
     }
 
     /// A connection on which the server has introduced itself.

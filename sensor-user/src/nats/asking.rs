@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::{
     Context, Message,
     consumer::{AckPolicy, pull},
-    kv::{Operation, Store},
 };
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -19,6 +18,7 @@ use tokio::{
 
 use super::{
     NatsMetrics, Status,
+    bucket::Bucket,
     connection::ConnectionError,
     interest::{self, Interest},
     names::{self, Names},
@@ -83,7 +83,7 @@ impl Asker {
     pub(super) async fn serve(
         &mut self,
         context: &Context,
-        bucket: &Store,
+        bucket: &Bucket,
         names: &Names,
         status: &watch::Sender<Status>,
     ) -> ConnectionError {
@@ -100,7 +100,7 @@ impl Asker {
     async fn try_serve(
         &mut self,
         context: &Context,
-        bucket: &Store,
+        bucket: &Bucket,
         names: &Names,
         status: &watch::Sender<Status>,
     ) -> Result<(), ConnectionError> {
@@ -116,10 +116,7 @@ impl Asker {
             .messages()
             .await
             .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
-        let mut sides = bucket
-            .watch_with_history(names::SIDES)
-            .await
-            .map_err(|error| ConnectionError::failed("watch the audit sides", &error))?;
+        let mut sides = bucket.watch(names::SIDES, "watch the audit sides").await?;
         let mut put: Option<Put> = None;
         let mut untold: FuturesUnordered<Untold> = FuturesUnordered::new();
         let mut renew = time::interval(RENEWED);
@@ -155,11 +152,9 @@ impl Asker {
                     }
                 }
                 entry = sides.next() => {
-                    let Some(Ok(entry)) = entry else {
-                        return Err(ConnectionError::Ended("the bucket is not watched".to_owned()));
-                    };
-                    if entry.operation == Operation::Put {
-                        self.hear(&entry.key, &entry.value);
+                    let entry = entry?;
+                    if let Some(value) = entry.value {
+                        self.hear(&entry.key, &value);
                         // Whatever was published before is here, or nothing is said.
                         let info = if self.progress.asks() {
                             let info = consumer.get_info().await;
@@ -193,7 +188,7 @@ impl Asker {
     }
 
     /// Begins to put what is asked now, if the bucket has to hear of it.
-    fn put(&mut self, bucket: &Store, names: &Names) -> Option<Put> {
+    fn put(&mut self, bucket: &Bucket, names: &Names) -> Option<Put> {
         let interests = self.interests.borrow_and_update().clone();
         self.progress.ask(&interests);
         if interests.is_empty() && !self.has_put {
@@ -203,8 +198,7 @@ impl Asker {
         self.metrics.unasked.inc_by(dropped as u64);
         let (bucket, key) = (bucket.clone(), names.ask());
         Some(Box::pin(async move {
-            let revision = bucket.put(&key, document.into()).await;
-            let revision = revision.map_err(|error| ConnectionError::failed("ask", &error))?;
+            let revision = bucket.put(&key, document, "ask").await?;
             Ok((interests, revision))
         }))
     }
