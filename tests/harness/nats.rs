@@ -141,7 +141,8 @@ impl<'sandbox> Broker<'sandbox> {
     /// If the server does not take it.
     pub fn publish(&self, subject: &str, payload: &[u8]) -> Result<()> {
         let head = format!("PUB {subject} {}\r\n", payload.len());
-        let answer = self.attempt("{}", &[head.as_bytes(), payload, b"\r\n"].concat())?;
+        let answer =
+            self.attempt(r#"{"verbose":false}"#, &[head.as_bytes(), payload, b"\r\n"].concat())?;
         ensure!(answer.starts_with("PONG"), "{answer}");
         Ok(())
     }
