@@ -127,7 +127,7 @@ impl Following {
         self.position.clone_from(&batch.position);
         // As the engine does it.
         let mut decoder = Decoder::new("audit.log".to_owned(), self.metrics.clone());
-        let records = decoder.decode_all(batch.lines, &Interest::LIVE);
+        let records = decoder.decode_all(&batch.lines, &Interest::LIVE);
         records.into_iter().map(|read| read.record.audit_id).collect()
     }
 

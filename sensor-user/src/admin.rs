@@ -5,7 +5,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/livez` | 200 while the engine's loop turns, else 500 |
 //! | `/readyz` | 200 when every condition holds, else 503 and the ones that do not, a line each |
-//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, what is degraded, opens and losses, times not seen |
+//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, exchange with other nodes, what is degraded, opens and losses, times not seen |
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,7 @@ use crate::{
     correlation::Held,
     kernel::{Gap, KernelMetrics, Loss},
     metrics::Metrics,
+    nats,
 };
 
 /// The engine's loop turns at least once a second; a disk may hold it up for a while.
@@ -57,6 +58,8 @@ pub struct Report {
     /// Whether its own requests come back in the audit stream, the API server's clock and the
     /// stream's delay.
     pub audit_canary: canary::Status,
+    /// How the exchange with other nodes stands; absent without one.
+    pub nats: Option<nats::Status>,
     /// What this agent cannot see or do, and goes on without.
     pub degraded: Vec<String>,
     /// What the kernel side told; absent without a sensor.
@@ -143,6 +146,7 @@ impl Health {
             conditions: BTreeMap::from([("engine".to_owned(), starting)]),
             audit: String::new(),
             audit_canary: canary::Status::off("the agent is starting"),
+            nats: None,
             degraded: Vec::new(),
             opens: None,
             gaps: Vec::new(),

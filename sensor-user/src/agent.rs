@@ -27,6 +27,7 @@ use crate::{
         pins::{PinError, Pins},
     },
     metrics::{CorrelationMetrics, Metrics},
+    nats::NatsMetrics,
     time::Micros,
 };
 
@@ -119,6 +120,7 @@ struct StageMetrics {
     audit: AuditMetrics,
     canary: CanaryMetrics,
     webhook: WebhookMetrics,
+    nats: NatsMetrics,
     correlation: CorrelationMetrics,
     alert_log: AlertLogMetrics,
     rulebook: RulebookMetrics,
@@ -139,6 +141,9 @@ impl StageMetrics {
         self.audit.register(&mut registry);
         if config.audit_webhook.is_some() {
             self.webhook.register(&mut registry);
+        }
+        if config.nats.is_some() {
+            self.nats.register(&mut registry);
         }
         self.correlation.register(&mut registry);
         self.alert_log.register(&mut registry);

@@ -332,6 +332,8 @@ pub struct SourceStatus {
     /// Boot clock, nanoseconds, at which the last look began that reached its end: all that was
     /// written before has been handed on. `None` until the first such look.
     pub complete_at_boot_ns: Option<u64>,
+    /// All requests received until then were handed on, as the audit sides behind the broker say.
+    pub answered_through: Option<Micros>,
 }
 
 impl SourceStatus {

@@ -9,6 +9,7 @@ use crate::{
 
 pub mod alerts;
 pub mod check;
+pub mod nats;
 pub mod replay;
 pub mod rules;
 pub mod run;
@@ -28,6 +29,8 @@ pub enum Command {
     Alerts(alerts::AlertsArgs),
     /// Say when each rule alerts, what is excluded and excepted, and how to silence a false positive
     Rules(rules::RulesArgs),
+    /// Prepare a NATS server for the exchange between nodes
+    Nats(nats::NatsArgs),
     /// Print the JSON Schema of an alert
     Schema,
     /// Detach and remove what agents with --pin-dir left in the kernel
@@ -68,6 +71,7 @@ impl Command {
             Self::Replay(args) => replay::execute(&args),
             Self::Alerts(args) => alerts::execute(&args),
             Self::Rules(args) => rules::execute(args),
+            Self::Nats(args) => nats::execute(args),
             Self::Schema => schema::execute(),
             Self::Uninstall(args) => uninstall::execute(&args),
         }

@@ -17,8 +17,10 @@ use crate::{
     api::Access,
     audit::webhook::WebhookConfig,
     kernel::{RouteChoice, SensorConfig, pins},
+    nats::NatsConfig,
 };
 
+mod nats;
 mod webhook;
 
 /// Options of `tokentrail run` and `tokentrail check`.
@@ -37,6 +39,11 @@ pub struct RunArgs {
     /// `--audit-webhook-config-file` sends them; certificates are named in the configuration file
     #[arg(long, value_name = "ADDR")]
     pub audit_webhook: Option<SocketAddr>,
+    /// Exchange questions and answers with other nodes over NATS JetStream at this URL, as
+    /// nats://host:4222; several of one NATS cluster are separated by commas. What to log in with is
+    /// named in the configuration file
+    #[arg(long, value_name = "URL")]
+    pub nats: Option<String>,
     /// Where alerts go, one JSON document a line; `-` is standard output
     /// [default: /var/log/tokentrail/alerts.ndjson]
     #[arg(long, value_name = "FILE")]
@@ -140,6 +147,16 @@ struct FileConfig {
     audit_webhook_token_file: Option<PathBuf>,
     audit_webhook_max_body_mib: Option<u32>,
     audit_webhook_lateness_seconds: Option<u32>,
+    nats: Option<String>,
+    nats_credentials_file: Option<PathBuf>,
+    nats_nkey_file: Option<PathBuf>,
+    nats_user: Option<String>,
+    nats_password_file: Option<PathBuf>,
+    nats_ca_file: Option<PathBuf>,
+    nats_cert_file: Option<PathBuf>,
+    nats_key_file: Option<PathBuf>,
+    nats_patience_seconds: Option<u32>,
+    nats_look_back_mib: Option<u32>,
     alert_log: Option<PathBuf>,
     alert_log_max_mib: Option<u64>,
     alert_log_keep: Option<u32>,
@@ -178,6 +195,8 @@ pub struct Config {
     pub audit_log_optional: bool,
     /// Where and how to take audit events over HTTPS, if at all.
     pub audit_webhook: Option<WebhookConfig>,
+    /// How to exchange questions and answers with other nodes, if at all.
+    pub nats: Option<NatsConfig>,
     /// Alert log, `-` for standard output.
     pub alert_log: PathBuf,
     /// Size at which it is rotated, bytes.
@@ -296,6 +315,9 @@ impl Config {
     fn merge(args: RunArgs, mut file: FileConfig) -> Result<Self, ConfigError> {
         let audit_webhook = webhook::resolve(args.audit_webhook, &mut file)?;
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let node_name = args.node_name.or(file.node_name.take()).unwrap_or_else(host_name);
+        let cluster_name = args.cluster_name.or(file.cluster_name.take());
+        let nats = nats::resolve(args.nats, &node_name, cluster_name.as_deref(), &mut file)?;
         let kubeconfig = args.kubeconfig.or(file.kubeconfig);
         let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let kube = match kubeconfig {
@@ -310,6 +332,7 @@ impl Config {
             audit_logs,
             audit_log_optional: args.audit_log_optional || file.audit_log_optional,
             audit_webhook,
+            nats,
             alert_log: args
                 .alert_log
                 .or(file.alert_log)
@@ -324,8 +347,8 @@ impl Config {
                 .admin_listen
                 .or(file.admin_listen)
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9464))),
-            node_name: args.node_name.or(file.node_name).unwrap_or_else(host_name),
-            cluster_name: args.cluster_name.or(file.cluster_name),
+            node_name,
+            cluster_name,
             kube,
             kubelet_root: args
                 .kubelet_root

@@ -41,10 +41,12 @@ mod pod;
 pub mod sessions;
 pub mod story;
 mod subject;
+mod wanted;
 pub mod window;
 
 pub use bounds::{Held, Losses, Settings};
 pub use finding::{Asked, Attached, Finding, Kind, Listed};
+pub use wanted::Span;
 
 use alone::{decoy_opened, decoy_used, minted_key, outside_key, read_key};
 use habits::Habits;
@@ -104,6 +106,9 @@ pub struct Request {
     /// What was found when it was attached: after a restart that must not be judged anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judged: Option<(RequestKind, Address)>,
+    /// Whether it was read elsewhere, where it was also told what needs no open.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_elsewhere: bool,
     /// Its pod, where the index knows it.
     #[serde(skip)]
     pub pod: Option<Arc<Pod>>,
@@ -112,7 +117,7 @@ pub struct Request {
 impl Request {
     /// One whose pod is not known but by its token.
     pub fn new(time: Micros, record: AuditRecord) -> Self {
-        Self { time, record, by_address: None, judged: None, pod: None }
+        Self { time, record, by_address: None, judged: None, read_elsewhere: false, pod: None }
     }
 
     /// Uid of the pod with whose identity it was made.
@@ -242,7 +247,10 @@ impl<J: Journal> Correlator<J> {
             self.journal(&Entry::Session(request.clone()));
         }
         let id = RequestId::of(&request.record);
-        if self.stands_alone(&request.record) && self.alone(id, &request, findings) {
+        if !request.read_elsewhere
+            && self.stands_alone(&request.record)
+            && self.alone(id, &request, findings)
+        {
             self.journal(&Entry::RequestAlone(request.clone()));
         }
         if request.claims_anothers_pod() {
@@ -427,12 +435,6 @@ impl<J: Journal> Correlator<J> {
     /// What was dropped so far.
     pub fn losses(&self) -> Losses {
         Losses { hourly: self.hourlies().iter().map(|it| it.evicted()).sum(), ..self.losses }
-    }
-
-    /// Whether a request of this pod may yet be joined with what was seen.
-    pub fn awaits(&self, pod_uid: &str) -> bool {
-        let pod = self.pods.get(pod_uid);
-        pod.is_some_and(|pod| !pod.exposures.is_empty() || !pod.incidents.is_empty())
     }
 
     /// What is held now.

@@ -5,7 +5,7 @@
 //!  tokentrail-ebpf ──ring──► kernel ──► attribution ──► correlation ──► alert ──► alert log
 //!   (facts only)                         (which pod)        ▲
 //!                                                           │      metrics and admin observe
-//!                    audit log file, webhook ──► audit ──┘      every stage, feed none
+//!                    audit log file, webhook, NATS ─► audit ─┘      every stage, feed none
 //! ```
 //!
 //! Modules in the order in which data meets them:
@@ -21,6 +21,7 @@
 //! | [`alert`] | the alert document and where it is written |
 //! | [`redact`], [`errors`] | takes secrets out of text that is shown; errors with their causes |
 //! | [`metrics`], [`admin`] | what operators see |
+//! | [`nats`] | more than one node: what is asked and answered over NATS JetStream; the only user of async-nats |
 //! | [`config`], [`agent`], [`commands`] | options, wiring, subcommands |
 pub mod admin;
 pub mod agent;
@@ -36,6 +37,7 @@ pub mod errors;
 pub mod fuzzing;
 pub mod kernel;
 pub mod metrics;
+pub mod nats;
 pub mod redact;
 pub mod replay;
 pub mod rules;

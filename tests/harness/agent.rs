@@ -24,7 +24,8 @@ use crate::{
 /// How to run the agent: files and flags, the same at every start.
 pub struct AgentSetup<'sandbox> {
     sandbox: &'sandbox Sandbox,
-    audit_log: PathBuf,
+    audit_log: Option<PathBuf>,
+    node_name: String,
     alerts: Alerts,
     state_dir: PathBuf,
     arguments: Vec<OsString>,
@@ -37,13 +38,28 @@ impl<'sandbox> AgentSetup<'sandbox> {
     pub fn new(sandbox: &'sandbox Sandbox, audit_log: impl Into<PathBuf>) -> Self {
         Self {
             sandbox,
-            audit_log: audit_log.into(),
+            audit_log: Some(audit_log.into()),
+            node_name: NODE_NAME.to_owned(),
             alerts: Alerts::at(sandbox.folder().join("alerts.ndjson")),
             state_dir: sandbox.folder().join("state"),
             arguments: Vec::new(),
             environment: Vec::new(),
             kubeconfig: None,
         }
+    }
+
+    /// Without an audit log of its own.
+    #[must_use]
+    pub fn without_audit_log(mut self) -> Self {
+        self.audit_log = None;
+        self
+    }
+
+    /// On a node of this name.
+    #[must_use]
+    pub fn node_name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.node_name);
+        self
     }
 
     /// With further arguments of `tokentrail run`.
@@ -118,8 +134,7 @@ impl<'sandbox> AgentSetup<'sandbox> {
         let mut command = tokentrail();
         command
             .arg("run")
-            .arg("--audit-log")
-            .arg(&self.audit_log)
+            .args(self.audit_log.iter().flat_map(|it| ["--audit-log".as_ref(), it.as_os_str()]))
             .arg("--alert-log")
             .arg(self.alerts.path())
             .arg("--state-dir")
@@ -127,7 +142,7 @@ impl<'sandbox> AgentSetup<'sandbox> {
             .args(["--admin-listen", &admin.to_string()])
             .arg("--kubelet-root")
             .arg(self.sandbox.kubelet_root())
-            .args(["--node-name", NODE_NAME])
+            .args(["--node-name", &self.node_name])
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -294,7 +309,7 @@ fn agent_program() -> PathBuf {
 }
 
 /// A loopback address whose port is free now.
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
     Ok(listener.local_addr()?)
 }

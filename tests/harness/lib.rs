@@ -10,6 +10,8 @@
 //!   └─ AgentSetup ─ Agent ── the program under test, its HTTP side, its exit
 //!        └─ Alerts ── what it wrote
 //!
+//! Broker ── a NATS server between agents, with its data in the sandbox
+//!
 //! Node ── all of these together: what most tests begin with
 //!   └─ Workload ── a pod with one container, to be attacked
 //!
@@ -30,6 +32,7 @@ pub mod cluster;
 mod command;
 mod container;
 pub mod machine;
+mod nats;
 mod node;
 mod pod;
 mod sandbox;
@@ -42,6 +45,7 @@ pub use alerts::Alerts;
 pub use audit::{AuditLine, AuditLog, Request, Stage, compress};
 pub use command::Finished;
 pub use container::{Container, ContainerSetup, Processes};
+pub use nats::Broker;
 pub use node::{Node, Workload};
 pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};
 pub use sandbox::Sandbox;

@@ -42,6 +42,8 @@ pub(crate) const QEMU_ARM64: Package =
 pub(crate) const LIBBPF_TOOLS: Package = Package { name: "libbpf-tools", program: "opensnoop" };
 /// `jq`, which the benchmark of replays compares with.
 pub(crate) const JQ: Package = Package { name: "jq", program: "jq" };
+/// The broker between the tests' agents.
+pub(crate) const NATS_SERVER: Package = Package { name: "nats-server", program: "nats-server" };
 /// Compiles libFuzzer.
 pub(crate) const GXX: Package = Package { name: "g++", program: "c++" };
 /// `musl-gcc`, which compiles C for this machine's static agent.

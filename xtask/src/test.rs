@@ -135,9 +135,9 @@ fn helm_chart() -> Result<Outcome> {
 }
 
 fn whole_program() -> Result<Outcome> {
-    if let Err(error) =
-        debian::install(&[debian::RUNC, debian::BUSYBOX, debian::TMUX, debian::SCRIPT])
-    {
+    let packages =
+        [debian::RUNC, debian::BUSYBOX, debian::TMUX, debian::SCRIPT, debian::NATS_SERVER];
+    if let Err(error) = debian::install(&packages) {
         return Ok(Outcome::NotSetUp(format!("{error:#}")));
     }
     if let Some(obstacle) = obstacle_to_containers() {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
@@ -18,7 +18,7 @@ use super::{
     rulebook::RulebookKeeper, senses::ready, state,
 };
 use crate::{
-    admin::{Condition, Health},
+    admin::Health,
     alert::{
         document::{self, Origin},
         fit,
@@ -38,17 +38,25 @@ use crate::{
     },
     kernel::{SensorConfig, clock::Now},
     metrics::CorrelationMetrics,
+    nats,
     time::Micros,
 };
 
+mod answering;
+mod asking;
 mod durable;
+mod exchange;
 mod heard;
 mod join;
 mod posted;
 mod sensor;
+mod shown;
 
+use answering::Answering;
+use asking::Asking;
 use durable::{Saving, saved};
 use join::Join;
+use posted::Owed;
 use sensor::{Failure, Known};
 
 /// Batches that may wait for the engine: enough to keep a tail busy, little enough to hold back.
@@ -69,7 +77,7 @@ pub(super) struct Engine {
     sources_optional: bool,
     checkpoints: Checkpoints,
     /// Whom to tell that their batches are safe, once the alerts so far are durable.
-    unacknowledged: Vec<oneshot::Sender<()>>,
+    unacknowledged: Vec<Owed>,
     /// What is on its way to the disk.
     saving: Option<Saving>,
     /// How that went last.
@@ -84,20 +92,36 @@ pub(super) struct Engine {
     sensor_failure: Option<Failure>,
     /// What was taken, and a sensor may tell of once more.
     known: Known,
+    /// What this node asks others; `None` without a sensor or a broker.
+    asking: Option<Asking>,
+    /// What others ask; `None` without an audit source or a broker.
+    answering: Option<Answering>,
+    /// How the broker stands.
+    nats: Option<watch::Receiver<nats::Status>>,
 }
 
 /// One audit source as the engine sees it.
 struct Source {
     /// As readiness and people call it.
     name: String,
-    /// What its positions are kept under; `None` if it has none.
-    checkpoint: Option<PathBuf>,
+    way: Way,
     /// Decodes its lines.
     decoder: Decoder,
     /// How late an event may come after its request.
     lateness: Micros,
     status: watch::Receiver<SourceStatus>,
     newest_stage: Option<Micros>,
+}
+
+/// By which way audit events come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Way {
+    /// From a file, whose positions are kept under this path.
+    File(PathBuf),
+    /// From an API server that posts them.
+    Webhook,
+    /// From audit sides elsewhere.
+    Nats,
 }
 
 impl Engine {
@@ -131,7 +155,11 @@ impl Engine {
         let no_index = "no pod index: names come from audit events alone".to_owned();
         let now = senses.clock.now().wall;
         let rulebook = RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, now);
-        let learning = Micros::from_duration(config.learning);
+        // Where only what was asked for is seen, nobody knows what a workload does by itself.
+        let sees_all = config.nats.is_none()
+            || !config.audit_logs.is_empty()
+            || config.audit_webhook.is_some();
+        let learning = if sees_all { Micros::from_duration(config.learning) } else { Micros::MAX };
         let settings = Settings { learning, ..Settings::new(cluster) };
         let mut engine = Self {
             join: Join {
@@ -162,6 +190,9 @@ impl Engine {
             sensor: config.sensor(),
             sensor_failure: None,
             known: Known::default(),
+            asking: None,
+            answering: None,
+            nats: None,
             senses,
             learned: LearnedStore::new(&config.state_dir),
             canary: CanaryFeed::start(config, metrics.canary, tasks),
@@ -185,7 +216,9 @@ impl Engine {
         engine.tell(None);
         let (sender, batches) = mpsc::channel(BATCHES);
         engine.follow(config, &metrics.audit, &sender, tasks);
-        engine.listen(config, metrics.webhook, &metrics.audit, sender, tasks)?;
+        engine.listen(config, metrics.webhook, &metrics.audit, sender.clone(), tasks)?;
+        engine.exchange(config, metrics.nats, &metrics.audit, sender, tasks);
+        engine.ask();
         engine.join.skew = engine.skew();
         Ok((engine, batches))
     }
@@ -216,7 +249,7 @@ impl Engine {
             });
             self.sources.push(Source {
                 name: format!("audit log {}", path.display()),
-                checkpoint: Some(path.clone()),
+                way: Way::File(path.clone()),
                 decoder,
                 lateness: Micros::from_duration(config.audit_lateness),
                 status,
@@ -294,6 +327,7 @@ impl Engine {
                     self.drain();
                     self.take(batch);
                 }
+                Some(event) = Self::asked(&mut self.answering) => self.answer(event),
                 _ = tick.tick() => self.pass_time(&batches)?,
                 _ = self.self_test.tick(), if self.senses.sensor().is_some() => {
                     self.test_sensor().await?;
@@ -310,29 +344,44 @@ impl Engine {
     /// Takes every record out of the ring. A record is released after its open was journalled.
     fn drain(&mut self) {
         let Self { senses, join, known, .. } = self;
+        let mut opened = false;
         senses.drain(|open, pods, now| {
             if !known.take(&open) {
+                opened = true;
                 join.open(open, pods, now);
             }
         });
+        if opened {
+            self.ask();
+        }
         self.tell(None);
     }
 
     fn take(&mut self, batch: AuditBatch) {
         let Now { steady: now, wall } = self.senses.clock.now();
+        let queued_before = self.queued();
         let covers_nothing = batch.lines.is_empty() && batch.records.is_empty();
-        let decoded = self.decode(batch.source, batch.lines, now);
+        let decoded = self.decode(batch.source, batch.lines, Now { steady: now, wall });
+        for read in &batch.records {
+            self.keep_posted(read, wall);
+        }
+        let read_elsewhere = self.sources.get(batch.source).is_some_and(|it| it.way == Way::Nats);
         for read in decoded.into_iter().chain(batch.records) {
-            self.canary.see(&read, batch.source, wall);
+            if !read_elsewhere {
+                self.canary.see(&read, batch.source, wall);
+                if let Some(answering) = &mut self.answering {
+                    answering.answer(&read.record, &self.join.correlator);
+                }
+            }
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
-            let request = Request::new(time, read.record);
+            let request = Request { read_elsewhere, ..Request::new(time, read.record) };
             self.join.request(request, &self.senses.pods.index, now);
             self.tell(Some(read.read_at));
         }
         if let Some(source) = self.sources.get_mut(batch.source) {
             source.newest_stage = source.newest_stage.max(batch.newest_stage);
             // In memory only: it is written when the alerts up to here are durable.
-            if let (Some(path), Some(position)) = (&source.checkpoint, batch.position) {
+            if let (Way::File(path), Some(position)) = (&source.way, batch.position) {
                 let first = self.checkpoints.position(path).is_none();
                 self.checkpoints.advance(path, position);
                 // But at once where a restart would begin at the log's end instead. If that fails,
@@ -343,7 +392,8 @@ impl Engine {
             }
         }
         if let Some(acknowledge) = batch.acknowledge {
-            self.owe(acknowledge);
+            let queued = self.queued();
+            self.owe(acknowledge, if queued > queued_before { queued } else { 0 });
         }
     }
 
@@ -400,8 +450,10 @@ impl Engine {
         let now = self.senses.clock.now();
         self.keep_rules(now.wall);
         let now = now.steady;
+        self.keep_answering(now, batches.is_empty());
         let watermark = self.watermark(now, batches.is_empty());
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
+        self.ask();
         self.senses.pods.index.forget(now);
         if self.sources.iter().any(|source| source.status.borrow().is_open()) {
             self.canary.go();
@@ -429,7 +481,8 @@ impl Engine {
     /// How much earlier than an open a request may be dated that follows it. A log file is written by
     /// this machine's clock; who posts has one of their own, which the canary may have measured.
     fn skew(&self) -> Micros {
-        let others = self.sources.iter().enumerate().filter(|(_, it)| it.checkpoint.is_none());
+        let is_file = |source: &Source| matches!(source.way, Way::File(_));
+        let others = self.sources.iter().enumerate().filter(|(_, it)| !is_file(it));
         let skews = others.map(|(source, _)| {
             self.canary.measured(source).map_or(OTHER_CLOCK, |measured| measured.skew())
         });
@@ -438,79 +491,31 @@ impl Engine {
 
     /// How far every source is known to be complete, on the steady axis.
     fn watermark(&self, now: Micros, queue_is_empty: bool) -> Micros {
-        let of_source = |source: &Source| {
-            let newest = source.newest_stage.map(|wall| self.senses.clock.wall_to_steady(wall));
-            // A source that was read to its end is complete up to that moment. Not up to now: the
-            // whole process may have been stopped since.
-            let complete = source.status.borrow().complete_at_boot_ns.filter(|_| queue_is_empty);
-            let idle = complete.map(|boot_ns| self.senses.clock.boot_to_steady(boot_ns));
-            // A server whose clock runs ahead must not end what is still going on here.
-            let newest = newest.map(|time| time.min(now));
-            newest.max(idle).map_or(Micros::MIN, |time| time - source.lateness)
-        };
         // Without any source no request can come, and exposures need not wait for one.
         let there = self.sources.iter().filter(|source| !self.may_be_absent(source));
-        there.map(of_source).min().unwrap_or(now)
+        there.map(|source| self.reached(source, now, queue_is_empty)).min().unwrap_or(now)
+    }
+
+    /// How far a source is known to be complete, on the steady axis.
+    fn reached(&self, source: &Source, now: Micros, queue_is_empty: bool) -> Micros {
+        if source.way == Way::Nats {
+            let answered = source.status.borrow().answered_through;
+            let answered = answered.map(|wall| self.senses.clock.wall_to_steady(wall).min(now));
+            return answered.unwrap_or(Micros::MIN).max(now - source.lateness);
+        }
+        let newest = source.newest_stage.map(|wall| self.senses.clock.wall_to_steady(wall));
+        // A source that was read to its end is complete up to that moment. Not up to now: the
+        // whole process may have been stopped since.
+        let complete = source.status.borrow().complete_at_boot_ns.filter(|_| queue_is_empty);
+        let idle = complete.map(|boot_ns| self.senses.clock.boot_to_steady(boot_ns));
+        // A server whose clock runs ahead must not end what is still going on here.
+        let newest = newest.map(|time| time.min(now));
+        newest.max(idle).map_or(Micros::MIN, |time| time - source.lateness)
     }
 
     /// Whether this node has no such audit log, and need not have one.
     fn may_be_absent(&self, source: &Source) -> bool {
         self.sources_optional && matches!(source.status.borrow().state, SourceState::Absent(_))
-    }
-
-    fn publish(&self, journal: Result<(), String>, checkpoint: Result<(), String>) {
-        let mut conditions = vec![
-            ("journal".to_owned(), journal.into()),
-            ("checkpoint".to_owned(), checkpoint.into()),
-            (
-                "alert log".to_owned(),
-                self.alert_log.failure().map_or(Condition::Holds, |why| {
-                    Condition::Fails(format!("alerts wait in memory: {why}"))
-                }),
-            ),
-        ];
-        if self.senses.sensor().is_some() {
-            let failure = self.sensor_failure.as_ref();
-            let failure = failure.map_or(Ok(()), |failure| Err(failure.to_string()));
-            conditions.push(("sensor".to_owned(), failure.into()));
-        }
-        let (mut files, mut webhooks) = (0_usize, 0_usize);
-        for source in &self.sources {
-            if self.may_be_absent(source) {
-                continue;
-            }
-            match source.checkpoint {
-                Some(_) => files += 1,
-                None => webhooks += 1,
-            }
-            let condition = match &source.status.borrow().state {
-                SourceState::Open => Condition::Holds,
-                SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
-                SourceState::Absent(why) | SourceState::Waiting(why) => {
-                    Condition::Fails(why.clone())
-                }
-            };
-            conditions.push((source.name.clone(), condition));
-        }
-        let held = self.join.correlator.held();
-        self.metrics.observe(held, self.join.correlator.losses());
-        self.health.publish(|report| {
-            self.senses.route().clone_into(&mut report.route);
-            report.degraded = self.origin_now().degraded;
-            report.gaps =
-                self.senses.sensor().map_or_else(Vec::new, |it| it.gaps().cloned().collect());
-            report.degraded.extend(self.rulebook.degraded());
-            report.conditions = conditions.into_iter().collect();
-            report.audit_canary.clone_from(self.canary.status());
-            report.correlation = held.into();
-            report.opens = self.senses.sensor().map(|sensor| (&sensor.metrics()).into());
-            report.audit = match (files, webhooks) {
-                (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
-                (count, 0) => format!("{count} file(s) on this node"),
-                (0, _) => "a webhook on this node".to_owned(),
-                (count, _) => format!("{count} file(s) and a webhook on this node"),
-            };
-        });
     }
 
     /// The last checkpoint, after the sources have stopped.

@@ -23,9 +23,12 @@ pub fn look(config: &Config) -> Vec<Finding> {
     if let Some(webhook) = &config.audit_webhook {
         findings.push(finding("audit webhook", listens(webhook)));
     } else if config.audit_logs.is_empty() {
-        let detail =
-            "none: opens are seen, but nothing to join them with (--audit-log, --audit-webhook)"
-                .to_owned();
+        let detail = if config.nats.is_some() {
+            "none: requests come over NATS"
+        } else {
+            "none: opens are seen, but nothing to join them with (--audit-log, --audit-webhook, --nats)"
+        };
+        let detail = detail.to_owned();
         findings.push(finding("audit log", Ok(detail)));
     }
     findings.extend(written(config));

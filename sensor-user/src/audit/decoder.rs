@@ -49,12 +49,12 @@ impl Decoder {
     }
 
     /// The records of those of these lines that are of interest.
-    pub fn decode_all(&mut self, lines: Vec<ReadLine>, interest: &Interest<'_>) -> Vec<ReadRecord> {
-        let decode = |ReadLine { line, end, read_at }| {
-            let record = self.decode(&line, end, interest)?;
-            Some(ReadRecord { record, read_at })
+    pub fn decode_all(&mut self, lines: &[ReadLine], interest: &Interest<'_>) -> Vec<ReadRecord> {
+        let decode = |ReadLine { line, end, read_at }: &ReadLine| {
+            let record = self.decode(line, *end, interest)?;
+            Some(ReadRecord { record, read_at: *read_at })
         };
-        lines.into_iter().filter_map(decode).collect()
+        lines.iter().filter_map(decode).collect()
     }
 
     /// Notes a line that cannot be used.

@@ -57,7 +57,7 @@ impl Sieve {
     /// As [`Self::take`], decoded, for who has to know what the lines are.
     pub(super) fn take_records(&mut self, lines: &mut Lines, chunk: &[u8]) -> Vec<ReadRecord> {
         let kept = self.take(lines, chunk);
-        let records = self.decoder.decode_all(kept, &Interest::LIVE);
+        let records = self.decoder.decode_all(&kept, &Interest::LIVE);
         self.note_stage(records.iter().map(|read| read.record.stage_timestamp).max());
         records
     }

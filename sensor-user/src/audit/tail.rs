@@ -42,6 +42,7 @@ mod open;
 mod pace;
 mod resume;
 mod rotation;
+pub mod search;
 mod watch;
 
 /// Bytes read at once. Bounds the lines of a batch, and with them the memory of a backlog.

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use tokio::runtime;
+
 use super::{Exit, configure, rules::now, tell};
 use crate::{
     agent::{
@@ -14,6 +16,7 @@ use crate::{
     },
     config::{Config, RunArgs},
     kernel::{self, Finding},
+    nats,
     rules::{exceptions::hits::Hits, rulebook::Rulebook},
 };
 
@@ -34,7 +37,8 @@ pub fn execute(args: RunArgs) -> Exit {
     };
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
     let canary::Proof { access, warnings } = canary::prove(&config);
-    let others: Vec<Finding> = files::look(&config).into_iter().chain(access).collect();
+    let others: Vec<Finding> =
+        files::look(&config).into_iter().chain(access).chain(broker(&config)).collect();
     let pins = config.sensor().pin_dir.as_deref().map(pins);
     let doubts = doubts(&config, rules.current());
     let mut output = io::stdout().lock();
@@ -64,6 +68,16 @@ pub fn execute(args: RunArgs) -> Exit {
     } else {
         Exit::Done
     }
+}
+
+/// Whether the broker is there with all that is needed of it; `run` would wait for it, not ready.
+fn broker(config: &Config) -> Option<Finding> {
+    let nats = config.nats.as_ref()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let found = runtime
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(nats::look(nats)).map_err(|error| error.to_string()));
+    Some(Finding { what: "NATS", ok: found.is_ok(), detail: found.unwrap_or_else(|why| why) })
 }
 
 /// Whether what is attached would outlive the agent; `run` goes on without.

@@ -70,9 +70,12 @@ fn start_log(format: LogFormat, level: LogLevel) {
         LogLevel::Debug => tracing::Level::DEBUG,
         LogLevel::Trace => tracing::Level::TRACE,
     };
-    // The client logs each retry as an error, where the pod index says once what is wrong.
+    // The clients log each retry as an error, where the pod index and the link say once what is wrong.
     let client = if level > tracing::Level::INFO { level.into() } else { LevelFilter::OFF };
-    let filter = Targets::new().with_default(level).with_target("kube_client", client);
+    let filter = Targets::new()
+        .with_default(level)
+        .with_target("kube_client", client)
+        .with_target("async_nats", client);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     match format {

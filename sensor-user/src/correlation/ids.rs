@@ -49,12 +49,16 @@ impl Parts {
     }
 
     fn finish_hex(self) -> String {
-        self.finish().iter().fold(String::with_capacity(32), |mut text, byte| {
-            // Writing to a `String` cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hex(self.finish())
     }
+}
+
+fn hex(id: [u8; 16]) -> String {
+    id.iter().fold(String::with_capacity(32), |mut text, byte| {
+        // Writing to a `String` cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Identity of a request: the same for all its stages and for duplicates of them.
@@ -83,6 +87,11 @@ impl RequestId {
         }
         let received = record.request_received_timestamp.0.to_le_bytes();
         Self(parts.part(record.request_uri.as_bytes()).part(&received).finish())
+    }
+
+    /// Its digits.
+    pub fn hex(self) -> String {
+        hex(self.0)
     }
 }
 

@@ -86,6 +86,12 @@ impl Sessions {
         record.stage != Stage::RequestReceived
     }
 
+    /// Those into a pod, oldest first.
+    pub fn of(&self, namespace: &str, name: &str) -> Vec<Arc<AuditRecord>> {
+        let sessions = self.0.peek(&(namespace.to_owned(), name.to_owned()));
+        sessions.into_iter().flatten().map(|session| Arc::clone(&session.record)).collect()
+    }
+
     /// Whether this is one that is remembered.
     pub fn holds(&self, record: &AuditRecord) -> bool {
         let Some((namespace, name)) = pod_of(record) else { return false };

@@ -130,6 +130,14 @@ impl<S: Sampler> Clock<S> {
             + Micros(self.start_offset_ns.div_euclid(1_000))
     }
 
+    /// What the wall clock showed at a time on the steady axis.
+    pub fn steady_to_wall(&self, steady: Micros) -> Micros {
+        let start = Micros(self.start_offset_ns.div_euclid(1_000));
+        let boot_ns = u64::try_from((steady - start).0).unwrap_or_default().saturating_mul(1_000);
+        let segment = self.newest_where(|segment| segment.from_ns <= boot_ns);
+        steady - start + Micros(segment.offset_ns.div_euclid(1_000))
+    }
+
     fn newest(&self) -> Segment {
         self.newest_where(|_| true)
     }
@@ -231,6 +239,10 @@ mod tests {
         clock.now();
         // Wall 1,160 s was boot 160 s, and again boot 210 s.
         assert_eq!(clock.wall_to_steady(Micros::from_secs(1_160)), clock.boot_to_steady(secs(210)));
+        let steady = clock.boot_to_steady(secs(210));
+        assert_eq!(clock.steady_to_wall(steady), Micros::from_secs(1_160));
+        let steady = clock.boot_to_steady(secs(160));
+        assert_eq!(clock.steady_to_wall(steady), Micros::from_secs(1_160));
         // Wall 1,149 s was only ever boot 149 s: the clock was set back to 1,150 s.
         assert_eq!(clock.wall_to_steady(Micros::from_secs(1_149)), clock.boot_to_steady(secs(149)));
     }
@@ -298,7 +310,7 @@ mod tests {
             let bench = Bench::at(1, 1);
             let clock = Clock::new(&bench);
             let _ = (clock.boot_to_wall(ktime), clock.boot_to_steady(ktime));
-            let _ = clock.wall_to_steady(Micros(wall));
+            let _ = (clock.wall_to_steady(Micros(wall)), clock.steady_to_wall(Micros(wall)));
         }
     }
 }

@@ -6,19 +6,16 @@
 
 use std::{fs::File, io};
 
-use tokio::{
-    sync::oneshot,
-    task::{self, JoinError, JoinHandle},
-};
+use tokio::task::{self, JoinError, JoinHandle};
 
-use super::Engine;
+use super::{Engine, Owed};
 use crate::{audit::checkpoint::Flush, time::Micros};
 
 /// What another thread is making durable.
 pub(super) struct Saving {
     task: JoinHandle<Result<(), String>>,
     /// Whom to tell then that their batches are safe.
-    acknowledge: Vec<oneshot::Sender<()>>,
+    acknowledge: Vec<Owed>,
 }
 
 /// The end of what is being saved; never, if nothing is. Cancelling loses nothing.

@@ -6,16 +6,24 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{AgentError, Engine, Source};
+use super::{AgentError, Answering, Engine, Source, Way};
 use crate::{
     audit::{
-        AuditBatch, AuditMetrics, SourceStatus,
+        AuditBatch, AuditMetrics, ReadRecord, SourceStatus,
         decoder::Decoder,
         webhook::{Webhook, WebhookMetrics},
     },
     config::Config,
     time::Micros,
 };
+
+/// Somebody to be told that their batch is safe.
+pub(super) struct Owed {
+    acknowledge: oneshot::Sender<()>,
+    /// How many records the broker must have taken by then, if some are of this batch: else none, or a
+    /// broker that is away would keep API servers from posting.
+    published: u64,
+}
 
 impl Engine {
     /// Starts the task that takes audit events over HTTPS.
@@ -42,7 +50,7 @@ impl Engine {
         });
         self.sources.push(Source {
             name,
-            checkpoint: None,
+            way: Way::Webhook,
             decoder,
             lateness: Micros::from_duration(config.audit_webhook_lateness),
             status,
@@ -52,9 +60,9 @@ impl Engine {
     }
 
     /// Remembers whom to tell that the batch just taken is safe; tells it at once, if it is.
-    pub(super) fn owe(&mut self, acknowledge: oneshot::Sender<()>) {
-        self.unacknowledged.retain(|waiting| !waiting.is_closed());
-        self.unacknowledged.push(acknowledge);
+    pub(super) fn owe(&mut self, acknowledge: oneshot::Sender<()>, published: u64) {
+        self.unacknowledged.retain(|waiting| !waiting.acknowledge.is_closed());
+        self.unacknowledged.push(Owed { acknowledge, published });
         // Most batches bring no alert, and need not wait for the disk.
         if self.may_checkpoint() && self.alert_log.is_synced() {
             self.acknowledge();
@@ -64,9 +72,24 @@ impl Engine {
     /// Tells those who wait that all batches so far are safe.
     pub(super) fn acknowledge(&mut self) {
         self.count_swallowed();
-        for waiting in self.unacknowledged.drain(..) {
+        let done = self.answering.as_ref().map_or(0, Answering::done);
+        for owed in self.unacknowledged.extract_if(.., |it| it.published <= done) {
             // Whoever gave up waiting will send again.
-            let _ = waiting.send(());
+            let _ = owed.acknowledge.send(());
+        }
+    }
+
+    /// Records that were given to the broker's queue so far.
+    pub(super) fn queued(&self) -> u64 {
+        self.answering.as_ref().map_or(0, Answering::queued)
+    }
+
+    /// Keeps a posted event for nodes that ask for it later: nobody could read it again.
+    pub(super) fn keep_posted(&mut self, read: &ReadRecord, wall: Micros) {
+        if let Some(answering) = &mut self.answering
+            && let Ok(line) = serde_json::to_vec(&read.record)
+        {
+            answering.keep(line.into(), read.read_wall(wall));
         }
     }
 }

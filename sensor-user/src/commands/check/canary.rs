@@ -94,7 +94,7 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
     let asked = loop {
         tokio::select! {
             biased;
-            Some(batch) = batches.recv() => see(&mut canary, &mut decoder, batch),
+            Some(batch) = batches.recv() => see(&mut canary, &mut decoder, &batch),
             asked = &mut asked => break asked,
         }
     };
@@ -102,7 +102,7 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
     let deadline = Instant::now() + PATIENCE;
     while canary.status(Micros(0)).state == State::Starting {
         match timeout_at(deadline, batches.recv()).await {
-            Ok(Some(batch)) => see(&mut canary, &mut decoder, batch),
+            Ok(Some(batch)) => see(&mut canary, &mut decoder, &batch),
             Ok(None) | Err(_) => break,
         }
     }
@@ -110,8 +110,8 @@ async fn listen(config: &Config, mut probe: Probe) -> Result<String, String> {
     if status.failure().is_some() { Err(status.detail) } else { Ok(status.detail) }
 }
 
-fn see(canary: &mut Canary, decoder: &mut Decoder, batch: AuditBatch) {
-    for read in decoder.decode_all(batch.lines, &Interest::LIVE) {
+fn see(canary: &mut Canary, decoder: &mut Decoder, batch: &AuditBatch) {
+    for read in decoder.decode_all(&batch.lines, &Interest::LIVE) {
         canary.see(&read.record, read.read_wall(wall_clock()), batch.source);
     }
 }

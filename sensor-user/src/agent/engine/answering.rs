@@ -1,0 +1,352 @@
+//! Answering what other nodes ask, from the audit sources of this agent: lines as they are read, lines that
+//! were read before somebody asked, and where these do not reach back the log files once more. A part of
+//! `engine`.
+//!
+//! Who wants a record is decided in one place, [`Answering::answer`].
+
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+
+use lru::LruCache;
+use tokio::{
+    sync::{mpsc, watch},
+    task,
+};
+use tracing::warn;
+
+use crate::{
+    audit::{
+        AuditRecord,
+        scan::{Interest as Lines, Node, Pods, Scan, Users, classify},
+        tail::search,
+    },
+    correlation::{Correlator, journal::Journal},
+    nats::{
+        NatsMetrics,
+        answering::{Answer, Asks, Reached},
+        asked::{Asked, Wanted, pod_name},
+        interest::Refused,
+        progress::Covered,
+        recent::Recent,
+    },
+    time::Micros,
+};
+
+/// Records that may wait for the broker. Beyond that they are found again in the log.
+pub(super) const QUEUE: usize = 4_096;
+/// What nodes ask that may wait for the engine.
+pub(super) const ASKS: usize = 64;
+/// Pods of which somebody was told who got in.
+const INTRODUCED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
+/// Records of a search that may wait for the engine.
+const FOUND: usize = 64;
+
+/// What is asked, what could be asked, and what is on its way.
+pub(super) struct Answering {
+    /// This node, as a word: what it asks is answered without a broker.
+    own: String,
+    asked: Asked,
+    recent: Recent,
+    /// Pods of nodes that have been told who got in.
+    introduced: LruCache<(String, String), ()>,
+    /// Log files that can be searched.
+    logs: Vec<PathBuf>,
+    /// Whether there is a source that cannot.
+    posted: bool,
+    asks: mpsc::Receiver<Asks>,
+    queue: mpsc::Sender<Answer>,
+    queued: u64,
+    done: watch::Receiver<u64>,
+    /// Received time of the earliest record that found no room in the queue.
+    deferred: Option<Micros>,
+    /// Revision of the bucket up to which is known what is asked.
+    seen: u64,
+    to_search: Asked,
+    searching: Option<Search>,
+    /// What may be said once so many records are done.
+    next: Option<(Reached, u64)>,
+    reached: watch::Sender<Option<Reached>>,
+    metrics: NatsMetrics,
+}
+
+/// A search that goes on.
+struct Search {
+    found: mpsc::Receiver<AuditRecord>,
+    /// What it is for.
+    asked: Arc<Asked>,
+}
+
+/// Something that happened.
+pub(super) enum Event {
+    /// A node has said what it asks.
+    Asked(Asks),
+    /// A search found a record.
+    Found(Box<AuditRecord>),
+    /// A search came to its end.
+    Searched,
+}
+
+/// Where it begins: this node, its sources, and the ends of channels.
+pub(super) struct Ends {
+    pub(super) own: String,
+    pub(super) logs: Vec<PathBuf>,
+    pub(super) posted: bool,
+    pub(super) look_back: usize,
+    pub(super) asks: mpsc::Receiver<Asks>,
+    pub(super) queue: mpsc::Sender<Answer>,
+    pub(super) done: watch::Receiver<u64>,
+    pub(super) reached: watch::Sender<Option<Reached>>,
+    pub(super) metrics: NatsMetrics,
+}
+
+impl Answering {
+    pub(super) fn new(ends: Ends, now: Micros) -> Self {
+        let Ends { own, logs, posted, look_back, asks, queue, done, reached, metrics } = ends;
+        Self {
+            own,
+            asked: Asked::default(),
+            recent: Recent::new(look_back, now),
+            introduced: LruCache::new(INTRODUCED),
+            logs,
+            posted,
+            asks,
+            queue,
+            queued: 0,
+            done,
+            deferred: None,
+            seen: 0,
+            to_search: Asked::default(),
+            searching: None,
+            next: None,
+            reached,
+            metrics,
+        }
+    }
+
+    /// What happens next. Cancelling loses nothing.
+    pub(super) async fn event(&mut self) -> Option<Event> {
+        let Self { asks, searching, .. } = self;
+        let found = async {
+            match searching {
+                Some(search) => search.found.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            asks = asks.recv() => asks.map(Event::Asked),
+            found = found => Some(found.map_or(Event::Searched, |it| Event::Found(Box::new(it)))),
+        }
+    }
+
+    /// Takes what happened; times are wall clock.
+    pub(super) fn take(&mut self, event: Event, known: &Correlator<impl Journal>, now: Micros) {
+        match event {
+            Event::Asked(asks) => self.hear(asks, known, now),
+            Event::Found(record) => {
+                if let Some(search) = &self.searching {
+                    let wanted = search.asked.wanted(&record);
+                    self.send_to(wanted, &record, known);
+                }
+            }
+            Event::Searched => {
+                self.searching = None;
+                self.search();
+            }
+        }
+    }
+
+    /// Whether anybody asks for requests of this pod.
+    pub(super) fn wants_pod(&self, uid: &str) -> bool {
+        self.asked.has_pod(uid)
+    }
+
+    /// The same of a service account, by user name.
+    pub(super) fn wants_account(&self, user: &str) -> bool {
+        self.asked.has_account(user)
+    }
+
+    /// Records that were given to the queue so far.
+    pub(super) fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// How many of them the broker has taken.
+    pub(super) fn done(&self) -> u64 {
+        *self.done.borrow()
+    }
+
+    /// Keeps a line that was read then, for those who ask later.
+    pub(super) fn keep(&mut self, line: Box<[u8]>, read: Micros) {
+        self.recent.push(line, read);
+    }
+
+    /// Sends a record to those who want it.
+    pub(super) fn answer(&mut self, record: &AuditRecord, known: &Correlator<impl Journal>) {
+        let wanted = self.asked.wanted(record);
+        self.send_to(wanted, record, known);
+    }
+
+    fn send_to(&mut self, wanted: Wanted, record: &AuditRecord, known: &Correlator<impl Journal>) {
+        self.metrics.refused(Refused::Node).inc_by(wanted.foreign);
+        for node in wanted.nodes {
+            // First who got in: the alert begins with the record that follows.
+            if let (Some(uid), Some((namespace, name))) = (record.pod_uid(), pod_name(record)) {
+                self.introduce(&node, uid, namespace, name, known);
+            }
+            self.send(node, record);
+        }
+    }
+
+    fn introduce(
+        &mut self,
+        node: &str,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        known: &Correlator<impl Journal>,
+    ) {
+        if self.introduced.put((node.to_owned(), uid.to_owned()), ()).is_none() {
+            for session in known.sessions_into(namespace, name) {
+                self.send(node.to_owned(), &session);
+            }
+        }
+    }
+
+    fn send(&mut self, node: String, record: &AuditRecord) {
+        // A record has a JSON form: it was made of one.
+        let payload = serde_json::to_vec(record).unwrap_or_default();
+        match self.queue.try_send(Answer::new(node, record, payload)) {
+            Ok(()) => self.queued += 1,
+            Err(_) => {
+                self.metrics.deferred.inc();
+                let received = record.request_received_timestamp;
+                self.deferred = Some(self.deferred.map_or(received, |it| it.min(received)));
+            }
+        }
+    }
+
+    /// Hears what a node asks, and with it all that others have said meanwhile: one look back does.
+    fn hear(&mut self, first: Asks, known: &Correlator<impl Journal>, now: Micros) {
+        let mut new = Asked::default();
+        let mut next = Some(first);
+        while let Some(Asks { node, interests, revision }) = next {
+            self.seen = self.seen.max(revision);
+            if !self.asked.has_room(&node) {
+                self.metrics.refused(Refused::Bounds).inc();
+            } else if node != self.own {
+                for interest in self.asked.take(&node, interests, now) {
+                    self.introduced.pop(&(node.clone(), interest.pod.clone()));
+                    if let (Some(namespace), Some(name)) = (&interest.namespace, &interest.name) {
+                        self.introduce(&node, &interest.pod, namespace, name, known);
+                    }
+                    new.add(&node, &interest);
+                }
+            }
+            next = self.asks.try_recv().ok();
+        }
+        self.look_back(&new, known);
+    }
+
+    /// Answers from what was read before.
+    fn look_back(&mut self, new: &Asked, known: &Correlator<impl Journal>) {
+        if new.is_empty() {
+            return;
+        }
+        let records: Vec<AuditRecord> = with_lines_about(new, |lines| {
+            let record = |line| match classify(line, lines) {
+                Scan::Record(record) => Some(record),
+                Scan::Skip | Scan::Bad(_) => None,
+            };
+            self.recent.lines().filter_map(record).collect()
+        });
+        for record in records {
+            self.send_to(new.wanted(&record), &record, known);
+        }
+        for (node, interest) in new.interests() {
+            if self.recent.reaches(interest.from) {
+                continue;
+            }
+            if self.posted {
+                self.metrics.beyond_reach.inc();
+            }
+            if !self.logs.is_empty() {
+                self.to_search.add(node, interest);
+            }
+        }
+        self.search();
+    }
+
+    /// Begins to search the log files, if that has to be and is not going on.
+    fn search(&mut self) {
+        if self.searching.is_some() || self.to_search.is_empty() {
+            return;
+        }
+        let asked = Arc::new(std::mem::take(&mut self.to_search));
+        let logs = self.logs.clone();
+        let (sender, found) = mpsc::channel(FOUND);
+        self.searching = Some(Search { found, asked: Arc::clone(&asked) });
+        self.metrics.searches.inc();
+        let beyond_reach = self.metrics.beyond_reach.clone();
+        task::spawn_blocking(move || {
+            let from = asked.interests().map(|(_, it)| it.from).min().unwrap_or_default();
+            let mut take = |record: Option<AuditRecord>| match record {
+                Some(record) => sender.blocking_send(record).is_ok(),
+                None => !sender.is_closed(),
+            };
+            for path in &logs {
+                let searched =
+                    with_lines_about(&asked, |lines| search::search(path, from, lines, &mut take));
+                if let Err(why) = searched {
+                    beyond_reach.inc_by(asked.len() as u64);
+                    warn!(path = %path.display(), why, "requests of before are not looked for");
+                }
+            }
+        });
+    }
+
+    /// Once a second: forgets what is over, and says how far all sources are. Times are wall clock.
+    pub(super) fn pass_time(
+        &mut self,
+        through: Option<Micros>,
+        now: Micros,
+        known: &Correlator<impl Journal>,
+    ) {
+        let done = self.done();
+        if let Some(since) = self.deferred
+            && done == self.queued
+        {
+            self.deferred = None;
+            self.look_back(&self.asked.since(since), known);
+        }
+        let Some(through) = through else { return };
+        self.asked.forget(now);
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.metrics.interests.set(gauge(self.asked.len()));
+        self.metrics.look_back_bytes.set(gauge(self.recent.bytes()));
+        let is_settled =
+            self.searching.is_none() && self.to_search.is_empty() && self.deferred.is_none();
+        if is_settled && self.next.is_none() {
+            let covered = Covered { through, seen: self.seen };
+            self.next = Some((Reached { covered, asked: !self.asked.is_empty() }, self.queued));
+        }
+        if let Some((reached, _)) = self.next.take_if(|(_, queued)| done >= *queued) {
+            self.reached.send_replace(Some(reached));
+        }
+    }
+}
+
+/// Calls `f` with the lines that may be about what is asked.
+fn with_lines_about<T>(asked: &Asked, f: impl FnOnce(&Lines<'_>) -> T) -> T {
+    let has_pod = |uid: &str| asked.has_pod(uid);
+    let has_account = |user: &str| asked.has_account(user);
+    f(&Lines {
+        pods: Pods::OfNode(Node { name: "", has_pod: &has_pod, has_account: &has_account }),
+        accounts: Users::None,
+        sessions: false,
+        token_requests: Users::None,
+        canaries: false,
+        received_may_lack: false,
+    })
+}
+
+#[cfg(test)]
+mod tests;

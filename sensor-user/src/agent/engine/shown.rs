@@ -1,0 +1,72 @@
+//! How the agent stands, once a second, for readiness and `/statusz`. A part of `engine`.
+
+use super::{Engine, Way};
+use crate::{admin::Condition, audit::SourceState};
+
+impl Engine {
+    /// Tells `/readyz`, `/statusz` and `/metrics`.
+    pub(super) fn publish(&self, journal: Result<(), String>, checkpoint: Result<(), String>) {
+        let mut conditions = vec![
+            ("journal".to_owned(), journal.into()),
+            ("checkpoint".to_owned(), checkpoint.into()),
+            (
+                "alert log".to_owned(),
+                self.alert_log.failure().map_or(Condition::Holds, |why| {
+                    Condition::Fails(format!("alerts wait in memory: {why}"))
+                }),
+            ),
+        ];
+        if self.senses.sensor().is_some() {
+            let failure = self.sensor_failure.as_ref();
+            let failure = failure.map_or(Ok(()), |failure| Err(failure.to_string()));
+            conditions.push(("sensor".to_owned(), failure.into()));
+        }
+        let (mut files, mut webhooks) = (0_usize, 0_usize);
+        for source in &self.sources {
+            if self.may_be_absent(source) {
+                continue;
+            }
+            match source.way {
+                Way::File(_) => files += 1,
+                Way::Webhook => webhooks += 1,
+                // The broker has a condition of its own.
+                Way::Nats => continue,
+            }
+            let condition = match &source.status.borrow().state {
+                SourceState::Open => Condition::Holds,
+                SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
+                SourceState::Absent(why) | SourceState::Waiting(why) => {
+                    Condition::Fails(why.clone())
+                }
+            };
+            conditions.push((source.name.clone(), condition));
+        }
+        let broker = self.broker();
+        if let Some(broker) = &broker {
+            let failure = broker.failure.clone();
+            conditions.push(("NATS".to_owned(), failure.map_or(Ok(()), Err).into()));
+        }
+        let held = self.join.correlator.held();
+        self.metrics.observe(held, self.join.correlator.losses());
+        self.health.publish(|report| {
+            self.senses.route().clone_into(&mut report.route);
+            report.degraded = self.origin_now().degraded;
+            report.gaps =
+                self.senses.sensor().map_or_else(Vec::new, |it| it.gaps().cloned().collect());
+            report.degraded.extend(self.rulebook.degraded());
+            report.degraded.extend(self.unanswered());
+            report.conditions = conditions.into_iter().collect();
+            report.audit_canary.clone_from(self.canary.status());
+            report.correlation = held.into();
+            report.opens = self.senses.sensor().map(|sensor| (&sensor.metrics()).into());
+            report.audit = match (files, webhooks) {
+                (0, 0) if broker.is_some() => "audit sides over NATS".to_owned(),
+                (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
+                (count, 0) => format!("{count} file(s) on this node"),
+                (0, _) => "a webhook on this node".to_owned(),
+                (count, _) => format!("{count} file(s) and a webhook on this node"),
+            };
+            report.nats = broker;
+        });
+    }
+}

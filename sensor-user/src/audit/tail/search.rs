@@ -1,0 +1,154 @@
+//! Reads a log and what was rotated beside it once more, for requests that nobody wanted when they were read.
+//!
+//! Blocking, for a thread of its own; reads files alone and keeps nothing. Called by the engine.
+
+use std::{path::Path, time::SystemTime};
+
+use super::{
+    CHUNK,
+    open::{Found, OpenFile},
+    rotation::{self, OpenError},
+};
+use crate::{
+    audit::{
+        AuditRecord,
+        lines::{Fit, Lines},
+        scan::{Interest, Scan, classify},
+    },
+    time::Micros,
+};
+
+/// Hands on the records of interest in all lines that were written at `from` (wall clock) or later, in
+/// their order, until `take` returns `false`. It is asked with `None` in between.
+///
+/// # Errors
+/// A file cannot be read; a sentence.
+pub fn search(
+    path: &Path,
+    from: Micros,
+    interest: &Interest<'_>,
+    take: &mut dyn FnMut(Option<AuditRecord>) -> bool,
+) -> Result<(), String> {
+    search_files(path, from, interest, take).map_err(|error| error.to_string())
+}
+
+fn search_files(
+    path: &Path,
+    from: Micros,
+    interest: &Interest<'_>,
+    take: &mut dyn FnMut(Option<AuditRecord>) -> bool,
+) -> Result<(), OpenError> {
+    // Before the others are listed: one that is rotated meanwhile is read twice, but not passed over.
+    let live = rotation::open(path);
+    let written_since = |time: SystemTime| Micros::from(time) >= from;
+    for sibling in rotation::siblings(path)?.iter().filter(|it| written_since(it.time)) {
+        match sibling.open(0) {
+            Ok(file) => {
+                if !read(path, file, interest, take)? {
+                    return Ok(());
+                }
+            }
+            // Compressed or removed since it was listed.
+            Err(OpenError::Missing(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let (file, id) = live?;
+    read(path, OpenFile::at(file, id, 0), interest, take).map(drop)
+}
+
+/// Reads one file to its end; whether to go on.
+fn read(
+    path: &Path,
+    mut file: OpenFile,
+    interest: &Interest<'_>,
+    take: &mut dyn FnMut(Option<AuditRecord>) -> bool,
+) -> Result<bool, OpenError> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let found = file.read(&mut buffer).map_err(|error| OpenError::new(path, error))?;
+        let Found::Bytes(chunk, more) = found else { return Ok(true) };
+        if !judge(file.lines(), chunk, interest, take) {
+            return Ok(false);
+        }
+        if !more {
+            return Ok(true);
+        }
+    }
+}
+
+fn judge(
+    lines: &mut Lines,
+    chunk: &[u8],
+    interest: &Interest<'_>,
+    take: &mut dyn FnMut(Option<AuditRecord>) -> bool,
+) -> bool {
+    let mut rest = chunk;
+    while let Some(line) = lines.next_line(&mut rest) {
+        if line.fit != Fit::TooLong
+            && let Scan::Record(record) = classify(line.bytes, interest)
+            && !take(Some(record))
+        {
+            return false;
+        }
+    }
+    take(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+
+    fn line(number: u32, uid: &str) -> String {
+        format!(
+            "{{\"stage\":\"ResponseComplete\",\"auditID\":\"{number}\",\"user\":{{\"username\":\"system:serviceaccount:a:b\",\
+             \"extra\":{{\"authentication.kubernetes.io/pod-uid\":[\"{uid}\"]}}}},\
+             \"requestReceivedTimestamp\":\"2026-11-22T10:00:00.000000Z\",\
+             \"stageTimestamp\":\"2026-11-22T10:00:00.000000Z\"}}\n"
+        )
+    }
+
+    fn found(path: &Path, from: Micros) -> Vec<String> {
+        let mut found = Vec::new();
+        let interest = Interest {
+            pods: crate::audit::scan::Pods::WithUid(&|uid| uid == "p"),
+            ..Interest::LIVE
+        };
+        let interest = Interest { accounts: crate::audit::scan::Users::None, ..interest };
+        let result = search(path, from, &interest, &mut |record| {
+            found.extend(record.map(|it| it.audit_id));
+            true
+        });
+        result.unwrap();
+        found
+    }
+
+    #[test]
+    fn what_was_rotated_since_is_read_before_the_live_file_and_what_is_older_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let live = folder.path().join("audit.log");
+        let write = |name: &str, content: String, age: u64| {
+            let path = folder.path().join(name);
+            fs::write(&path, content).unwrap();
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 - age);
+            fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        write("audit.log.3", line(1, "p"), 300);
+        write("audit.log.2", line(2, "p") + &line(3, "q"), 200);
+        write("audit.log.1", line(4, "p"), 100);
+        write("audit.log", line(5, "q") + "torn\n" + &line(6, "p") + "{\"half\":", 0);
+        assert_eq!(found(&live, Micros::from_secs(1_000_000 - 200)), ["2", "4", "6"]);
+        assert_eq!(found(&live, Micros::from_secs(1_000_000)), ["6"]);
+        assert_eq!(found(&live, Micros(0)), ["1", "2", "4", "6"]);
+    }
+
+    #[test]
+    fn a_log_that_is_not_there_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let error = search(&path, Micros(0), &Interest::LIVE, &mut |_| true).unwrap_err();
+        assert!(error.contains("audit.log"), "{error}");
+    }
+}

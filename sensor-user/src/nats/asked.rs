@@ -1,0 +1,386 @@
+//! What nodes ask, on the audit side: the one place that decides who wants a request. A table; no I/O and no
+//! clock. Called by the engine.
+//!
+//! Bounded: a node may ask about [`interest::MOST`](super::interest::MOST) pods, so many nodes may ask, and
+//! what a node does not say again is forgotten. When a question is over, the node leaves it out.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{interest::Interest, names};
+use crate::{
+    audit::{AuditRecord, NODE_NAME, POD_NAME, SERVICE_ACCOUNT},
+    time::Micros,
+};
+
+/// Nodes that may ask.
+const NODES: usize = 16_384;
+/// How long what a node asks counts after it last said so: three times as long as it takes to say so again.
+const FORGOTTEN: Micros = Micros::from_secs(15 * 60);
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// By node, as a word.
+    nodes: HashMap<String, Asker>,
+    /// Who asks, by pod.
+    by_pod: HashMap<String, HashSet<String>>,
+    /// The same, by user name of the pod's service account.
+    by_account: HashMap<String, HashSet<(String, String)>>,
+    /// Pods by namespace and name.
+    by_name: HashMap<(String, String), HashSet<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Asker {
+    interests: HashMap<String, Interest>,
+    said: Micros,
+}
+
+/// Who wants a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Nodes, as words.
+    pub nodes: Vec<String>,
+    /// Nodes that asked for it although its token names another one.
+    pub foreign: u64,
+}
+
+impl Asked {
+    /// Whether this node may ask, beside all that do.
+    pub fn has_room(&self, node: &str) -> bool {
+        self.nodes.len() < NODES || self.nodes.contains_key(node)
+    }
+
+    /// Takes all that a node asks by now, and that has room. Returns what it had not asked before.
+    pub fn take(&mut self, node: &str, interests: Vec<Interest>, now: Micros) -> Vec<Interest> {
+        let before = self.remove(node);
+        let reaches = |interest: &Interest| {
+            let before = before.get(&interest.pod);
+            // Later ends are of requests that are yet to come, or are among those that are answered.
+            before.is_some_and(|it| it.from <= interest.from && it.until >= interest.from)
+        };
+        let new = interests.iter().filter(|interest| !reaches(interest)).cloned().collect();
+        for interest in &interests {
+            self.index(node, interest);
+        }
+        let interests = interests.into_iter().map(|it| (it.pod.clone(), it)).collect();
+        self.nodes.insert(node.to_owned(), Asker { interests, said: now });
+        new
+    }
+
+    /// Adds a question of a node, to be answered together with those that are there.
+    pub fn add(&mut self, node: &str, interest: &Interest) {
+        self.index(node, interest);
+        let asker = self.nodes.entry(node.to_owned()).or_default();
+        let held = asker.interests.entry(interest.pod.clone()).or_insert_with(|| interest.clone());
+        held.from = held.from.min(interest.from);
+        held.until = held.until.max(interest.until);
+    }
+
+    /// What is asked about `since` and later.
+    pub fn since(&self, since: Micros) -> Self {
+        let mut asked = Self::default();
+        for (node, asker) in &self.nodes {
+            for interest in asker.interests.values().filter(|it| it.until >= since) {
+                let from = interest.from.max(since);
+                asked.add(node, &Interest { from, ..interest.clone() });
+            }
+        }
+        asked
+    }
+
+    /// Forgets what was not said for too long.
+    pub fn forget(&mut self, now: Micros) {
+        let over = |asker: &Asker| now - asker.said > FORGOTTEN || asker.interests.is_empty();
+        let over: Vec<String> =
+            self.nodes.iter().filter(|(_, it)| over(it)).map(|(node, _)| node.clone()).collect();
+        for node in over {
+            self.remove(&node);
+        }
+    }
+
+    /// Whether anybody asks for requests of this pod.
+    pub fn has_pod(&self, uid: &str) -> bool {
+        self.by_pod.contains_key(uid)
+    }
+
+    /// Whether anybody asks for requests of a pod of this service account, by user name.
+    pub fn has_account(&self, user: &str) -> bool {
+        self.by_account.contains_key(user)
+    }
+
+    /// All that is asked, and by which nodes, as words.
+    pub fn interests(&self) -> impl Iterator<Item = (&str, &Interest)> {
+        self.nodes.iter().flat_map(|(node, asker)| {
+            asker.interests.values().map(move |interest| (node.as_str(), interest))
+        })
+    }
+
+    /// How much is asked.
+    pub fn len(&self) -> usize {
+        self.nodes.values().map(|asker| asker.interests.len()).sum()
+    }
+
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Who wants a request: the node of the pod that made it, and that of the pod that it is a way into.
+    pub fn wanted(&self, record: &AuditRecord) -> Wanted {
+        let mut wanted = Wanted::default();
+        let received = record.request_received_timestamp;
+        let covers = |interest: &Interest| interest.covers(received);
+        if let Some(uid) = record.pod_uid() {
+            for (node, _) in self.of_pod(uid).filter(|(_, it)| covers(it)) {
+                // Who may write the keys of other nodes could ask about pods of theirs.
+                let claim = record.extra(NODE_NAME);
+                if claim.is_none_or(|name| names::word(name) == node) {
+                    wanted.add(node);
+                } else {
+                    wanted.foreign += 1;
+                }
+            }
+        } else if let Some(address) = record.source_ip() {
+            let asked = self.by_account.get(&record.user.username).into_iter().flatten();
+            for (node, pod) in asked {
+                let interest = self.nodes.get(node).and_then(|it| it.interests.get(pod));
+                let has = |it: &&Interest| it.addresses.iter().any(|one| one == address);
+                if interest.filter(has).is_some_and(covers) {
+                    wanted.add(node);
+                }
+            }
+        }
+        if let Some((namespace, name)) = way_into(record) {
+            let key = (namespace.to_owned(), name.to_owned());
+            for uid in self.by_name.get(&key).into_iter().flatten() {
+                // Who got in did so before.
+                for (node, _) in self.of_pod(uid).filter(|(_, it)| received <= it.until) {
+                    wanted.add(node);
+                }
+            }
+        }
+        wanted
+    }
+
+    fn of_pod(&self, uid: &str) -> impl Iterator<Item = (&str, &Interest)> {
+        self.by_pod.get(uid).into_iter().flatten().filter_map(move |node| {
+            let interest = self.nodes.get(node)?.interests.get(uid)?;
+            Some((node.as_str(), interest))
+        })
+    }
+
+    fn index(&mut self, node: &str, interest: &Interest) {
+        let pod = interest.pod.clone();
+        if let Some(user) = user_of(interest) {
+            self.by_account.entry(user).or_default().insert((node.to_owned(), pod.clone()));
+        }
+        if let Some(name) = name_of(interest) {
+            self.by_name.entry(name).or_default().insert(pod.clone());
+        }
+        self.by_pod.entry(pod).or_default().insert(node.to_owned());
+    }
+
+    fn remove(&mut self, node: &str) -> HashMap<String, Interest> {
+        let Some(Asker { interests, .. }) = self.nodes.remove(node) else { return HashMap::new() };
+        for (pod, interest) in &interests {
+            drop_from(&mut self.by_pod, pod, node);
+            if let Some(user) = user_of(interest) {
+                drop_from(&mut self.by_account, &user, &(node.to_owned(), pod.clone()));
+            }
+            if !self.by_pod.contains_key(pod)
+                && let Some(name) = name_of(interest)
+            {
+                drop_from(&mut self.by_name, &name, pod);
+            }
+        }
+        interests
+    }
+}
+
+impl Wanted {
+    fn add(&mut self, node: &str) {
+        if !self.nodes.iter().any(|it| it == node) {
+            self.nodes.push(node.to_owned());
+        }
+    }
+}
+
+fn drop_from<K, V, Q, W>(map: &mut HashMap<K, HashSet<V>>, key: &Q, value: &W)
+where
+    K: std::hash::Hash + Eq + std::borrow::Borrow<Q>,
+    V: std::hash::Hash + Eq + std::borrow::Borrow<W>,
+    Q: std::hash::Hash + Eq + ?Sized,
+    W: std::hash::Hash + Eq + ?Sized,
+{
+    if let Some(values) = map.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+fn user_of(interest: &Interest) -> Option<String> {
+    let (namespace, account) = interest.namespace.as_ref().zip(interest.account.as_ref())?;
+    Some(format!("{SERVICE_ACCOUNT}{namespace}:{account}"))
+}
+
+fn name_of(interest: &Interest) -> Option<(String, String)> {
+    interest.namespace.clone().zip(interest.name.clone())
+}
+
+/// Namespace and name of the pod that a request is a way into.
+fn way_into(record: &AuditRecord) -> Option<(&str, &str)> {
+    let object = record.object_ref.as_ref().filter(|object| object.is_way_into_pod())?;
+    object.namespace.as_deref().zip(object.name.as_deref())
+}
+
+/// Namespace and name of the pod that made a request, as its token tells them.
+pub fn pod_name(record: &AuditRecord) -> Option<(&str, &str)> {
+    let (namespace, _) = record.service_account()?;
+    Some((namespace, record.extra(POD_NAME)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(more: &serde_json::Value) -> AuditRecord {
+        let mut event = json!({
+            "auditID": "a", "stage": "ResponseComplete", "verb": "list", "requestURI": "/",
+            "user": {"username": "system:serviceaccount:shop:cart"},
+            "requestReceivedTimestamp": "1970-01-01T00:01:40.000000Z",
+            "stageTimestamp": "1970-01-01T00:01:40.000000Z",
+        });
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(event).unwrap()
+    }
+
+    fn by_pod(uid: &str, node: Option<&str>) -> AuditRecord {
+        let mut extra = json!({"authentication.kubernetes.io/pod-uid": [uid]});
+        if let Some(node) = node {
+            extra["authentication.kubernetes.io/node-name"] = json!([node]);
+        }
+        record(&json!({"user": {"username": "system:serviceaccount:shop:cart", "extra": extra}}))
+    }
+
+    fn nodes(asked: &Asked, record: &AuditRecord) -> Vec<String> {
+        asked.wanted(record).nodes
+    }
+
+    #[test]
+    fn a_request_goes_to_the_node_that_asked_for_its_pod_and_time() {
+        let mut asked = Asked::default();
+        asked.take("node-b", vec![Interest::example("p", 90, 110)], Micros(0));
+        asked.take("node-c", vec![Interest::example("q", 90, 110)], Micros(0));
+        assert_eq!(nodes(&asked, &by_pod("p", None)), ["node-b"]);
+        assert_eq!(nodes(&asked, &by_pod("p", Some("node-b"))), ["node-b"]);
+        assert_eq!(nodes(&asked, &by_pod("r", None)), [""; 0]);
+        asked.take("node-b", vec![Interest::example("p", 101, 110)], Micros(0));
+        assert_eq!(nodes(&asked, &by_pod("p", None)), [""; 0], "too early");
+        asked.take("node-b", vec![Interest::example("p", 90, 99)], Micros(0));
+        assert_eq!(nodes(&asked, &by_pod("p", None)), [""; 0], "too late");
+        asked.take("node-b", Vec::new(), Micros(0));
+        assert!(!asked.has_pod("p"));
+    }
+
+    #[test]
+    fn who_asks_about_pods_of_another_node_gets_nothing_and_is_counted() {
+        let mut asked = Asked::default();
+        asked.take("node-b", vec![Interest::example("p", 90, 110)], Micros(0));
+        let wanted = asked.wanted(&by_pod("p", Some("node-a")));
+        assert_eq!(wanted, Wanted { nodes: Vec::new(), foreign: 1 });
+        asked.take("node-a_example", vec![Interest::example("p", 90, 110)], Micros(0));
+        let wanted = asked.wanted(&by_pod("p", Some("node-a.example")));
+        assert_eq!(wanted, Wanted { nodes: vec!["node-a_example".to_owned()], foreign: 1 });
+    }
+
+    #[test]
+    fn whom_somebody_acts_as_is_nobody_that_is_asked_for() {
+        let mut asked = Asked::default();
+        asked.take("node-b", vec![Interest::example("p", 90, 110)], Micros(0));
+        let extra = json!({"authentication.kubernetes.io/pod-uid": ["p"]});
+        let user = "system:serviceaccount:shop:cart";
+        for forged in [
+            json!({"user": {"username": "mallory"},
+                "impersonatedUser": {"username": user, "extra": extra}}),
+            json!({"user": {"username": "mallory", "extra": extra}}),
+        ] {
+            assert_eq!(nodes(&asked, &record(&forged)), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn a_token_without_a_pod_is_known_by_account_and_address() {
+        let mut asked = Asked::default();
+        let mut interest = Interest::example("p", 90, 110);
+        interest.namespace = Some("shop".to_owned());
+        interest.account = Some("cart".to_owned());
+        interest.addresses = vec!["10.0.0.7".to_owned()];
+        asked.take("node-b", vec![interest], Micros(0));
+        assert!(asked.has_account("system:serviceaccount:shop:cart"));
+        let from = |address: &str| record(&json!({"sourceIPs": ["10.0.0.7", address]}));
+        assert_eq!(nodes(&asked, &from("10.0.0.7")), ["node-b"]);
+        assert_eq!(nodes(&asked, &from("10.0.0.8")), [""; 0]);
+        asked.take("node-b", Vec::new(), Micros(0));
+        assert!(!asked.has_account("system:serviceaccount:shop:cart"));
+    }
+
+    #[test]
+    fn who_got_into_a_pod_is_told_to_its_node_however_long_ago() {
+        let mut asked = Asked::default();
+        let mut interest = Interest::example("p", 40_000, 40_060);
+        interest.namespace = Some("shop".to_owned());
+        interest.name = Some("cart-0".to_owned());
+        asked.take("node-b", vec![interest], Micros(0));
+        let exec = |name: &str| {
+            record(&json!({"user": {"username": "admin"}, "objectRef": {"resource": "pods",
+                "subresource": "exec", "namespace": "shop", "name": name}}))
+        };
+        assert_eq!(nodes(&asked, &exec("cart-0")), ["node-b"]);
+        assert_eq!(nodes(&asked, &exec("cart-1")), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_was_not_asked_before_is_new() {
+        let mut asked = Asked::default();
+        let mut new = |from, until| {
+            asked.take("n", vec![Interest::example("p", from, until)], Micros(0)).len()
+        };
+        assert_eq!(new(100, 160), 1);
+        assert_eq!(new(100, 160), 0, "said again");
+        assert_eq!(new(100, 300), 0, "it goes on");
+        assert_eq!(new(150, 300), 0, "its beginning is over");
+        assert_eq!(new(99, 300), 1, "it began earlier");
+        assert_eq!(new(900, 960), 1, "another one, after a pause");
+    }
+
+    #[test]
+    fn what_was_not_said_again_is_forgotten() {
+        let mut asked = Asked::default();
+        asked.take("a", vec![Interest::example("p", 0, 100)], Micros(0));
+        asked.take("b", vec![Interest::example("q", 0, 100)], Micros(1));
+        asked.forget(FORGOTTEN);
+        assert_eq!(asked.len(), 2);
+        asked.forget(FORGOTTEN + Micros(1));
+        assert!(!asked.has_pod("p") && asked.has_pod("q"));
+        asked.take("b", Vec::new(), Micros(2));
+        asked.forget(Micros(2));
+        assert!(asked.is_empty() && !asked.has_pod("q"));
+    }
+
+    #[test]
+    fn so_many_nodes_may_ask_and_none_takes_the_place_of_another() {
+        let mut asked = Asked::default();
+        for node in 0..NODES {
+            assert!(asked.has_room(&format!("n{node}")));
+            asked.take(&format!("n{node}"), vec![Interest::example("p", 0, 1)], Micros(0));
+        }
+        assert!(!asked.has_room("one more") && asked.has_room("n0"));
+        let new = asked.take("n0", vec![Interest::example("q", 0, 1)], Micros(0));
+        assert_eq!((new.len(), asked.has_pod("q")), (1, true));
+    }
+}

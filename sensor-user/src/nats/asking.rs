@@ -1,0 +1,276 @@
+//! The side of a node with a sensor: puts what it asks, takes the answers, hears how far audit sides are.
+//!
+//! Answers go to the engine as lines of an audit source; the broker is told that one is taken when the
+//! engine says that its alerts are safe. What is not told comes again. State that must outlive a connection
+//! is in [`Progress`]; nothing is on disk.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{
+    Context, Message,
+    consumer::{AckPolicy, pull},
+};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{self, MissedTickBehavior},
+};
+
+use super::{
+    NatsMetrics, Status,
+    bucket::Bucket,
+    connection::ConnectionError,
+    interest::{self, Interest},
+    names::{self, Names},
+    progress::{Covered, Progress},
+    wall_clock,
+};
+use crate::audit::{AuditBatch, ReadLine, SourceState, SourceStatus};
+
+/// Answers in one batch.
+const BATCH: usize = 64;
+/// Answers that may wait for the engine: what it has to tell apart should they come again.
+const UNTOLD: i64 = 1_024;
+/// After so long without word an answer comes again.
+const AGAIN: Duration = Duration::from_secs(30);
+/// How long the broker keeps answers and place for a node that is away.
+const AWAY: Duration = Duration::from_hours(7 * 24);
+/// How often what is asked is put again, so that the bucket keeps it.
+const RENEWED: Duration = Duration::from_mins(5);
+/// How often the audit sides are counted.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What asks for a node.
+pub struct Asker {
+    /// Index of the source in the engine.
+    source: usize,
+    interests: watch::Receiver<Vec<Interest>>,
+    batches: mpsc::Sender<AuditBatch>,
+    source_status: watch::Sender<SourceStatus>,
+    progress: Progress,
+    /// Whether the bucket may hold something that is not asked any more.
+    has_put: bool,
+    metrics: NatsMetrics,
+}
+
+/// A put that is on its way: what, and at which revision it is there.
+type Put = BoxFuture<'static, Result<(Vec<Interest>, u64), ConnectionError>>;
+/// An answer that waits for the engine's word.
+type Untold = BoxFuture<'static, Option<Vec<Message>>>;
+
+impl Asker {
+    /// One that asks for what comes by `interests`.
+    pub fn new(
+        source: usize,
+        interests: watch::Receiver<Vec<Interest>>,
+        batches: mpsc::Sender<AuditBatch>,
+        source_status: watch::Sender<SourceStatus>,
+        metrics: NatsMetrics,
+    ) -> Self {
+        Self {
+            source,
+            interests,
+            batches,
+            source_status,
+            progress: Progress::new(wall_clock()),
+            // Of a life before.
+            has_put: true,
+            metrics,
+        }
+    }
+
+    /// Asks and listens until the connection is of no use any more.
+    pub(super) async fn serve(
+        &mut self,
+        context: &Context,
+        bucket: &Bucket,
+        names: &Names,
+        status: &watch::Sender<Status>,
+    ) -> ConnectionError {
+        let result = self.try_serve(context, bucket, names, status).await;
+        self.source_status.send_modify(|it| {
+            it.state = SourceState::Waiting("not connected to NATS".to_owned());
+        });
+        match result {
+            Ok(()) => ConnectionError::Ended("nobody takes answers".to_owned()),
+            Err(error) => error,
+        }
+    }
+
+    async fn try_serve(
+        &mut self,
+        context: &Context,
+        bucket: &Bucket,
+        names: &Names,
+        status: &watch::Sender<Status>,
+    ) -> Result<(), ConnectionError> {
+        let consumer = context
+            .create_consumer_on_stream(consumer(names), names.stream())
+            .await
+            .map_err(|error| ConnectionError::failed("listen for answers", &error))?;
+        let mut answers = consumer
+            .stream()
+            .max_messages_per_batch(BATCH)
+            .expires(Duration::from_mins(2))
+            .heartbeat(Duration::from_secs(30))
+            .messages()
+            .await
+            .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
+        let mut sides = bucket.watch(names::SIDES, "watch the audit sides").await?;
+        let mut put: Option<Put> = None;
+        let mut untold: FuturesUnordered<Untold> = FuturesUnordered::new();
+        let mut renew = time::interval(RENEWED);
+        let mut look = time::interval(LOOK);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.source_status.send_modify(|it| it.state = SourceState::Open);
+        loop {
+            tokio::select! {
+                answer = answers.next() => {
+                    let Some(answer) = answer else {
+                        return Err(ConnectionError::Ended("no more answers".to_owned()));
+                    };
+                    let answer =
+                        answer.map_err(|error| ConnectionError::failed("fetch answers", &error))?;
+                    let mut batch = vec![answer];
+                    while batch.len() < BATCH
+                        && let Some(Some(Ok(more))) = answers.next().now_or_never()
+                    {
+                        batch.push(more);
+                    }
+                    status.send_modify(|it| it.last_answer = Some(wall_clock()));
+                    match self.hand_on(batch).await {
+                        Some(word) => untold.push(word),
+                        None => return Ok(()),
+                    }
+                }
+                Some(told) = untold.next() => {
+                    for message in told.into_iter().flatten() {
+                        message.ack().await.map_err(|error| {
+                            ConnectionError::failed("acknowledge an answer", &*error)
+                        })?;
+                    }
+                }
+                entry = sides.next() => {
+                    let entry = entry?;
+                    if let Some(value) = entry.value {
+                        self.hear(&entry.key, &value);
+                        // Whatever was published before is here, or nothing is said.
+                        let info = if self.progress.asks() {
+                            let info = consumer.get_info().await;
+                            info.map_err(|error| ConnectionError::failed("count answers", &error))?
+                        } else {
+                            consumer.cached_info().clone()
+                        };
+                        if !self.progress.asks() || (info.num_pending == 0 && info.num_ack_pending == 0) {
+                            self.advance();
+                        }
+                    }
+                }
+                // One at a time, in order: what changes meanwhile is in the next.
+                changed = self.interests.changed(), if put.is_none() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    put = self.put(bucket, names);
+                }
+                _ = renew.tick(), if put.is_none() => put = self.put(bucket, names),
+                done = async { match &mut put { Some(put) => put.await, None => std::future::pending().await } } => {
+                    put = None;
+                    let (interests, revision) = done?;
+                    self.metrics.asked.inc();
+                    self.has_put = !interests.is_empty();
+                    self.progress.put(&interests, revision);
+                }
+                _ = look.tick() => self.look(status),
+            }
+        }
+    }
+
+    /// Begins to put what is asked now, if the bucket has to hear of it.
+    fn put(&mut self, bucket: &Bucket, names: &Names) -> Option<Put> {
+        let interests = self.interests.borrow_and_update().clone();
+        self.progress.ask(&interests);
+        if interests.is_empty() && !self.has_put {
+            return None;
+        }
+        let (document, dropped) = interest::encode(interests.clone());
+        self.metrics.unasked.inc_by(dropped as u64);
+        let (bucket, key) = (bucket.clone(), names.ask());
+        Some(Box::pin(async move {
+            let revision = bucket.put(&key, document, "ask").await?;
+            Ok((interests, revision))
+        }))
+    }
+
+    /// Hands answers to the engine; what becomes of them. `None` if it takes none any more.
+    async fn hand_on(&self, messages: Vec<Message>) -> Option<Untold> {
+        self.metrics.answers.inc_by(messages.len() as u64);
+        let read_at = Instant::now();
+        let line = |message: &Message| ReadLine {
+            line: message.payload.as_ref().into(),
+            end: message.info().map_or(0, |info| info.stream_sequence),
+            read_at,
+        };
+        let lines = messages.iter().map(line).collect();
+        let (acknowledge, word) = oneshot::channel();
+        let batch = AuditBatch {
+            source: self.source,
+            lines,
+            records: Vec::new(),
+            newest_stage: None,
+            position: None,
+            acknowledge: Some(acknowledge),
+        };
+        self.batches.send(batch).await.ok()?;
+        // Without word they come again.
+        Some(Box::pin(async move { word.await.ok().map(|()| messages) }))
+    }
+
+    fn hear(&mut self, key: &str, value: &[u8]) {
+        let Some(side) = names::side(key) else { return };
+        let Ok(covered) = serde_json::from_slice::<Covered>(value) else { return };
+        self.progress.hear(side, covered, wall_clock());
+    }
+
+    /// Tells the engine how far all sides are.
+    fn advance(&self) {
+        let through = self.progress.through();
+        self.source_status.send_if_modified(|status| {
+            let moved = status.answered_through != through;
+            status.answered_through = through;
+            moved
+        });
+    }
+
+    /// Counts the audit sides.
+    fn look(&mut self, status: &watch::Sender<Status>) {
+        let now = wall_clock();
+        self.progress.forget(now);
+        let (sides, unanswered_since) = (self.progress.sides(), self.progress.silent_since(now));
+        let speaking = i64::try_from(self.progress.speaking(now)).unwrap_or(i64::MAX);
+        self.metrics.audit_sides.set(speaking);
+        status.send_if_modified(|status| {
+            let changed =
+                status.audit_sides != *sides || status.unanswered_since != unanswered_since;
+            if changed {
+                status.audit_sides.clone_from(sides);
+                status.unanswered_since = unanswered_since;
+            }
+            changed
+        });
+    }
+}
+
+/// How the broker keeps answers for a node: until the engine has taken each.
+fn consumer(names: &Names) -> pull::Config {
+    pull::Config {
+        durable_name: Some(names.node().to_owned()),
+        filter_subject: names.requests_of(names.node()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: AGAIN,
+        max_ack_pending: UNTOLD,
+        inactive_threshold: AWAY,
+        ..pull::Config::default()
+    }
+}

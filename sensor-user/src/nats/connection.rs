@@ -1,0 +1,266 @@
+//! One connection to the broker: login, TLS, and whether what the agent needs is there. Whatever is wrong is
+//! one sentence. Files are read anew each time, so what was rotated is used with the next connection.
+
+use std::{fs, io, path::PathBuf, time::Duration};
+
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event,
+    jetstream::{
+        self, Context, ErrorCode,
+        context::{GetStreamError, GetStreamErrorKind},
+    },
+};
+use tokio::sync::mpsc;
+
+use super::{Login, NatsConfig, bucket::Bucket, interest};
+use crate::errors::with_causes;
+
+/// How long the broker may take for anything.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Least time that the bucket must keep what was put: it is put again after a third of that.
+const KEPT: Duration = Duration::from_secs(15 * 60);
+
+/// Why there is no connection. The texts are shown in readiness and `/statusz`.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// A file with a secret cannot be read.
+    #[error("cannot read {}: {source}; it holds what this agent logs in to NATS with", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file with a secret holds none.
+    #[error("{} is of no use: {reason}; it must be what `nsc` or `nk` wrote", path.display())]
+    Secret {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nobody answers there.
+    #[error("no NATS server at {servers}: {reason}")]
+    Unreachable {
+        /// Where.
+        servers: String,
+        /// What was tried.
+        reason: String,
+    },
+    /// The server does not let us in.
+    #[error(
+        "the NATS server at {servers} refuses this login; check nats-credentials-file, nats-nkey-file, or nats-user and nats-password-file"
+    )]
+    Login {
+        /// Where.
+        servers: String,
+    },
+    /// No trust, either way.
+    #[error(
+        "no TLS with the NATS server at {servers}: {reason}; check nats-ca-file, nats-cert-file and nats-key-file"
+    )]
+    Tls {
+        /// Where.
+        servers: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It lacks what is needed.
+    #[error("the NATS server is of version {version}; 2.9 is the oldest that will do")]
+    Old {
+        /// Its version.
+        version: String,
+    },
+    /// There is no persistence.
+    #[error(
+        "the NATS server has no JetStream for this login; turn it on with `jetstream` in its configuration"
+    )]
+    NoJetStream,
+    /// The stream or the bucket is not there.
+    #[error("NATS has no stream {name}; make it with `tokentrail nats setup`")]
+    NoStream {
+        /// Which.
+        name: String,
+    },
+    /// The bucket is not as it must be.
+    #[error("the NATS bucket {name} {what}; `tokentrail nats setup` puts that right")]
+    Bucket {
+        /// Which.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// It ended.
+    #[error("the connection to NATS ended: {0}")]
+    Ended(String),
+    /// Something was refused or not answered.
+    #[error("NATS: cannot {what}: {reason}; check the permissions of this login")]
+    Failed {
+        /// What was tried.
+        what: &'static str,
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl ConnectionError {
+    /// Of something that was tried.
+    pub(super) fn failed(what: &'static str, error: &dyn std::error::Error) -> Self {
+        Self::Failed { what, reason: with_causes(error) }
+    }
+}
+
+/// A connection, and all that is needed of it.
+pub(super) struct Connection {
+    pub(super) context: Context,
+    pub(super) bucket: Bucket,
+    /// What ends it.
+    pub(super) ended: mpsc::Receiver<String>,
+}
+
+/// Connects and logs in.
+pub(super) async fn connect(
+    config: &NatsConfig,
+) -> Result<(Client, mpsc::Receiver<String>), ConnectionError> {
+    let (say, ended) = mpsc::channel(1);
+    let options = log_in(&config.login)?
+        .name(format!("tokentrail {}", config.names.node()))
+        .custom_inbox_prefix(config.names.inbox())
+        .request_timeout(Some(PATIENCE))
+        .ping_interval(Duration::from_secs(20))
+        // Each connection begins anew here: what it read and who it is may have changed.
+        .max_reconnects(config.servers.len())
+        .event_callback(move |event| {
+            let why = match event {
+                Event::Disconnected | Event::Closed => Some("the server is gone".to_owned()),
+                Event::ServerError(error) => Some(error.to_string()),
+                Event::ClientError(error) => Some(error.to_string()),
+                Event::SlowConsumer(_) => {
+                    Some("messages came faster than they were taken".to_owned())
+                }
+                Event::Connected | Event::LameDuckMode | Event::Draining => None,
+            };
+            if let Some(why) = why {
+                // The first one tells.
+                let _ = say.try_send(why);
+            }
+            std::future::ready(())
+        });
+    let options = match &config.ca {
+        Some(ca) => options.add_root_certificates(ca.clone()).require_tls(true),
+        None => options,
+    };
+    let options = match &config.certificate {
+        Some((certificate, key)) => {
+            options.add_client_certificate(certificate.clone(), key.clone()).require_tls(true)
+        }
+        None => options,
+    };
+    let servers = config.servers.join(", ");
+    let client = options.connect(&config.servers[..]).await.map_err(|error| {
+        let reason = with_causes(&error);
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                ConnectionError::Login { servers: servers.clone() }
+            }
+            ConnectErrorKind::Tls => ConnectionError::Tls { servers: servers.clone(), reason },
+            _ if reason.contains("certificate") || reason.contains("InvalidContentType") => {
+                ConnectionError::Tls { servers: servers.clone(), reason }
+            }
+            ConnectErrorKind::ServerParse
+            | ConnectErrorKind::Dns
+            | ConnectErrorKind::TimedOut
+            | ConnectErrorKind::Io
+            | ConnectErrorKind::MaxReconnects => {
+                ConnectionError::Unreachable { servers: servers.clone(), reason }
+            }
+        }
+    })?;
+    if !client.is_server_compatible(2, 9, 0) {
+        return Err(ConnectionError::Old { version: client.server_info().version });
+    }
+    Ok((client, ended))
+}
+
+/// Connects, and finds stream and bucket.
+pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionError> {
+    let (client, ended) = connect(config).await?;
+    let mut context = jetstream::new(client);
+    context.set_timeout(PATIENCE);
+    let stream = config.names.stream();
+    context.get_stream(&stream).await.map_err(|error| missing(&error, &context, stream))?;
+    let name = config.names.bucket();
+    let bucket = format!("KV_{name}");
+    let found =
+        context.get_stream(&bucket).await.map_err(|error| missing(&error, &context, bucket))?;
+    let found = &found.cached_info().config;
+    if !found.max_age.is_zero() && found.max_age < KEPT {
+        let what = "forgets before it is told again";
+        return Err(ConnectionError::Bucket { name, what });
+    }
+    let room = usize::try_from(found.max_message_size).unwrap_or(usize::MAX);
+    if room < interest::MAX_BYTES {
+        return Err(ConnectionError::Bucket { name, what: "has no room for what a node may ask" });
+    }
+    let bucket = Bucket::new(context.clone(), &config.names);
+    Ok(Connection { context, bucket, ended })
+}
+
+/// What `tokentrail check` says of the broker.
+///
+/// # Errors
+/// It cannot be used; a sentence why.
+pub async fn look(config: &NatsConfig) -> Result<String, ConnectionError> {
+    let connection = open(config).await?;
+    let version = connection.context.client().server_info().version;
+    Ok(format!("{}, version {version}, stream and bucket there", config.servers.join(", ")))
+}
+
+/// Why a stream is not to be had.
+pub(super) fn missing(error: &GetStreamError, context: &Context, name: String) -> ConnectionError {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(error) => match error.error_code() {
+            ErrorCode::STREAM_NOT_FOUND => ConnectionError::NoStream { name },
+            ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+                ConnectionError::NoJetStream
+            }
+            _ => ConnectionError::failed("look at the stream", &error),
+        },
+        // Nobody listens to such requests then.
+        GetStreamErrorKind::Request if !context.client().server_info().jetstream => {
+            ConnectionError::NoJetStream
+        }
+        GetStreamErrorKind::Request
+        | GetStreamErrorKind::EmptyName
+        | GetStreamErrorKind::InvalidStreamName => {
+            ConnectionError::failed("look at the stream", error)
+        }
+    }
+}
+
+fn log_in(login: &Login) -> Result<ConnectOptions, ConnectionError> {
+    let read = |path: &PathBuf| {
+        fs::read_to_string(path)
+            .map_err(|source| ConnectionError::File { path: path.clone(), source })
+    };
+    let options = ConnectOptions::new();
+    Ok(match login {
+        Login::None => options,
+        Login::Credentials(path) => options.credentials(&read(path)?).map_err(|error| {
+            ConnectionError::Secret { path: path.clone(), reason: error.to_string() }
+        })?,
+        Login::Nkey(path) => {
+            let seed = read(path)?.trim().to_owned();
+            if !(seed.starts_with("SU") && seed.len() == 58) {
+                let reason = "it is no seed of a user's NKey".to_owned();
+                return Err(ConnectionError::Secret { path: path.clone(), reason });
+            }
+            options.nkey(seed)
+        }
+        Login::Password(user, path) => {
+            let password = read(path)?;
+            let password = password.strip_suffix('\n').unwrap_or(&password);
+            options.user_and_password(user.clone(), password.to_owned())
+        }
+    })
+}

@@ -1,0 +1,221 @@
+//! What a node wants to know: requests of one of its pods, from when until when. And the document that
+//! holds all that a node asks, as it lies in the bucket. Pure; whatever is in the bucket may have been
+//! written by anybody.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Micros;
+
+/// Pods that a node asks about at once.
+pub const MOST: usize = 512;
+/// Longest document, bytes.
+pub const MAX_BYTES: usize = 256 << 10;
+/// Longest span that is asked about: an incident lasts for hours at most.
+const LONGEST: Micros = Micros::from_secs(24 * 3_600);
+/// Addresses of one pod.
+const ADDRESSES: usize = 8;
+/// Longest text, bytes: that of a DNS name.
+const TEXT: usize = 253;
+
+/// A node's question about one pod. Times are wall clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interest {
+    /// Uid of the pod.
+    pub pod: String,
+    /// The earliest received time of a request that is wanted.
+    pub from: Micros,
+    /// The latest.
+    pub until: Micros,
+    /// Namespace of the pod, where the node knows it; so with what follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its service account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// Its addresses, or its node's if it uses that one's network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+}
+
+impl Interest {
+    /// Whether a request received then is wanted.
+    pub fn covers(&self, received: Micros) -> bool {
+        self.from <= received && received <= self.until
+    }
+
+    fn is_sound(&self) -> bool {
+        let is_uid = (1..=64).contains(&self.pod.len())
+            && self.pod.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let texts = [&self.namespace, &self.name, &self.account].into_iter().flatten();
+        is_uid
+            && self.from <= self.until
+            && self.until - self.from <= LONGEST
+            && texts.chain(&self.addresses).all(|text| text.len() <= TEXT)
+            && self.addresses.len() <= ADDRESSES
+    }
+
+    /// Brings addresses into the form in which they are compared.
+    fn canonical(mut self) -> Self {
+        self.addresses = self
+            .addresses
+            .iter()
+            .filter_map(|it| Some(it.parse::<IpAddr>().ok()?.to_canonical().to_string()))
+            .collect();
+        self
+    }
+}
+
+/// All that a node asks.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Document {
+    #[serde(default)]
+    interests: Vec<Interest>,
+}
+
+/// Why a document, or something in it, is not heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refused {
+    /// Its key names no node.
+    Key,
+    /// It is no such document.
+    Shape,
+    /// An interest that cannot be, or one too many.
+    Bounds,
+    /// The pod is another node's.
+    Node,
+}
+
+/// The document of these, and how many found no room in it: those that end first give way.
+pub fn encode(mut interests: Vec<Interest>) -> (Vec<u8>, usize) {
+    let all = interests.len();
+    interests.retain_mut(|interest| {
+        interest.addresses.truncate(ADDRESSES);
+        interest.is_sound()
+    });
+    interests.sort_by_key(|interest| std::cmp::Reverse(interest.until));
+    interests.truncate(MOST);
+    let mut document = Document { interests };
+    loop {
+        // Texts and times: they always have a JSON form.
+        let bytes = serde_json::to_vec(&document).unwrap_or_default();
+        if bytes.len() <= MAX_BYTES {
+            return (bytes, all - document.interests.len());
+        }
+        document.interests.truncate(document.interests.len() / 2);
+    }
+}
+
+/// The interests of a document, and how many of them are refused.
+///
+/// # Errors
+/// It is none.
+pub fn decode(bytes: &[u8]) -> Result<(Vec<Interest>, usize), Refused> {
+    if bytes.len() > MAX_BYTES {
+        return Err(Refused::Bounds);
+    }
+    let Document { interests } = serde_json::from_slice(bytes).map_err(|_| Refused::Shape)?;
+    let all = interests.len();
+    let sound = interests.into_iter().take(MOST).filter(Interest::is_sound);
+    let sound: Vec<_> = sound.map(Interest::canonical).collect();
+    let refused = all - sound.len();
+    Ok((sound, refused))
+}
+
+#[cfg(test)]
+impl Interest {
+    /// In requests of this pod between these times, and nothing more is known.
+    pub(crate) fn example(pod: &str, from: i64, until: i64) -> Self {
+        Self {
+            pod: pod.to_owned(),
+            from: Micros::from_secs(from),
+            until: Micros::from_secs(until),
+            namespace: None,
+            name: None,
+            account: None,
+            addresses: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_anybody_may_have_written_is_refused_and_never_believed() {
+        let row = |more: &str| {
+            format!(
+                r#"{{"interests":[{{"pod":"0f4f-1","from":"2026-11-22T10:00:00.000000Z",
+                "until":"2026-11-22T10:02:00.000000Z"{more}}}]}}"#
+            )
+        };
+        let long = format!(r#","name":"{}""#, "n".repeat(254));
+        let addresses = format!(r#","addresses":[{}]"#, [r#""10.0.0.1""#; 9].join(","));
+        for (document, expected) in [
+            (row(""), Ok((1, 0))),
+            (row(r#","of-tomorrow":{"a":[1]}"#), Ok((1, 0))),
+            ("{}".to_owned(), Ok((0, 0))),
+            (row(&long), Ok((0, 1))),
+            (row(&addresses), Ok((0, 1))),
+            (row("").replace("0f4f-1", ""), Ok((0, 1))),
+            (row("").replace("0f4f-1", "../../etc"), Ok((0, 1))),
+            (row("").replace("0f4f-1", &"a".repeat(65)), Ok((0, 1))),
+            // Backwards, and for ever.
+            (row("").replace("T10:02", "T09:02"), Ok((0, 1))),
+            (row("").replace("2026-11-22T10:02", "2199-11-22T10:02"), Ok((0, 1))),
+            (row("").replace("2026-11-22T10:00", "yesterday"), Err(Refused::Shape)),
+            (row("").replace("pod", "dop"), Err(Refused::Shape)),
+            (String::new(), Err(Refused::Shape)),
+            ("[]".to_owned(), Ok((0, 0))),
+            ("\u{0}".to_owned(), Err(Refused::Shape)),
+            (" ".repeat(MAX_BYTES + 1), Err(Refused::Bounds)),
+        ] {
+            let found = decode(document.as_bytes()).map(|(sound, refused)| (sound.len(), refused));
+            assert_eq!(found, expected, "{document}");
+        }
+    }
+
+    #[test]
+    fn of_too_many_those_that_last_longest_are_asked() {
+        let many: Vec<_> = (0..2_000).map(|at| Interest::example("a", 0, at)).collect();
+        let (bytes, dropped) = encode(many);
+        assert_eq!(dropped, 2_000 - MOST);
+        let (heard, refused) = decode(&bytes).unwrap();
+        assert_eq!((heard.len(), refused), (MOST, 0));
+        assert!(heard.iter().all(|it| it.until >= Micros::from_secs(2_000 - 512)));
+    }
+
+    #[test]
+    fn addresses_are_compared_in_one_form() {
+        let mut interest = Interest::example("a", 0, 1);
+        interest.addresses = ["::ffff:10.0.0.1", "10.0.0.2", "nowhere"].map(str::to_owned).into();
+        let (bytes, _) = encode(vec![interest]);
+        let (heard, _) = decode(&bytes).unwrap();
+        assert_eq!(heard[0].addresses, ["10.0.0.1", "10.0.0.2"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_odd(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn what_is_asked_is_heard(
+            pod in "[0-9a-f-]{1,64}", from in 0_i64..4_000_000_000, span in 0_i64..86_400,
+            name in proptest::option::of(".{0,60}"),
+        ) {
+            let mut interest = Interest::example(&pod, from, from + span);
+            interest.name = name;
+            let (bytes, dropped) = encode(vec![interest.clone()]);
+            prop_assert_eq!((decode(&bytes), dropped), (Ok((vec![interest], 0)), 0));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Makes the stream and the bucket on the broker, or brings them up to date. Called by
+//! `tokentrail nats setup` alone: an agent makes neither, so its login need not be allowed to.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self, ErrorCode,
+    context::CreateStreamErrorKind,
+    stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
+};
+
+use super::{
+    NatsConfig,
+    connection::{self, ConnectionError},
+    interest,
+};
+
+/// How much the broker holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Copies of each message.
+    pub replicas: usize,
+    /// Answers that wait for one node; what is beyond is refused and costs no other node any.
+    pub answers_per_node: i64,
+    /// Bytes of all answers that wait.
+    pub bytes: i64,
+    /// How long an answer waits for its node.
+    pub keep: Duration,
+}
+
+/// Longest answer, bytes: what is kept of an audit line, and what JSON adds.
+const ANSWER: i32 = 128 << 10;
+/// How long the broker knows an answer again: an audit side that restarts publishes some a second time.
+const KNOWN: Duration = Duration::from_mins(30);
+/// How long what a node asks is kept. It is put again every five minutes.
+const ASKED: Duration = Duration::from_mins(15);
+
+/// Makes both.
+///
+/// # Errors
+/// The broker cannot be reached or refuses.
+pub async fn set_up(config: &NatsConfig, size: Size) -> Result<Vec<String>, ConnectionError> {
+    let (client, _ended) = connection::connect(config).await?;
+    let context = jetstream::new(client);
+    let names = &config.names;
+    let answers = stream::Config {
+        name: names.stream(),
+        description: Some("tokentrail: audit records that nodes asked for".to_owned()),
+        subjects: vec![names.requests()],
+        // An answer goes when its node has taken it.
+        retention: RetentionPolicy::WorkQueue,
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: true,
+        max_messages_per_subject: size.answers_per_node,
+        max_bytes: size.bytes,
+        max_age: size.keep,
+        max_message_size: ANSWER,
+        duplicate_window: KNOWN.min(size.keep),
+        num_replicas: size.replicas,
+        storage: StorageType::File,
+        ..stream::Config::default()
+    };
+    put_stream(&context, answers).await?;
+    // A bucket is a stream of this form (ADR-8 of NATS).
+    let bucket = stream::Config {
+        name: format!("KV_{}", names.bucket()),
+        description: Some("tokentrail: what nodes ask, and how far audit sides are".to_owned()),
+        subjects: vec![format!("$KV.{}.>", names.bucket())],
+        // One key a node: what one asks takes no room from what others do.
+        max_messages_per_subject: 1,
+        max_age: ASKED,
+        max_message_size: i32::try_from(interest::MAX_BYTES).unwrap_or(i32::MAX),
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        num_replicas: size.replicas,
+        storage: StorageType::File,
+        ..stream::Config::default()
+    };
+    put_stream(&context, bucket).await?;
+    Ok(vec![
+        format!("stream {} for subjects {}", names.stream(), names.requests()),
+        format!("bucket {}", names.bucket()),
+    ])
+}
+
+async fn put_stream(
+    context: &jetstream::Context,
+    config: stream::Config,
+) -> Result<(), ConnectionError> {
+    context.create_or_update_stream(config).await.map(drop).map_err(|error| {
+        const OFF: [ErrorCode; 2] =
+            [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT];
+        let is_off = if let CreateStreamErrorKind::JetStream(refusal) = error.kind() {
+            OFF.contains(&refusal.error_code())
+        } else {
+            !context.client().server_info().jetstream
+        };
+        if is_off {
+            return ConnectionError::NoJetStream;
+        }
+        ConnectionError::failed("make the stream", &error)
+    })
+}

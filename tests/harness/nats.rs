@@ -1,0 +1,184 @@
+//! A real NATS server with JetStream, between agents: started, ended in all ways, started again with its data.
+//! And whatever anybody may write to it.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    agent::{free_address, tokentrail},
+    machine::find_program,
+    sandbox::{Process, Sandbox},
+    wait::{PATIENCE, wait_until},
+};
+
+/// The cluster that [`Broker::start`] prepares it for.
+const CLUSTER: &str = "test";
+
+/// A NATS server. Dropping it kills it.
+pub struct Broker<'sandbox> {
+    sandbox: &'sandbox Sandbox,
+    address: SocketAddr,
+    configuration: PathBuf,
+    process: Option<Process>,
+}
+
+impl<'sandbox> Broker<'sandbox> {
+    /// Starts one with JetStream on disk, and makes stream and bucket.
+    ///
+    /// # Errors
+    /// If there is none, or it does not come up.
+    pub fn start(sandbox: &'sandbox Sandbox) -> Result<Self> {
+        let broker = Self::bare(sandbox, "")?;
+        broker.set_up()?;
+        Ok(broker)
+    }
+
+    /// Starts one with more in its configuration, and makes nothing in it.
+    ///
+    /// # Errors
+    /// If there is none, or it does not come up.
+    pub fn bare(sandbox: &'sandbox Sandbox, more: &str) -> Result<Self> {
+        let jetstream =
+            format!("jetstream {{ store_dir: {:?} }}\n{more}", sandbox.folder().join("jetstream"));
+        Self::configured(sandbox, &jetstream)
+    }
+
+    /// Starts one with this configuration but for its address.
+    ///
+    /// # Errors
+    /// If there is none, or it does not come up.
+    pub fn configured(sandbox: &'sandbox Sandbox, more: &str) -> Result<Self> {
+        let address = free_address()?;
+        let configuration = sandbox.folder().join(format!("nats-{}.conf", address.port()));
+        fs::write(&configuration, format!("listen: \"{address}\"\n{more}\n"))?;
+        let mut broker = Self { sandbox, address, configuration, process: None };
+        broker.start_again()?;
+        Ok(broker)
+    }
+
+    /// What an agent needs to find it.
+    pub fn arguments(&self) -> [String; 4] {
+        ["--nats".to_owned(), self.url(), "--cluster-name".to_owned(), CLUSTER.to_owned()]
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    /// Makes stream and bucket, as an operator does.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn set_up(&self) -> Result<()> {
+        let mut command = tokentrail();
+        let done = self.sandbox.run(command.args(["nats", "setup"]).args(self.arguments()))?;
+        ensure!(done.success(), "{done:?}");
+        Ok(())
+    }
+
+    /// Starts it where it was, with what it had, and waits until it answers.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_again(&mut self) -> Result<()> {
+        // Folders of daemons are not in everybody's path.
+        let program = find_program("nats-server").unwrap_or_else(|| "/usr/sbin/nats-server".into());
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.configuration.with_extension("log"))?;
+        let mut command = Command::new(program);
+        command.arg("--config").arg(&self.configuration);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let process = self.sandbox.ledger().spawn(&mut command);
+        let mut process =
+            process.context("there is no nats-server; install the Debian package of that name")?;
+        wait_until(PATIENCE, "the NATS server answers", || {
+            if let Some(status) = process.child.try_wait()? {
+                bail!("the NATS server ended ({status}):\n{}", self.log());
+            }
+            Ok(self.connect().ok().map(drop))
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends it as an operating system does that has no time: `kill -9`.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.child.kill()?;
+            process.child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Stops it from doing anything, or lets it go on: to its clients it is a server behind a broken line.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let Some(process) = &self.process else { bail!("there is no NATS server to freeze") };
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        Ok(kill_process(Pid::from_child(&process.child), signal)?)
+    }
+
+    /// Publishes any bytes on any subject, as anybody can who may log in, and waits until that is done.
+    ///
+    /// # Errors
+    /// If the server does not take it.
+    pub fn publish(&self, subject: &str, payload: &[u8]) -> Result<()> {
+        let head = format!("PUB {subject} {}\r\n", payload.len());
+        let answer =
+            self.attempt(r#"{"verbose":false}"#, &[head.as_bytes(), payload, b"\r\n"].concat())?;
+        ensure!(answer.starts_with("PONG"), "{answer}");
+        Ok(())
+    }
+
+    /// What the server says of commands of its protocol, from somebody who logs in with these fields:
+    /// `PONG` if it does them.
+    ///
+    /// # Errors
+    /// If it says nothing.
+    pub fn attempt(&self, login: &str, commands: &[u8]) -> Result<String> {
+        let mut stream = self.connect()?;
+        let head = format!("CONNECT {login}\r\nPING\r\n");
+        stream.write_all(head.as_bytes())?;
+        let answer = line(&stream)?;
+        ensure!(answer.starts_with("PONG"), "{answer}");
+        stream.write_all(&[commands, b"PING\r\n"].concat())?;
+        line(&stream)
+    }
+
+    /// A connection on which the server has introduced itself.
+    fn connect(&self) -> Result<TcpStream> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let info = line(&stream)?;
+        ensure!(info.starts_with("INFO "), "{info}");
+        Ok(stream)
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.configuration.with_extension("log")).unwrap_or_default()
+    }
+}
+
+/// One line, byte by byte: nothing behind it is taken.
+fn line(stream: &TcpStream) -> Result<String> {
+    let mut line = String::new();
+    BufReader::with_capacity(1, stream).read_line(&mut line)?;
+    Ok(line)
+}
