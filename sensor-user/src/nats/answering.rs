@@ -152,7 +152,7 @@ impl Answerer {
                     let Some(Ok(entry)) = entry else {
                         return Err(ConnectionError::Ended("the bucket is not watched".to_owned()));
                     };
-                    let value = if entry.operation == Operation::Put { &*entry.value } else { b"{}" };
+                    let value = if entry.operation == Operation::Put { &*entry.value } else { interest::NOTHING };
                     if let Some(asks) = self.hear(&entry.key, value, entry.revision)
                         && self.asks.send(asks).await.is_err()
                     {

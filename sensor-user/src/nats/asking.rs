@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::{
     Context, Message,
     consumer::{AckPolicy, pull},
-    kv::{Operation, Store},
+    kv::Store,
 };
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -23,6 +23,7 @@ use super::{
     interest::{self, Interest},
     names::{self, Names},
     progress::{Covered, Progress},
+    sides::Sides,
     wall_clock,
 };
 use crate::audit::{AuditBatch, ReadLine, SourceState, SourceStatus};
@@ -116,10 +117,7 @@ impl Asker {
             .messages()
             .await
             .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
-        let mut sides = bucket
-            .watch_with_history(names::SIDES)
-            .await
-            .map_err(|error| ConnectionError::failed("watch the audit sides", &error))?;
+        let mut sides = Sides::open(context, bucket, names).await?;
         let mut put: Option<Put> = None;
         let mut untold: FuturesUnordered<Untold> = FuturesUnordered::new();
         let mut renew = time::interval(RENEWED);
@@ -154,22 +152,20 @@ impl Asker {
                         })?;
                     }
                 }
-                entry = sides.next() => {
-                    let Some(Ok(entry)) = entry else {
-                        return Err(ConnectionError::Ended("the bucket is not watched".to_owned()));
+                said = sides.next() => {
+                    let Some((key, value)) = said else {
+                        return Err(ConnectionError::Ended("no more of audit sides".to_owned()));
                     };
-                    if entry.operation == Operation::Put {
-                        self.hear(&entry.key, &entry.value);
-                        // Whatever was published before is here, or nothing is said.
-                        let info = if self.progress.asks() {
-                            let info = consumer.get_info().await;
-                            info.map_err(|error| ConnectionError::failed("count answers", &error))?
-                        } else {
-                            consumer.cached_info().clone()
-                        };
-                        if !self.progress.asks() || (info.num_pending == 0 && info.num_ack_pending == 0) {
-                            self.advance();
-                        }
+                    self.hear(&key, &value);
+                    // Whatever was published before is here, or nothing is said.
+                    let info = if self.progress.asks() {
+                        let info = consumer.get_info().await;
+                        info.map_err(|error| ConnectionError::failed("count answers", &error))?
+                    } else {
+                        consumer.cached_info().clone()
+                    };
+                    if !self.progress.asks() || (info.num_pending == 0 && info.num_ack_pending == 0) {
+                        self.advance();
                     }
                 }
                 // One at a time, in order: what changes meanwhile is in the next.
