@@ -20,6 +20,10 @@ use crate::{
     wait::{PATIENCE, wait_until},
 };
 
+mod login;
+
+pub use login::Login;
+
 /// The cluster that [`Broker::start`] prepares it for.
 const CLUSTER: &str = "test";
 
@@ -148,6 +152,14 @@ impl<'sandbox> Broker<'sandbox> {
         Ok(())
     }
 
+    /// Logs in with a password. What is asked is answered to `inbox`.
+    ///
+    /// # Errors
+    /// If the server does not let it in.
+    pub fn log_in(&self, user: &str, password: &str, inbox: &str) -> Result<Login> {
+        Login::new(self.connect()?, user, password, inbox)
+    }
+
     /// A connection on which the server has introduced itself.
     fn connect(&self) -> Result<TcpStream> {
         let stream = TcpStream::connect(self.address)?;
@@ -157,7 +169,8 @@ impl<'sandbox> Broker<'sandbox> {
         Ok(stream)
     }
 
-    fn log(&self) -> String {
+    /// What it wrote to its log so far.
+    pub fn log(&self) -> String {
         fs::read_to_string(self.configuration.with_extension("log")).unwrap_or_default()
     }
 }

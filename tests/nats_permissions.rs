@@ -1,0 +1,295 @@
+//! What logins on the NATS server may do: with the permissions of `deploy/nats`, on a real server. All that is
+//! needed works, and whoever has stolen a node's login does nothing in another node's name.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+use tokentrail_tests::{
+    AgentSetup, Broker, Finished, Login, Node, PATIENCE, Sandbox, tokentrail, wait_until,
+};
+
+/// The password of all of them.
+const PASSWORD: &str = "of-the-test";
+const NODE_A: &str = "node-a_east";
+
+/// A user of the broker with the permissions of one of the files in `deploy/nats`.
+fn user(name: &str, file: &str, node: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats").join(file);
+    let permissions = fs::read_to_string(path).unwrap();
+    let permissions = permissions.replace("CLUSTER", "test").replace("NODE", node);
+    format!("{{ user: {name}, password: {PASSWORD}, permissions: {{\n{permissions}\n}} }}\n")
+}
+
+/// A broker with an operator, an audit side, two nodes with a login each, a login that all nodes share, and
+/// one that may do anything. Stream and bucket are there.
+fn broker(sandbox: &Sandbox) -> Broker<'_> {
+    let users = [
+        user("operator", "admin.conf", "machine"),
+        user("audit", "audit-side.conf", "*"),
+        user("node-a", "node.conf", NODE_A),
+        user("node-b", "node.conf", "node-b"),
+        user("shared", "node.conf", "*"),
+        format!("{{ user: anybody, password: {PASSWORD} }}"),
+    ]
+    .concat();
+    let broker =
+        Broker::bare(sandbox, &format!("authorization {{ users [\n{users}\n] }}")).unwrap();
+    let done = set_up(sandbox, &broker, "operator", "machine");
+    assert!(done.success(), "{done:?}");
+    broker
+}
+
+fn set_up(sandbox: &Sandbox, broker: &Broker<'_>, user: &str, machine: &str) -> Finished {
+    let mut setup = tokentrail();
+    setup.args(["nats", "setup"]).args(broker.arguments());
+    setup.args(login(sandbox, user, &format!("node-name: {machine}\n")));
+    sandbox.run(&mut setup).unwrap()
+}
+
+/// The option by which an agent logs in as a user.
+fn login(sandbox: &Sandbox, user: &str, more: &str) -> [String; 2] {
+    let password = sandbox.folder().join("password");
+    fs::write(&password, format!("{PASSWORD}\n")).unwrap();
+    let file = sandbox.folder().join(format!("config-{user}.yaml"));
+    let config = format!("nats-user: {user}\nnats-password-file: {}\n{more}", password.display());
+    fs::write(&file, config).unwrap();
+    ["--config".to_owned(), file.display().to_string()]
+}
+
+fn log_in(broker: &Broker<'_>, user: &str, node: &str) -> Login {
+    broker.log_in(user, PASSWORD, &format!("_INBOX_tokentrail.test.{node}.inbox")).unwrap()
+}
+
+/// An agent that follows the node's audit log for others.
+fn side<'sandbox>(
+    sandbox: &'sandbox Sandbox,
+    node: &Node<'_>,
+    broker: &Broker<'_>,
+) -> AgentSetup<'sandbox> {
+    AgentSetup::new(sandbox, node.audit.path())
+        .node_name("tokentrail-audit-5d4f-x2x")
+        .state(sandbox.folder().join("state-side"))
+        .alert_log(sandbox.folder().join("alerts-side.ndjson"))
+        .args(["--no-sensor".to_owned()])
+        .args(broker.arguments())
+        .args(login(sandbox, "audit", ""))
+}
+
+#[test]
+fn each_part_does_its_work_with_its_permissions_alone() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut broker = broker(&sandbox);
+    let mut node = Node::new(&sandbox).unwrap();
+    node.agent = node
+        .agent
+        .without_audit_log()
+        .node_name("node-b")
+        .args(broker.arguments())
+        .args(login(&sandbox, "node-b", ""));
+    let side_agent = side(&sandbox, &node, &broker).start().unwrap();
+    let agent = node.agent.start().unwrap();
+    for round in 1..=2 {
+        let victim = node.workload().unwrap();
+        victim.attack().unwrap();
+        side_agent.wait_for_metric("tokentrail_nats_interests", &[], f64::from(round)).unwrap();
+        node.request_by(&victim.pod).unwrap();
+        node.wait_for("alert", &victim.pod).unwrap();
+        wait_until(PATIENCE, "the answer is acknowledged", || {
+            let mut anybody = log_in(&broker, "anybody", "x");
+            let info = anybody.ask("$JS.API.CONSUMER.INFO.tokentrail_test.node-b", "", b"")?;
+            let left = [&info["num_pending"], &info["num_ack_pending"]];
+            Ok((left == [&json!(0); 2]).then_some(()))
+        })
+        .unwrap();
+        agent.wait_for_metric("tokentrail_nats_audit_sides", &[], 1.0).unwrap();
+        // And once more, with what they find when they come back.
+        broker.kill().unwrap();
+        broker.start_again().unwrap();
+        agent
+            .wait_for_metric("tokentrail_nats_connections_total", &[], f64::from(round + 1))
+            .unwrap();
+        side_agent
+            .wait_for_metric("tokentrail_nats_connections_total", &[], f64::from(round + 1))
+            .unwrap();
+    }
+    // An operator brings both up to date with the same login.
+    let done = set_up(&sandbox, &broker, "operator", "machine");
+    assert!(done.success(), "{done:?}");
+    let refused = broker.log().lines().filter(|it| it.contains("Violation")).count();
+    assert_eq!(refused, 0, "{}", broker.log());
+}
+
+/// What somebody with the login of `node-b` tries in the name of `node-a`. Those marked `true` the login that
+/// all nodes share may do.
+const PUBLISHED: [(&str, &str, bool); 35] = [
+    ("ask in another's name", "$KV.tokentrail_test.ask.node-a_east", true),
+    ("pass for an audit side", "$KV.tokentrail_test.side.node-b", false),
+    ("answer another", "tokentrail.test.request.node-a_east", false),
+    ("answer itself", "tokentrail.test.request.node-b", false),
+    ("tell of alerts", "tokentrail.test.alert", false),
+    (
+        "read what another asks",
+        "$JS.API.DIRECT.GET.KV_tokentrail_test.$KV.tokentrail_test.ask.node-a_east",
+        false,
+    ),
+    ("read any message of the bucket", "$JS.API.DIRECT.GET.KV_tokentrail_test", false),
+    ("read any message of the bucket", "$JS.API.STREAM.MSG.GET.KV_tokentrail_test", false),
+    ("read any answer", "$JS.API.DIRECT.GET.tokentrail_test", false),
+    ("read any answer", "$JS.API.STREAM.MSG.GET.tokentrail_test", false),
+    ("watch the bucket", "$JS.API.CONSUMER.CREATE.KV_tokentrail_test", false),
+    (
+        "watch what is asked",
+        "$JS.API.CONSUMER.CREATE.KV_tokentrail_test.w.$KV.tokentrail_test.ask.*",
+        false,
+    ),
+    (
+        "take another's answers",
+        "$JS.API.CONSUMER.CREATE.tokentrail_test.node-b.tokentrail.test.request.node-a_east",
+        true,
+    ),
+    (
+        "take all answers",
+        "$JS.API.CONSUMER.CREATE.tokentrail_test.node-b.tokentrail.test.request.*",
+        true,
+    ),
+    ("take all answers", "$JS.API.CONSUMER.CREATE.tokentrail_test.node-b", false),
+    ("take all answers", "$JS.API.CONSUMER.DURABLE.CREATE.tokentrail_test.node-b", false),
+    ("take all answers", "$JS.API.CONSUMER.CREATE.tokentrail_test", false),
+    (
+        "make another's consumer",
+        "$JS.API.CONSUMER.CREATE.tokentrail_test.node-a_east.tokentrail.test.request.node-a_east",
+        true,
+    ),
+    ("fetch another's answers", "$JS.API.CONSUMER.MSG.NEXT.tokentrail_test.node-a_east", true),
+    ("count another's answers", "$JS.API.CONSUMER.INFO.tokentrail_test.node-a_east", true),
+    ("acknowledge for another", "$JS.ACK.tokentrail_test.node-a_east.1.1.1.0.0", true),
+    ("delete another's consumer", "$JS.API.CONSUMER.DELETE.tokentrail_test.node-a_east", false),
+    ("delete its own", "$JS.API.CONSUMER.DELETE.tokentrail_test.node-b", false),
+    ("list consumers", "$JS.API.CONSUMER.NAMES.tokentrail_test", false),
+    ("list consumers", "$JS.API.CONSUMER.LIST.KV_tokentrail_test", false),
+    ("make a stream", "$JS.API.STREAM.CREATE.other", false),
+    ("change the stream", "$JS.API.STREAM.UPDATE.tokentrail_test", false),
+    ("empty the stream", "$JS.API.STREAM.PURGE.tokentrail_test", false),
+    ("empty the bucket", "$JS.API.STREAM.PURGE.KV_tokentrail_test", false),
+    ("delete a message", "$JS.API.STREAM.MSG.DELETE.tokentrail_test", false),
+    ("copy the stream", "$JS.API.STREAM.SNAPSHOT.tokentrail_test", false),
+    ("put another in its place", "$JS.API.STREAM.RESTORE.tokentrail_test", false),
+    ("list streams", "$JS.API.STREAM.NAMES", false),
+    ("delete the bucket", "$JS.API.STREAM.DELETE.KV_tokentrail_test", false),
+    ("delete the stream", "$JS.API.STREAM.DELETE.tokentrail_test", false),
+];
+
+/// What it tries to hear.
+const HEARD: [(&str, bool); 11] = [
+    (">", false),
+    ("tokentrail.>", false),
+    ("tokentrail.test.request.node-a_east", false),
+    ("tokentrail.test.request.node-b", false),
+    ("tokentrail.test.alert", false),
+    ("$KV.tokentrail_test.ask.node-a_east", false),
+    ("$KV.tokentrail_test.>", false),
+    ("$JS.>", false),
+    ("_INBOX.>", false),
+    ("_INBOX_tokentrail.>", false),
+    ("_INBOX_tokentrail.test.node-a_east.>", true),
+];
+
+/// What is there of `node-a`: a question, a consumer, an answer that waits.
+fn of_node_a(anybody: &mut Login) -> [Value; 3] {
+    let mut ask =
+        |subject: &str, payload: &str| anybody.ask(subject, "", payload.as_bytes()).unwrap();
+    let question = r#"{"last_by_subj":"$KV.tokentrail_test.ask.node-a_east"}"#;
+    let question = ask("$JS.API.STREAM.MSG.GET.KV_tokentrail_test", question);
+    let consumer = ask("$JS.API.CONSUMER.INFO.tokentrail_test.node-a_east", "");
+    let answers = ask("$JS.API.STREAM.INFO.tokentrail_test", "");
+    [
+        question["message"]["data"].clone(),
+        consumer["num_pending"].clone(),
+        answers["state"]["messages"].clone(),
+    ]
+}
+
+/// A broker on which that is there.
+fn broker_with_node_a(sandbox: &Sandbox) -> (Broker<'_>, [Value; 3]) {
+    let broker = broker(sandbox);
+    let mut node_a = log_in(&broker, "node-a", NODE_A);
+    let put = node_a.ask(&format!("$KV.tokentrail_test.ask.{NODE_A}"), "", b"x").unwrap();
+    assert!(put["seq"].is_u64(), "{put}");
+    let made = node_a.ask(&consumer(NODE_A), "", &consumer_of(NODE_A, NODE_A)).unwrap();
+    assert!(made["error"].is_null(), "{made}");
+    let mut audit = log_in(&broker, "audit", "audit");
+    let published = audit.ask(&format!("tokentrail.test.request.{NODE_A}"), "", b"{}").unwrap();
+    assert!(published["seq"].is_u64(), "{published}");
+    let there = of_node_a(&mut log_in(&broker, "anybody", "x"));
+    assert_eq!(there[1..], [json!(1), json!(1)]);
+    (broker, there)
+}
+
+/// The subject by which a consumer is made.
+fn consumer(node: &str) -> String {
+    format!("$JS.API.CONSUMER.CREATE.tokentrail_test.{node}.tokentrail.test.request.{node}")
+}
+
+/// A request for one that takes the answers of `of`.
+fn consumer_of(name: &str, of: &str) -> Vec<u8> {
+    let filter = format!("tokentrail.test.request.{of}");
+    json!({"stream_name": "tokentrail_test", "config": {
+        "durable_name": name, "filter_subject": filter, "ack_policy": "explicit",
+    }})
+    .to_string()
+    .into_bytes()
+}
+
+#[test]
+fn a_stolen_login_of_a_node_is_refused_whatever_is_anothers() {
+    let sandbox = Sandbox::create().unwrap();
+    let (broker, there) = broker_with_node_a(&sandbox);
+    let mut thief = log_in(&broker, "node-b", "node-b");
+    for (what, subject, _) in PUBLISHED {
+        let refused = thief.publish(subject, "", b"{}").unwrap().unwrap_or_default();
+        assert!(refused.contains("Permissions Violation for Publish"), "{what}: {refused}");
+    }
+    for (subject, _) in HEARD {
+        let refused = thief.subscribe(subject).unwrap().unwrap_or_default();
+        assert!(refused.contains("Permissions Violation for Subscription"), "{subject}: {refused}");
+    }
+    // On subjects that are its own, for what is not.
+    let filtered = thief.ask(&consumer("node-b"), "", &consumer_of("node-b", NODE_A)).unwrap();
+    assert_eq!(filtered["error"]["err_code"], 10_131, "{filtered}");
+    let named = thief.ask(&consumer("node-b"), "", &consumer_of(NODE_A, "node-b")).unwrap();
+    assert!(named["error"]["code"].is_u64(), "{named}");
+    for headers in ["Nats-Rollup: all\r\n", "Nats-Rollup: sub\r\n"] {
+        let rolled = thief.ask("$KV.tokentrail_test.ask.node-b", headers, b"{}").unwrap();
+        assert!(rolled["error"]["code"].is_u64(), "{rolled}");
+    }
+    let long = vec![b' '; (256 << 10) + 1];
+    let put = thief.ask("$KV.tokentrail_test.ask.node-b", "", &long).unwrap();
+    assert!(put["error"]["code"].is_u64(), "{put}");
+    let mut anybody = log_in(&broker, "anybody", "x");
+    assert_eq!(of_node_a(&mut anybody), there);
+    // None of it is refused for what it is: who may do anything may do this.
+    for (what, subject, _) in PUBLISHED {
+        assert_eq!(anybody.publish(subject, "", b"{}").unwrap(), None, "{what}");
+    }
+    for (subject, _) in HEARD {
+        assert_eq!(anybody.subscribe(subject).unwrap(), None, "{subject}");
+    }
+}
+
+#[test]
+fn a_login_that_all_nodes_share_takes_and_asks_what_is_anothers_but_answers_nobody() {
+    let sandbox = Sandbox::create().unwrap();
+    let (broker, there) = broker_with_node_a(&sandbox);
+    let mut thief = log_in(&broker, "shared", "node-b");
+    for (what, subject, may) in PUBLISHED {
+        let refused = thief.publish(subject, "", b"{}").unwrap();
+        assert_eq!(refused.is_none(), may, "{what}: {refused:?}");
+    }
+    for (subject, may) in HEARD {
+        let refused = thief.subscribe(subject).unwrap();
+        assert_eq!(refused.is_none(), may, "{subject}: {refused:?}");
+    }
+    let left = of_node_a(&mut log_in(&broker, "anybody", "x"));
+    assert_ne!(left, there, "node-a's question and answer");
+}
