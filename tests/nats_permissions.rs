@@ -76,17 +76,23 @@ fn side<'sandbox>(
         .args(login(sandbox, "audit", ""))
 }
 
-#[test]
-fn each_part_does_its_work_with_its_permissions_alone() {
-    let sandbox = Sandbox::create().unwrap();
-    let mut broker = broker(&sandbox);
-    let mut node = Node::new(&sandbox).unwrap();
+/// A node that asks, with its login.
+fn asking<'sandbox>(sandbox: &'sandbox Sandbox, broker: &Broker<'_>) -> Node<'sandbox> {
+    let mut node = Node::new(sandbox).unwrap();
     node.agent = node
         .agent
         .without_audit_log()
         .node_name("node-b")
         .args(broker.arguments())
-        .args(login(&sandbox, "node-b", ""));
+        .args(login(sandbox, "node-b", ""));
+    node
+}
+
+#[test]
+fn each_part_does_its_work_with_its_permissions_alone() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut broker = broker(&sandbox);
+    let node = asking(&sandbox, &broker);
     let side_agent = side(&sandbox, &node, &broker).start().unwrap();
     let agent = node.agent.start().unwrap();
     for round in 1..=2 {
@@ -292,4 +298,34 @@ fn a_login_that_all_nodes_share_takes_and_asks_what_is_anothers_but_answers_nobo
     }
     let left = of_node_a(&mut log_in(&broker, "anybody", "x"));
     assert_ne!(left, there, "node-a's question and answer");
+}
+
+/// A login is not asked where replies to it go, so the broker's own words may land anywhere. They are
+/// believed by nobody.
+#[test]
+fn what_the_broker_replies_to_a_thief_is_no_question_and_no_answer_of_another_node() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = broker(&sandbox);
+    let node = asking(&sandbox, &broker);
+    let side = side(&sandbox, &node, &broker).start().unwrap();
+    let agent = node.agent.start().unwrap();
+    let victim = node.workload().unwrap();
+    victim.attack().unwrap();
+    side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
+    let mut thief = log_in(&broker, "node-a", NODE_A);
+    let question = "$KV.tokentrail_test.ask.node-b";
+    let answers = "tokentrail.test.request.node-b";
+    for words in
+        [&*format!("$KV.tokentrail_test.ask.{NODE_A}"), "$JS.API.STREAM.INFO.tokentrail_test"]
+    {
+        for reply in [question, answers, "$KV.tokentrail_test.side.thief"] {
+            assert_eq!(thief.publish(words, reply, br#"{"interests":[]}"#).unwrap(), None);
+        }
+    }
+    side.wait_for_metric("tokentrail_nats_refused_interests_total", &[r#"reason="shape""#], 1.0)
+        .unwrap();
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], 2.0).unwrap();
+    node.request_by(&victim.pod).unwrap();
+    node.wait_for("alert", &victim.pod).unwrap();
+    assert_eq!(agent.metric("tokentrail_nats_audit_sides", &[]).unwrap(), 1.0, "the thief is none");
 }
