@@ -128,14 +128,14 @@ fn own_requests_come_back_and_whatever_keeps_them_from_it_is_told() {
     let measured = |name: &str| status["audit_canary"][name].as_i64().unwrap();
     let (offset, error) = (measured("clock_offset_us"), measured("clock_offset_error_us"));
     assert!(offset.abs() <= error + 2, "{status:#}");
-    assert!(measured("delay_us") >= 0, "{status:#}");
+    assert!(measured("delay_us") >= -error - 2, "nothing is read before it happened: {status:#}");
     assert!(!status["degraded"].to_string().contains("canary"), "{status:#}");
     assert!(agent.metric("heard_total{whose=\"own\"}").unwrap() >= 1.0);
     assert!(agent.metric("requests_total{result=\"answered\"}").unwrap() >= 1.0);
     assert!(agent.metric("silent").unwrap() < 0.5);
     let error = agent.metric("clock_offset_error_seconds").unwrap();
     assert!(agent.metric("clock_offset_seconds").unwrap().abs() <= error + 2e-6);
-    assert!(agent.metric("delay_seconds").unwrap() >= 0.0);
+    assert!(agent.metric("delay_seconds").unwrap() >= -error - 2e-6);
     let checked = scene.check().unwrap();
     assert!(checked.success(), "{checked:?}");
     assert!(line_of(&checked, "audit canary").unwrap().starts_with("ok "), "{checked:?}");

@@ -2,7 +2,19 @@
 //! server is between them. Whatever is away for a while, each attack alerts once.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
-use tokentrail_tests::{Agent, AgentSetup, AuditLog, Broker, Node, Sandbox};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{Ipv4Addr, TcpListener},
+    thread,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use tokentrail_tests::{
+    Agent, AgentSetup, AuditLine, AuditLog, Broker, Node, PATIENCE, Request, Sandbox, Stage,
+    compress, tokentrail, wait_until,
+};
 
 /// The node whose agent has a sensor and no audit log, and one that follows the log for it.
 struct Scene<'sandbox> {
@@ -35,9 +47,13 @@ fn side<'sandbox>(
         .args(broker.arguments())
 }
 
-/// Waits until it asks about at least so many pods more than `before`.
+/// Waits until it knows that pods are asked about.
 fn wait_until_asked(side: &Agent) {
     side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
+}
+
+fn status(agent: &Agent) -> Value {
+    serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap()
 }
 
 #[test]
@@ -48,16 +64,391 @@ fn a_request_in_another_nodes_log_alerts_where_the_token_was_opened() {
     let side = scene.side.start().unwrap();
     let agent = scene.node.agent.start().unwrap();
     let victim = scene.node.workload().unwrap();
+    // Who got in is in that log as well, from before anybody asked.
+    scene.node.audit.append(&AuditLine::session(&victim.pod).unwrap()).unwrap();
     victim.attack().unwrap();
     wait_until_asked(&side);
     scene.node.request_by(&victim.pod).unwrap();
-    scene.node.wait_for("alert", &victim.pod).unwrap();
     let alert = scene.node.settled_alert_about(&victim.pod).unwrap();
     assert_eq!(alert["tokentrail"]["grade"], "interactive");
     assert_eq!(alert["kubernetes"]["audit"]["objectRef"]["resource"], "pods");
+    assert_eq!(alert["client"]["user"]["name"], "admin", "{alert:#}");
     assert!(scene.side.alerts().all().unwrap().is_empty(), "the audit side has nothing to tell");
-    let status: serde_json::Value =
-        serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap();
+    let status = wait_until(PATIENCE, "the node hears the audit side", || {
+        Ok(Some(status(&agent)).filter(|it| it["nats"]["audit_sides"]["node-a"].is_object()))
+    })
+    .unwrap();
     assert_eq!(status["conditions"]["NATS"], "ok", "{status:#}");
     assert_eq!(status["audit"], "audit sides over NATS");
+    assert!(status["nats"]["last_answer"].is_string(), "{status:#}");
+    assert_eq!(status["nats"]["unanswered_since"], Value::Null);
+}
+
+#[test]
+fn a_request_that_was_read_before_anybody_asked_alerts() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let side = scene.side.start().unwrap();
+    let agent = scene.node.agent.start().unwrap();
+    broker.kill().unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    scene.node.wait_until_seen(&victim).unwrap();
+    scene.node.request_by(&victim.pod).unwrap();
+    side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+    wait_until(PATIENCE, "the node is not ready", || {
+        Ok(agent.get("/readyz")?.body.contains("NATS: ").then_some(()))
+    })
+    .unwrap();
+    broker.start_again().unwrap();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
+    assert!(side.metric("tokentrail_nats_searches_total", &[]).unwrap() < 0.5, "it was in memory");
+}
+
+#[test]
+fn a_request_that_was_read_by_an_audit_side_that_is_gone_alerts() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut broker = Broker::start(&sandbox).unwrap();
+    let mut scene = Scene::new(&sandbox, &broker);
+    let side = scene.side.start().unwrap();
+    let _agent = scene.node.agent.start().unwrap();
+    broker.kill().unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    scene.node.wait_until_seen(&victim).unwrap();
+    scene.node.request_by(&victim.pod).unwrap();
+    // Its position is behind the request, and what it had in memory goes with it.
+    side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+    assert!(side.terminate().unwrap().success());
+    let old = scene.node.audit.rotate_by_rename().unwrap();
+    compress(&old).unwrap();
+    broker.start_again().unwrap();
+    let side = scene.side.start().unwrap();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
+    side.wait_for_metric("tokentrail_nats_searches_total", &[], 1.0).unwrap();
+}
+
+#[test]
+fn a_request_made_while_the_node_is_away_alerts_when_it_is_back() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let side = scene.side.start().unwrap();
+    let agent = scene.node.agent.start().unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    wait_until_asked(&side);
+    agent.kill().unwrap();
+    scene.node.request_by(&victim.pod).unwrap();
+    side.wait_for_metric("tokentrail_nats_published_total", &[], 1.0).unwrap();
+    let _agent = scene.node.agent.start().unwrap();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
+}
+
+#[test]
+fn whatever_is_killed_and_however_often_each_attack_alerts_once() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let mut side = scene.side.start().unwrap();
+    let mut agent = scene.node.agent.start().unwrap();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut victims = Vec::new();
+    for _ in 0..12 {
+        let victim = scene.node.workload().unwrap();
+        victim.attack().unwrap();
+        // The journal has it: from here on it survives.
+        scene.node.wait_until_seen(&victim).unwrap();
+        let early = random.bool();
+        if early {
+            scene.node.request_by(&victim.pod).unwrap();
+        }
+        match random.u8(0..4) {
+            0 => {
+                agent.kill().unwrap();
+                agent = scene.node.agent.spawn().unwrap();
+            }
+            1 => {
+                side.kill().unwrap();
+                side = scene.side.spawn().unwrap();
+            }
+            2 => {
+                broker.kill().unwrap();
+                broker.start_again().unwrap();
+            }
+            _ => {}
+        }
+        if !early {
+            scene.node.request_by(&victim.pod).unwrap();
+        }
+        agent.wait_until_ready().unwrap();
+        victims.push(victim);
+    }
+    side.wait_until_ready().unwrap();
+    for victim in &victims {
+        scene.node.wait_for("alert", &victim.pod).unwrap();
+    }
+    scene.node.settle().unwrap();
+    for victim in &victims {
+        scene.node.the_alert_about(&victim.pod).unwrap();
+    }
+}
+
+#[test]
+fn requests_spread_over_two_logs_are_one_incident_and_two_readers_of_a_log_are_one() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let other = AuditLog::create(sandbox.folder().join("other.log")).unwrap();
+    let twin = side(&sandbox, "node-a2", &scene.node.audit, &broker);
+    let other_side = side(&sandbox, "node-c", &other, &broker);
+    let sides = [&scene.side, &twin, &other_side].map(|it| it.start().unwrap());
+    let _agent = scene.node.agent.start().unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    sides.iter().for_each(wait_until_asked);
+    scene.node.request_by(&victim.pod).unwrap();
+    let line = AuditLine::recorded(Request::GetSecret, Stage::ResponseComplete, &victim.pod);
+    other.append(&line.unwrap()).unwrap();
+    let count = |name: &str| -> f64 { sides.iter().map(|it| it.metric(name, &[]).unwrap()).sum() };
+    wait_until(PATIENCE, "all three have published", || {
+        let (published, duplicates) =
+            (count("tokentrail_nats_published_total"), count("tokentrail_nats_duplicates_total"));
+        Ok((published > 1.5 && published + duplicates > 2.5).then_some(()))
+    })
+    .unwrap();
+    let escalation = scene.node.wait_for("escalation", &victim.pod).unwrap();
+    let alert = scene.node.settled_alert_about(&victim.pod).unwrap();
+    assert_eq!(
+        alert["tokentrail"]["incident"]["id"], escalation["tokentrail"]["incident"]["id"],
+        "one incident"
+    );
+    // What needs no open is told where it is read: by both readers, as one and the same event.
+    other.append(&AuditLine::mint("mallory", "shop", "cart").unwrap()).unwrap();
+    let minted = AuditLine::mint("mallory", "shop", "till").unwrap();
+    scene.node.audit.append(&minted).unwrap();
+    let told = |setup: &AgentSetup<'_>| {
+        let told = setup
+            .alerts()
+            .wait_for("the minted token is told", |it| it["rule"]["id"] == "token-request-by-user");
+        told.unwrap()["event"]["id"].clone()
+    };
+    assert_eq!(told(&scene.side), told(&twin));
+    assert_ne!(told(&scene.side), told(&other_side));
+}
+
+#[test]
+fn a_token_minted_by_a_pod_that_is_asked_about_is_told_by_one_of_both() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let side = scene.side.start().unwrap();
+    let _agent = scene.node.agent.start().unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    wait_until_asked(&side);
+    let user = format!("system:serviceaccount:shop:{}", victim.pod.service_account);
+    let of_pod =
+        format!(r#""extra":{{"authentication.kubernetes.io/pod-uid":["{}"],"#, victim.pod.uid);
+    let minted = AuditLine::mint(&user, "shop", "till").unwrap();
+    scene.node.audit.append(&minted.replacing(r#""extra":{"#, &of_pod)).unwrap();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
+    let is_minted = |it: &Value| it["rule"]["id"] == "token-request-by-user";
+    scene.side.alerts().wait_for("the audit side tells it", is_minted).unwrap();
+    assert_eq!(scene.node.agent.alerts().matching(is_minted).unwrap(), Vec::<Value>::new());
+}
+
+#[test]
+fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let mut scene = Scene::new(&sandbox, &broker);
+    let config = sandbox.folder().join("side.yaml");
+    fs::write(&config, "audit-lateness-seconds: 1\n").unwrap();
+    scene.side = scene.side.args(["--config".as_ref(), config.as_os_str()]);
+    let _side = scene.side.start().unwrap();
+    let _agent = scene.node.agent.start().unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    let told = || Ok(scene.node.told("token-read", "alert", &victim.pod)?.into_iter().next());
+    wait_until(PATIENCE * 2, "the read is told", told).unwrap();
+}
+
+#[test]
+fn a_login_by_certificate_and_nkey_is_one() {
+    // The pair that NATS's own documentation shows.
+    const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+    const PUBLIC: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+    let sandbox = Sandbox::create().unwrap();
+    let at = |name: &str| sandbox.folder().join(name);
+    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let certified = rcgen::generate_simple_self_signed(names).unwrap();
+    fs::write(at("tls.crt"), certified.cert.pem()).unwrap();
+    fs::write(at("tls.key"), certified.signing_key.serialize_pem()).unwrap();
+    fs::write(at("seed"), format!("{SEED}\n")).unwrap();
+    let more = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?} }}\n\
+         authorization {{ users: [ {{ nkey: {PUBLIC} }} ] }}",
+        at("tls.crt"),
+        at("tls.key"),
+    );
+    let broker = Broker::bare(&sandbox, &more).unwrap();
+    let config = at("config.yaml");
+    let check = |login: &str| {
+        let text = format!(
+            "nats: {}\ncluster-name: test\nnats-ca-file: {}\n{login}",
+            broker.url(),
+            at("tls.crt").display()
+        );
+        fs::write(&config, text).unwrap();
+        let mut check = tokentrail();
+        check.args(["check", "--no-kube", "--no-sensor", "--audit-log", "/dev/null", "--config"]);
+        sandbox.run(check.arg(&config)).unwrap().output
+    };
+    assert!(check("").contains("refuses this login"));
+    let login = format!("nats-nkey-file: {}\n", at("seed").display());
+    assert!(check(&login).contains("tokentrail nats setup"), "{}", check(&login));
+    let mut setup = tokentrail();
+    let done = sandbox.run(setup.args(["nats", "setup", "--config"]).arg(&config)).unwrap();
+    assert!(done.success(), "{done:?}");
+    assert!(check(&login).contains("stream and bucket there"), "{}", check(&login));
+}
+
+#[test]
+fn what_anybody_writes_to_the_broker_is_counted_and_harms_nobody() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let side = scene.side.start().unwrap();
+    let agent = scene.node.agent.start().unwrap();
+    let victim = scene.node.workload().unwrap();
+    let line = AuditLine::recorded(Request::ListPods, Stage::ResponseComplete, &victim.pod);
+    let line = line.unwrap();
+    // A record of a pod whose token nobody opened, of another cluster, and no records at all.
+    let node = "tokentrail.test.request.node-b";
+    broker.publish(node, line.text().as_bytes()).unwrap();
+    broker.publish("tokentrail.elsewhere.request.node-b", line.text().as_bytes()).unwrap();
+    for garbage in [&b""[..], b"{", b"[]", b"{}", b"\xff\xfe", &[b'{'; 60_000]] {
+        broker.publish(node, garbage).unwrap();
+    }
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], 7.0).unwrap();
+    let bad = agent.metric("tokentrail_audit_bad_lines_total", &[]).unwrap();
+    assert!(bad > 3.5, "{bad}");
+    // What cannot be asked, and what node-z must not.
+    let key = |key: &str| format!("$KV.tokentrail_test.{key}");
+    let foreign = format!(
+        r#"{{"interests":[{{"pod":"{}","from":"2020-01-01T00:00:00Z","until":"2020-01-01T10:00:00Z"}},
+        {{"pod":"{}","from":"{}","until":"{}"}}]}}"#,
+        victim.pod.uid,
+        victim.pod.uid,
+        Timestamp::now() - SignedDuration::from_mins(1),
+        Timestamp::now() + SignedDuration::from_hours(1),
+    );
+    broker.publish(&key("ask.node-z"), foreign.as_bytes()).unwrap();
+    broker.publish(&key("ask.node=y"), foreign.as_bytes()).unwrap();
+    broker.publish(&key("ask.node-x"), b"no document").unwrap();
+    broker.publish(&key("ask.node-w"), br#"{"interests":[{"pod":"","from":"2020-01-01T00:00:00Z","until":"2020-01-01T00:00:00Z"}]}"#).unwrap();
+    broker.publish(&key("side.nobody"), b"not so far").unwrap();
+    let refused = "tokentrail_nats_refused_interests_total";
+    for reason in ["key", "shape", "bounds"] {
+        side.wait_for_metric(refused, &[&format!("reason=\"{reason}\"")], 1.0).unwrap();
+    }
+    victim.attack().unwrap();
+    side.wait_for_metric("tokentrail_nats_interests", &[], 2.0).unwrap();
+    scene.node.request_by(&victim.pod).unwrap();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
+    side.wait_for_metric(refused, &["reason=\"node\""], 1.0).unwrap();
+}
+
+#[test]
+fn a_server_behind_a_broken_line_only_delays() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let side = scene.side.start().unwrap();
+    let agent = scene.node.agent.start().unwrap();
+    broker.freeze(true).unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    scene.node.wait_until_seen(&victim).unwrap();
+    scene.node.request_by(&victim.pod).unwrap();
+    side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+    // The question waits for its answer, and that is noticed.
+    wait_until(PATIENCE, "the node notices", || {
+        Ok((status(&agent)["conditions"]["NATS"] != "ok").then_some(()))
+    })
+    .unwrap();
+    broker.freeze(false).unwrap();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
+}
+
+#[test]
+fn whatever_is_wrong_with_the_broker_is_one_sentence() {
+    let sandbox = Sandbox::create().unwrap();
+    let folder = sandbox.folder();
+    let without_jetstream = Broker::configured(&sandbox, "").unwrap();
+    let empty = Broker::bare(&sandbox, "").unwrap();
+    let locked =
+        Broker::configured(&sandbox, "authorization { user: agent, password: right-password }")
+            .unwrap();
+    let password = folder.join("password");
+    fs::write(&password, "wrong-password\n").unwrap();
+    let login = format!("nats-user: agent\nnats-password-file: {}\n", password.display());
+    let nobody = "nats://127.0.0.1:9".to_owned();
+    let old = older_server();
+    let lacks = "nats-credentials-file: /nowhere/agent.creds\n".to_owned();
+    let useless = format!("nats-nkey-file: {}\n", password.display());
+    let cases = [
+        (nobody, String::new(), "no NATS server at nats://127.0.0.1:9"),
+        (without_jetstream.url(), String::new(), "no JetStream for this login"),
+        (empty.url(), String::new(), "make it with `tokentrail nats setup`"),
+        (locked.url(), String::new(), "refuses this login"),
+        (locked.url(), login, "refuses this login"),
+        (old, String::new(), "of version 2.8.4; 2.9 is the oldest"),
+        (empty.url(), lacks, "cannot read /nowhere/agent.creds"),
+        (empty.url(), useless, "is of no use"),
+        (empty.url(), format!("nats-ca-file: {}\n", password.display()), "TLS"),
+    ];
+    for (url, more, says) in cases {
+        let config = folder.join("config.yaml");
+        fs::write(&config, format!("nats: {url}\ncluster-name: test\n{more}")).unwrap();
+        let mut check = tokentrail();
+        check.args(["check", "--no-kube", "--no-sensor", "--audit-log", "/dev/null", "--config"]);
+        let found = sandbox.run(check.arg(&config)).unwrap();
+        let line = found.output.lines().find(|it| it.contains("  NATS  ")).unwrap_or_default();
+        assert!(line.starts_with("MISSING") && line.contains(says), "{says}: {found:?}");
+    }
+    empty.set_up().unwrap();
+    // And once more, as after an update.
+    empty.set_up().unwrap();
+    let mut check = tokentrail();
+    check.args(["check", "--no-kube", "--no-sensor", "--audit-log", "/dev/null"]);
+    let found = sandbox.run(check.args(empty.arguments())).unwrap();
+    assert!(found.output.contains("stream and bucket there"), "{found:?}");
+    assert!(!found.output.contains("password"), "{found:?}");
+}
+
+/// A server that says it is of a version before 2.9, and then nothing.
+fn older_server() -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let info =
+                r#"{"server_id":"x","version":"2.8.4","max_payload":1048576,"headers":true}"#;
+            stream.write_all(format!("INFO {info}\r\n").as_bytes()).unwrap();
+            thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while let Some(Ok(line)) = lines.next() {
+                    if line.starts_with("PING") {
+                        stream.write_all(b"PONG\r\n").unwrap();
+                    }
+                }
+            });
+        }
+    });
+    format!("nats://{address}")
 }

@@ -78,8 +78,12 @@ fn each_route_runs_with_the_least_set_and_says_what_is_missing_with_any_one_less
             println!("skipped: {route} is refused here: {}", refused.said.trim());
             continue;
         }
-        let least = SETS.into_iter().find(|set| run_with(*set, route).is_ok());
-        let least = least.unwrap_or_else(|| panic!("{route} needs more than {:?}", names(SETS[3])));
+        let mut refusals = Vec::new();
+        let least = SETS.into_iter().find(|set| {
+            let result = run_with(*set, route);
+            result.map_err(|refused| refusals.push((names(*set), refused))).is_ok()
+        });
+        let least = least.unwrap_or_else(|| panic!("{route} needs more than any: {refusals:#?}"));
         note(&json!({"route": route, "capabilities": names(least)}));
         for (capability, name) in NAMES.iter().filter(|(it, _)| least.contains(*it)) {
             let mut less = least.difference(*capability);

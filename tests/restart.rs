@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     env, fs,
     hash::{BuildHasher as _, RandomState},
-    io::{Write as _, stdout},
+    io::{ErrorKind, Write as _, stdout},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -378,9 +378,15 @@ struct NoFunctionTracing;
 impl NoFunctionTracing {
     const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
 
-    fn begin() -> Self {
-        fs::write(Self::SWITCH, "0").unwrap();
-        Self
+    /// None where the kernel does not let go of functions that a trampoline is attached to (5.10).
+    fn begin() -> Option<Self> {
+        match fs::write(Self::SWITCH, "0") {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => None,
+            written => {
+                written.unwrap();
+                Some(Self)
+            }
+        }
     }
 }
 
@@ -405,12 +411,18 @@ fn when_a_route_no_longer_fires_the_next_one_is_taken() {
     let mut agent = node.agent.start().unwrap();
     assert_eq!(status(&agent)["route"], "fexit");
     let victims = [node.workload().unwrap(), node.workload().unwrap()];
-    let _off = NoFunctionTracing::begin();
+    let Some(_off) = NoFunctionTracing::begin() else {
+        writeln!(stdout(), "skipped: here a trampoline cannot be kept from being called").unwrap();
+        return;
+    };
     wait_until_not_ready(&agent);
     agent.wait_until_ready().unwrap();
     let found = status(&agent);
-    assert_eq!(found["route"], "exit", "{found:#}");
-    for route in ["fexit", "kprobe"] {
+    // On x86 a probe of a function's start is a trace of the function.
+    let (dead, alive) =
+        ["fexit", "kprobe", "exit"].split_at(if cfg!(target_arch = "x86_64") { 2 } else { 1 });
+    assert_eq!(found["route"], alive[0], "{found:#}");
+    for route in dead {
         let tried = format!("route {route} does not work here");
         assert!(found["degraded"].to_string().contains(&tried), "{found:#}");
     }

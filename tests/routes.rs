@@ -1,5 +1,5 @@
-//! The routes of the running kernel: which work, why the others do not, and how many instructions of
-//! them an open runs through that is no token's. Needs root and the BPF object.
+//! The routes of the running kernel: which work, why the others do not, how many instructions the verifier
+//! goes through and how many an open that is no token's. Needs root and the BPF object.
 //!
 //! `TOKENTRAIL_EXPECT_ROUTES` names the routes that must work here, best first, and all others must not;
 //! the VM sets it for each kernel. What was found is noted among the `facts`.
@@ -10,11 +10,13 @@ mod facts;
 #[path = "routes/instructions.rs"]
 mod instructions;
 
-use std::env;
+use std::{env, fs::File, time::Duration};
 
+use aya::sys::{Stats, enable_stats};
 use serde_json::json;
 use tokentrail::kernel::{
-    KernelMetrics, RouteChoice, Sensor, SensorConfig, SensorError, btf::KERNEL_BTF, route_name,
+    KernelMetrics, RouteChoice, Sensor, SensorConfig, SensorError, bench::attach_empty,
+    btf::KERNEL_BTF, route_name,
 };
 use tokentrail_ebpf::Route;
 
@@ -26,6 +28,8 @@ const ROUTES: [(RouteChoice, &str); 3] =
 
 /// How many instructions of the best route an open may run through whose file is on no tmpfs.
 const BUDGET: usize = 60;
+/// How many the verifier may go through, of the million after which it gives up: kernels differ tenfold.
+const VERIFIED: u32 = 250_000;
 
 /// A sensor on this route alone, or why there is none.
 async fn sensor(route: RouteChoice) -> Result<Sensor, SensorError> {
@@ -47,6 +51,7 @@ async fn the_routes_that_work_are_those_of_this_kernel_and_the_best_is_chosen() 
             Ok(sensor) => {
                 working.push(name.to_owned());
                 let verified = instructions::verified(&format!("open_{name}"));
+                assert!(verified.is_none_or(|count| count <= VERIFIED), "{name}: {verified:?}");
                 let degraded = sensor.degraded();
                 note(&json!({
                     "route": name, "works": true, "degraded": degraded, "verified": verified,
@@ -93,5 +98,41 @@ async fn an_ordinary_open_leaves_the_best_route_within_its_budget() {
             // Its second question is another one.
             note(&json!({"route": name, "longest": longest, "whole": whole}));
         }
+    }
+}
+
+/// How often a program ran and how long in all, once the kernel counts that.
+fn runs(program: &str) -> (u64, Duration) {
+    let program = instructions::loaded(program).unwrap();
+    (program.run_count(), program.run_time())
+}
+
+#[tokio::test]
+async fn what_an_ordinary_open_costs_is_told_beside_what_an_empty_program_does() {
+    const OPENS: u64 = 20_000;
+    let _counting = enable_stats(Stats::RunTime).unwrap();
+    let ordinary = tempfile::NamedTempFile::new().unwrap();
+    for (choice, name) in ROUTES {
+        let sensor = match sensor(choice).await {
+            Ok(sensor) => sensor,
+            Err(error) => {
+                println!("skipped: {name} is refused here: {error}");
+                continue;
+            }
+        };
+        // On the same hooks at the same time, so that whatever else goes on slows down both.
+        let _empty = attach_empty(sensor.route()).unwrap();
+        let programs = [format!("open_{name}"), format!("empty_{name}")];
+        let before = programs.each_ref().map(|it| runs(it));
+        for _ in 0..OPENS {
+            File::open(ordinary.path()).unwrap();
+        }
+        let [ours, empty] = [0, 1].map(|index: usize| {
+            let (count, time) = runs(&programs[index]);
+            let (count, time) = (count - before[index].0, time - before[index].1);
+            assert!(count >= OPENS, "{} ran {count} times", programs[index]);
+            u64::try_from(time.as_nanos()).unwrap() / count
+        });
+        note(&json!({"route": name, "run_ns": ours, "empty_ns": empty}));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An open that does not matter leaves after one comparison: files that are not regular files on
 //! tmpfs have other file operations than the ones learned from the self-test. What is left is
-//! judged by its dentries (name, parent, superblock), never by a path: symbolic links, bind
+//! judged by its dentries' names and its superblock, never by a path: symbolic links, bind
 //! mounts, `/proc/PID/root`, relative and handle opens all end at the same dentry.
 
 use aya_ebpf::{
@@ -229,7 +229,9 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
     let mut buffer = Buffer::new();
     let span = Span { start: off!(dentry_glance), length: off!(dentry_glance_len) };
     let dentry = file.follow(off!(file_dentry))?.glance(span, &mut buffer);
-    let superblock = dentry.follow(off!(dentry_sb))?;
+    let inode = file.follow(off!(file_inode))?;
+    // Before Linux 6.5 an overlay's path is on the file below it as well, which the inode tells.
+    let superblock = inode.follow(off!(inode_sb))?;
     let named = named_like_a_token(dentry)?;
     let matched = if named && superblock.get::<u64>(off!(sb_magic)) == TMPFS_MAGIC {
         MatchedBy::Name
@@ -238,7 +240,7 @@ fn token_like<R: Read>(file: R) -> Option<MatchedBy> {
     } else {
         return None;
     };
-    let mode: u16 = file.follow(off!(file_inode))?.get(off!(inode_mode));
+    let mode: u16 = inode.get(off!(inode_mode));
     if mode & FILE_TYPE != REGULAR || file.get::<u32>(off!(file_mode)) & FMODE_PATH != 0 {
         return None;
     }

@@ -416,8 +416,6 @@ pub struct Offsets {
     pub dentry_inline_name: u32,
     /// `dentry.d_parent`
     pub dentry_parent: u32,
-    /// `dentry.d_sb`
-    pub dentry_sb: u32,
     /// First byte of what the filter reads of a dentry …
     pub dentry_glance: u32,
     /// … and how many bytes that spans.

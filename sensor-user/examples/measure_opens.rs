@@ -8,15 +8,21 @@
 //!   program `true` of this (a busybox): nanoseconds, a line each.
 //! * `measure_opens flood CPU FILE` opens the file as fast as it goes until standard input ends, then
 //!   prints how often; `measure_opens crowd CPU FILE` does it in a new process each time.
+//! * `measure_opens arrive COUNT` opens so many files that look like tokens, and prints of each how
+//!   long after its open user space had the record: nanoseconds, a line each.
 //!
-//! It attaches or it measures, never both in one process: what is measured is any process of the
-//! machine, not the sensor's own.
+//! But for the last it attaches or it measures, never both in one process: what is measured is any
+//! process of the machine, not the sensor's own.
 
 use std::{
+    collections::HashMap,
     env,
     ffi::{CStr, CString},
+    fs::{self, File},
     hint::black_box,
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -28,12 +34,15 @@ use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     process::{Pid, WaitOptions, getppid, waitpid},
     thread::{CpuSet, sched_setaffinity},
+    time::{ClockId, clock_gettime},
 };
 use tokentrail::kernel::{
+    KernelMetrics, Sensor, SensorConfig,
     bench::{attach_empty, tracing_programs},
     route_name,
 };
 use tokentrail_ebpf::Route;
+use tokio::{runtime::Runtime, time::timeout};
 
 /// Calls between two looks at the clock: long against the clock's own cost, short enough that
 /// most batches run without an interruption.
@@ -43,6 +52,11 @@ const BATCH_OF_PROCESSES: u32 = 20;
 /// How long one call is repeated before it is measured, and then while it is.
 const WARM_UP: Duration = Duration::from_millis(50);
 const MEASURE: Duration = Duration::from_millis(250);
+/// Between two opens that are to arrive: a process has 200 records a second, and others rest between
+/// theirs as well.
+const PAUSE: Duration = Duration::from_millis(7);
+/// How long the last of them may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -53,6 +67,7 @@ fn main() -> Result<()> {
         ["loop", cpu, file, program] => measure(cpu.parse()?, file, program),
         ["flood", cpu, file] => flood(cpu.parse()?, file, open),
         ["crowd", cpu, file] => flood(cpu.parse()?, file, |path| in_a_child(|| open(path))),
+        ["arrive", count] => arrive(count.parse()?),
         _ => bail!("run me as one of those that my first lines name"),
     }
 }
@@ -110,6 +125,63 @@ fn flood(cpu: usize, file: &str, open: impl Fn(&CStr) -> rustix::io::Result<()>)
         }
         Ok(writeln!(io::stdout(), "{count}")?)
     })
+}
+
+fn arrive(count: usize) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("tokentrail-").tempdir_in("/dev/shm")?;
+    let mut paths = Vec::new();
+    // A process that opens the same file again is told of once a second.
+    for number in 0..count {
+        let volume = folder.path().join(format!("..{number}"));
+        fs::create_dir(&volume)?;
+        paths.push(volume.join("token"));
+    }
+    let mut latencies: HashMap<u64, Option<u64>> = HashMap::new();
+    for path in &paths {
+        latencies.insert(File::create(path)?.metadata()?.ino(), None);
+    }
+    Runtime::new()?.block_on(async {
+        let mut sensor = Sensor::start(&SensorConfig::default(), KernelMetrics::default()).await?;
+        // Those that made the files.
+        sensor.drain(|_| {});
+        let opener = thread::spawn(move || open_in_turn(&paths));
+        let mut missing = count;
+        let all = async {
+            while missing > 0 {
+                sensor.ready().await?;
+                sensor.drain(|record| {
+                    let took = boot_ns().saturating_sub(record.ktime_ns);
+                    let first = latencies.get_mut(&record.file_ino);
+                    if let Some(first @ None) = first {
+                        *first = Some(took);
+                        missing -= 1;
+                    }
+                });
+            }
+            Ok::<(), io::Error>(())
+        };
+        timeout(PATIENCE, all).await.context("some opens did not arrive")??;
+        opener.join().map_err(|_| anyhow::anyhow!("the opener ended"))?
+    })?;
+    for nanos in latencies.into_values().flatten() {
+        writeln!(io::stdout(), "{nanos}")?;
+    }
+    Ok(())
+}
+
+fn open_in_turn(paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        thread::sleep(PAUSE);
+        File::open(path).with_context(|| format!("could not open {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The clock of records.
+fn boot_ns() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    let nanos = time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec);
+    u64::try_from(nanos).unwrap_or_default()
 }
 
 fn measure(cpu: usize, ordinary: &str, busybox: &str) -> Result<()> {

@@ -351,18 +351,21 @@ impl Sensor {
             .open()
             .map_err(|error| SensorError::Canary(format!("cannot open its file: {error}")))?;
         let deadline = Instant::now() + CANARY_DEADLINE;
+        let mut in_time = true;
         loop {
             self.drain(&mut *each);
             if self.canary.seen() {
                 return Ok(());
             }
+            if !in_time {
+                return Err(SensorError::Canary(format!(
+                    "attached, but nothing came within {CANARY_DEADLINE:?}"
+                )));
+            }
+            // Who was not run for so long looks once more.
             match timeout_at(deadline, self.reader.ready()).await {
                 Ok(ready) => ready?,
-                Err(_) => {
-                    return Err(SensorError::Canary(format!(
-                        "attached, but nothing came within {CANARY_DEADLINE:?}"
-                    )));
-                }
+                Err(_) => in_time = false,
             }
         }
     }

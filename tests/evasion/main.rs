@@ -160,6 +160,9 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
         }
         Err(error) => panic!("{error:#}"),
     };
+    // What the route cannot see on this kernel it says itself: io_uring's opens before Linux 5.19.
+    let status: Value = serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap();
+    let no_uring = status["degraded"].to_string().contains("opens by io_uring are not seen");
     // New volumes are looked for once a second; until then only files of the known names count.
     agent.wait_for_metric("tokentrail_attribution_volumes", &[], 1.0).unwrap();
     let container = Container::start_privileged(&sandbox, &pod).unwrap();
@@ -193,7 +196,9 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
         }
         let by_opener = |open: &&Value| open["process"]["pid"] == json!(openers.get(*way));
         let of_way: Vec<&Value> = opens.iter().filter(by_opener).collect();
-        if of_way.is_empty() == (expects(exit)) {
+        if no_uring && way.starts_with("uring") {
+            println!("limit: {way}: told {} times, and this kernel shows none", of_way.len());
+        } else if of_way.is_empty() == expects(exit) {
             let reason = if let Misses(reason) = exit { reason } else { "" };
             wrong.push(format!("{way}: told {} times {reason}", of_way.len()));
         }

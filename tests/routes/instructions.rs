@@ -1,9 +1,9 @@
-//! Counts instructions of a loaded program as the kernel translated it: those that it runs through
-//! when it reports nothing. Belongs to `routes`.
+//! Counts instructions of a loaded program as the kernel translated it: those that it runs through for
+//! an open that is no token's. Belongs to `routes`.
 //!
-//! The count is of paths through the program's control flow, from its start to an `exit` that no
-//! reservation in the ring comes before. Both slots of a 64-bit constant count. What is not
-//! reachable without a reservation is the record's own cost and is not looked at.
+//! The count is of paths through the program's control flow, from its start to an `exit`. What the
+//! program does first with an open that matched is to ask for the time: nothing is looked at from there on.
+//! Both slots of a 64-bit constant count.
 //!
 //! The cheapest reason to leave is that the open failed, which is the first thing asked. The next one is
 //! that of nearly every open of a machine: its file is on no tmpfs. So the shortest path with more than one
@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::{ProgramInfo, loaded_programs};
 
-/// How many instructions the paths have that report nothing.
+/// How many instructions the paths have on which an open does not match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rejects {
     /// The cheapest reason to leave for an open that succeeds.
@@ -35,7 +35,8 @@ pub(crate) fn verified(name: &str) -> Option<u32> {
     loaded(name)?.verified_instruction_count().filter(|count| *count != 0)
 }
 
-fn loaded(name: &str) -> Option<ProgramInfo> {
+/// The program of this name that was loaded last.
+pub(crate) fn loaded(name: &str) -> Option<ProgramInfo> {
     loaded_programs()
         .flatten()
         .filter(|program| program.name_as_str() == Some(name))
@@ -47,7 +48,7 @@ pub(crate) fn of_program(name: &str) -> Result<Rejects> {
     let program = loaded(name).with_context(|| format!("no program {name} is loaded"))?;
     let bytes = program.size_translated().context("the kernel does not tell the program's size")?;
     let program = program.fd()?;
-    rejects(&translated(program.as_fd(), bytes)?, reserve()?)
+    rejects(&translated(program.as_fd(), bytes)?, boundary()?)
 }
 
 /// The program's instructions, eight bytes each.
@@ -101,18 +102,18 @@ fn translated(program: BorrowedFd<'_>, bytes: u32) -> Result<Vec<[u8; 8]>> {
     Ok(instructions)
 }
 
-/// How a call of `bpf_ringbuf_reserve` looks: helpers are called by their distance from a symbol.
-fn reserve() -> Result<i32> {
+/// How a call of `bpf_ktime_get_boot_ns` looks: helpers are called by their distance from a symbol.
+fn boundary() -> Result<i32> {
     let symbols = fs::read_to_string("/proc/kallsyms").context("could not read /proc/kallsyms")?;
     let address = |name: &str| {
         let line = symbols.lines().find(|line| line.split(' ').nth(2) == Some(name));
         let text = line.and_then(|line| line.split(' ').next())?;
         u64::from_str_radix(text, 16).ok().filter(|address| *address != 0)
     };
-    let helper = address("bpf_ringbuf_reserve").context("no address of bpf_ringbuf_reserve")?;
+    let helper = address("bpf_ktime_get_boot_ns").context("no address of bpf_ktime_get_boot_ns")?;
     let base = address("__bpf_call_base").context("no address of __bpf_call_base")?;
     i32::try_from(helper.cast_signed().wrapping_sub(base.cast_signed()))
-        .context("bpf_ringbuf_reserve is too far from __bpf_call_base")
+        .context("bpf_ktime_get_boot_ns is too far from __bpf_call_base")
 }
 
 /// A 64-bit constant, which takes two slots.
@@ -124,11 +125,11 @@ enum Next {
     Either(usize, usize),
     /// The program ends here.
     Exit,
-    /// From here on it reports.
-    Reserve,
+    /// From here on it is about an open that matched.
+    Match,
 }
 
-fn next(program: &[[u8; 8]], at: usize, reserve: i32) -> Result<Next> {
+fn next(program: &[[u8; 8]], at: usize, boundary: i32) -> Result<Next> {
     let [code, registers, o0, o1, i0, i1, i2, i3] =
         *program.get(at).with_context(|| format!("a jump out of the program, to {at}"))?;
     let (offset, immediate) = (i16::from_le_bytes([o0, o1]), i32::from_le_bytes([i0, i1, i2, i3]));
@@ -144,7 +145,7 @@ fn next(program: &[[u8; 8]], at: usize, reserve: i32) -> Result<Next> {
         (JUMP32, 0x00) => Next::One(jump(immediate)?),
         (JUMP, 0x90) => Next::Exit,
         (JUMP, 0x80) => match registers >> 4 {
-            0 if immediate == reserve => Next::Reserve,
+            0 if immediate == boundary => Next::Match,
             0 => Next::One(after),
             kind => bail!("instruction {at} calls no helper (kind {kind}): it cannot be counted"),
         },
@@ -183,23 +184,20 @@ fn least(one: Option<usize>, other: Option<usize>) -> Option<usize> {
     one.into_iter().chain(other).min()
 }
 
-fn rejects(program: &[[u8; 8]], reserve: i32) -> Result<Rejects> {
+fn rejects(program: &[[u8; 8]], boundary: i32) -> Result<Rejects> {
     // Depth first, without recursion: an instruction is done when all that it leads to is. `None`:
-    // each way from it reports.
+    // each way from it is that of an open that matched.
     let mut done: BTreeMap<usize, Option<Ways>> = BTreeMap::new();
     let mut path = vec![0];
     while let Some(&at) = path.last() {
-        let next = next(program, at, reserve)?;
+        let next = next(program, at, boundary)?;
         let targets = match next {
             Next::One(target) => vec![target],
             Next::Either(one, other) => vec![one, other],
-            Next::Exit | Next::Reserve => Vec::new(),
+            Next::Exit | Next::Match => Vec::new(),
         };
         if let Some(open) = targets.iter().find(|target| !done.contains_key(target)) {
-            ensure!(
-                !path.contains(open),
-                "a loop at instruction {open}, before anything is reported"
-            );
+            ensure!(!path.contains(open), "a loop at instruction {open}, before anything matched");
             path.push(*open);
             continue;
         }
@@ -207,7 +205,7 @@ fn rejects(program: &[[u8; 8]], reserve: i32) -> Result<Rejects> {
         let size = if wide { 2 } else { 1 };
         let ways = match next {
             Next::Exit => Some(Ways::EXIT),
-            Next::Reserve => None,
+            Next::Match => None,
             Next::One(_) | Next::Either(..) => targets
                 .iter()
                 .filter_map(|target| done.get(target).copied().flatten())
@@ -218,42 +216,39 @@ fn rejects(program: &[[u8; 8]], reserve: i32) -> Result<Rejects> {
         path.pop();
     }
     let ways = done.get(&0).copied().flatten();
-    let ways = ways.context("every path of the program reports something")?;
+    let ways = ways.context("every open matches")?;
     let [.., ordinary] = ways.shortest;
     let ordinary = ordinary.context("no path asks twice and then leaves")?;
-    let reports = (0..program.len()).filter(|at| done.contains_key(at));
-    let reaches = reports.map(|at| next(program, at, reserve)).collect::<Result<Vec<_>>>()?;
-    ensure!(
-        reaches.iter().any(|it| matches!(it, Next::Reserve)),
-        "no path of the program reserves a record"
-    );
+    let looked_at = (0..program.len()).filter(|at| done.contains_key(at));
+    let reaches = looked_at.map(|at| next(program, at, boundary)).collect::<Result<Vec<_>>>()?;
+    ensure!(reaches.iter().any(|it| matches!(it, Next::Match)), "no open matches");
     Ok(Rejects { ordinary, longest: ways.longest, whole: program.len() })
 }
 
 #[test]
-fn ways_are_counted_up_to_an_exit_and_not_beyond_a_reservation() {
-    const RESERVE: i32 = 77;
+fn ways_are_counted_up_to_an_exit_and_not_beyond_a_match() {
+    const BOUNDARY: i32 = 77;
     let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];
     let mov = [0xb7, 0, 0, 0, 0, 0, 0, 0];
     let jump_if = |distance: u8| [0x15, 0, distance, 0, 0, 0, 0, 0];
     let back = [0x05, 0, 0xfe, 0xff, 0, 0, 0, 0];
     let call = |helper: u8| [0x85, 0, 0, 0, helper, 0, 0, 0];
     let wide = [[0x18, 0, 0, 0, 0, 0, 0, 0], [0; 8]];
-    let report = call(77);
-    let counted = |program: &[[u8; 8]]| rejects(program, RESERVE).ok();
+    let matched = call(77);
+    let counted = |program: &[[u8; 8]]| rejects(program, BOUNDARY).ok();
     let of = |ordinary, longest, whole| Some(Rejects { ordinary, longest, whole });
     // Leaves after one question; or after a constant of two slots, another helper and a second one.
-    let program = [jump_if(5), wide[0], wide[1], call(5), jump_if(1), report, exit];
+    let program = [jump_if(5), wide[0], wide[1], call(5), jump_if(1), matched, exit];
     assert_eq!(counted(&program), of(6, 6, 7));
-    // What follows the reservation may be anything, a loop too.
-    assert_eq!(counted(&[mov, jump_if(4), jump_if(3), report, mov, back, exit]), of(4, 4, 7));
+    // What follows the match may be anything, a loop too.
+    assert_eq!(counted(&[mov, jump_if(4), jump_if(3), matched, mov, back, exit]), of(4, 4, 7));
     for (program, why) in [
-        (&[report, exit][..], "every path reports"),
+        (&[matched, exit][..], "every open matches"),
         (&[jump_if(1), mov, jump_if(0), exit][..], "none does"),
-        (&[jump_if(1), report, exit][..], "it asks once"),
-        (&[mov, back, report, exit][..], "it loops"),
-        (&[jump_if(9), report, exit][..], "it jumps out"),
-        (&[[0x85, 0x10, 0, 0, 0, 0, 0, 0], report, exit][..], "it calls a part of itself"),
+        (&[jump_if(1), matched, exit][..], "it asks once"),
+        (&[mov, back, matched, exit][..], "it loops"),
+        (&[jump_if(9), matched, exit][..], "it jumps out"),
+        (&[[0x85, 0x10, 0, 0, 0, 0, 0, 0], matched, exit][..], "it calls a part of itself"),
     ] {
         assert_eq!(counted(program), None, "{why}");
     }

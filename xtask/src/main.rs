@@ -92,6 +92,9 @@ enum Command {
     Vm {
         /// Only these, as `5.10` or `6.12-arm64`; all without any
         kernels: Vec<String>,
+        /// Only this test (`--test routes --test privileges` find out what the README's table says)
+        #[arg(long, value_name = "NAME")]
+        test: Vec<String>,
         /// Then put the table of all kernels into the README; the others as they were last booted
         #[arg(long)]
         write_readme: bool,
@@ -124,7 +127,7 @@ fn main() -> ExitCode {
         // Its last line is the sum of all checks; an error after it would hide that.
         Command::Test { full } => return test::run(full),
         Command::Tidy => tidy::run(),
-        Command::Vm { kernels, write_readme } => vm::run(&kernels, write_readme),
+        Command::Vm { kernels, test, write_readme } => vm::run(&kernels, &test, write_readme),
         Command::Bench { part, cluster } => bench::run(part, cluster),
     };
     match done {

@@ -41,11 +41,12 @@ pub(crate) enum Obstacle {
     NotSetUp(String),
 }
 
-/// Builds, boots the machines of these names (all, if there are none), and tests.
+/// Builds, boots the machines of these names (all, if there are none), and runs their tests, or of those
+/// only some.
 ///
 /// # Errors
 /// If there is no such machine, a test fails, or a VM does not get that far.
-pub(crate) fn run(names: &[String], write_readme: bool) -> Result<()> {
+pub(crate) fn run(names: &[String], only: &[String], write_readme: bool) -> Result<()> {
     let machines = matrix::chosen(names)?;
     build::run()?;
     let mut tally = Tally::default();
@@ -56,7 +57,7 @@ pub(crate) fn run(names: &[String], write_readme: bool) -> Result<()> {
             let boots = Boots::prepare(arch, boots).map_err(|obstacle| match obstacle {
                 Obstacle::Impossible(why) | Obstacle::NotSetUp(why) => anyhow!(why),
             })?;
-            tally += boots.test()?;
+            tally += Boots { only: only.to_vec(), ..boots }.test()?;
         }
     }
     say(tally);
@@ -70,6 +71,8 @@ pub(crate) fn run(names: &[String], write_readme: bool) -> Result<()> {
 pub(crate) struct Boots {
     arch: Arch,
     machines: Vec<(&'static Machine, Tests, Kernel)>,
+    /// Of these names alone; of all, if there are none.
+    only: Vec<String>,
 }
 
 impl Boots {
@@ -106,7 +109,7 @@ impl Boots {
             .map(|(machine, tests)| Ok((machine, tests, Kernel::of(machine)?)))
             .collect::<Result<_>>()
             .map_err(not_set_up)?;
-        Ok(Self { arch, machines })
+        Ok(Self { arch, machines, only: Vec::new() })
     }
 
     /// Boots with what was built before, and runs the tests in each; prints what was found.
@@ -124,7 +127,7 @@ impl Boots {
                 scope.spawn(|| {
                     while let Some((machine, tests, kernel)) = next() {
                         let start = Instant::now();
-                        let runs = runs(&suites, *tests, machine);
+                        let runs = runs(&suites, |test| self.runs(*tests, test), machine);
                         let result = image::with_modules(&image, &kernel.modules(), machine.name)
                             .and_then(|image| boot::run(machine, &kernel.image(), &image, &runs));
                         told.lock().unwrap_or_else(PoisonError::into_inner).push((
@@ -161,9 +164,14 @@ impl Boots {
         Ok(tally)
     }
 
+    /// Whether a machine that runs these tests runs this one now.
+    fn runs(&self, tests: Tests, test: &str) -> bool {
+        tests.hold(test) && (self.only.is_empty() || self.only.iter().any(|name| name == test))
+    }
+
     /// Builds the tests that any of the machines runs, and an image with them.
     fn image(&self, folder: &tempfile::TempDir) -> Result<(Vec<Suite>, PathBuf)> {
-        let wanted = |test: &str| self.machines.iter().any(|(_, tests, _)| tests.hold(test));
+        let wanted = |test: &str| self.machines.iter().any(|(_, tests, _)| self.runs(*tests, test));
         let suites: Vec<Suite> = system_tests::suites()?
             .into_iter()
             .map(|suite| suite.of_the_kernel().with(wanted))
@@ -184,10 +192,10 @@ impl Boots {
 }
 
 /// What a machine runs: names of tests, `test@route` where each of its routes is tried.
-fn runs(suites: &[Suite], wanted: Tests, machine: &Machine) -> Vec<String> {
+fn runs(suites: &[Suite], wanted: impl Fn(&str) -> bool, machine: &Machine) -> Vec<String> {
     let mut runs = Vec::new();
     for suite in suites {
-        for test in suite.tests().iter().filter(|test| wanted.hold(test)) {
+        for test in suite.tests().iter().filter(|test| wanted(test)) {
             if suite.is_of_each_route(test) {
                 runs.extend(machine.routes.iter().map(|route| format!("{test}@{route}")));
             } else {

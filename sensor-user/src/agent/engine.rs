@@ -359,12 +359,14 @@ impl Engine {
 
     fn take(&mut self, batch: AuditBatch) {
         let Now { steady: now, wall } = self.senses.clock.now();
+        let queued_before = self.queued();
         let covers_nothing = batch.lines.is_empty() && batch.records.is_empty();
         let decoded = self.decode(batch.source, batch.lines, Now { steady: now, wall });
-        let posted = batch.records.into_iter().inspect(|read| self.keep_posted(read, wall));
-        let posted: Vec<_> = posted.collect();
+        for read in &batch.records {
+            self.keep_posted(read, wall);
+        }
         let read_elsewhere = self.sources.get(batch.source).is_some_and(|it| it.way == Way::Nats);
-        for read in decoded.into_iter().chain(posted) {
+        for read in decoded.into_iter().chain(batch.records) {
             if !read_elsewhere {
                 self.canary.see(&read, batch.source, wall);
                 if let Some(answering) = &mut self.answering {
@@ -390,7 +392,8 @@ impl Engine {
             }
         }
         if let Some(acknowledge) = batch.acknowledge {
-            self.owe(acknowledge);
+            let queued = self.queued();
+            self.owe(acknowledge, if queued > queued_before { queued } else { 0 });
         }
     }
 

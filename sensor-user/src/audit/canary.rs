@@ -46,10 +46,10 @@ pub struct Asked {
 pub struct Measured {
     /// The API server's clock less this machine's, microseconds.
     pub clock_offset_us: i64,
-    /// How far the offset may be wrong either way: half of the round trip, microseconds.
+    /// How far offset and delay may be wrong either way: half of the round trip, microseconds.
     pub clock_offset_error_us: i64,
-    /// From the event's `stageTimestamp` to when its line was read, microseconds. Between two
-    /// machines it includes the clock offset.
+    /// From the event's `stageTimestamp` to when its line was read, by the API server's clock,
+    /// microseconds. Below zero only within the error.
     pub delay_us: i64,
     /// Index of the audit source that it was heard through.
     #[serde(skip)]
@@ -118,8 +118,8 @@ impl fmt::Display for Measured {
         let Self { clock_offset_us, clock_offset_error_us, delay_us, .. } = self;
         write!(
             f,
-            "read {delay_us} µs after it was written; the API server's clock less this machine's: \
-             {clock_offset_us} ± {clock_offset_error_us} µs"
+            "read {delay_us} µs after they happened; the API server's clock less this machine's: \
+             {clock_offset_us} µs; either may be wrong by {clock_offset_error_us} µs"
         )
     }
 }
@@ -233,10 +233,11 @@ impl Canary {
             return;
         }
         let half = (answered - sent).0 / 2;
+        let offset = sighting.received - sent - Micros(half);
         let measured = Measured {
-            clock_offset_us: (sighting.received - sent - Micros(half)).0,
+            clock_offset_us: offset.0,
             clock_offset_error_us: half,
-            delay_us: (sighting.read - sighting.stage).0,
+            delay_us: (sighting.read + offset - sighting.stage).0,
             source: sighting.source,
         };
         self.metrics.measured(&measured);

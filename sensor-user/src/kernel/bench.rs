@@ -1,4 +1,4 @@
-//! For benchmarks alone: the yardstick that does nothing on the same hooks, and who else is there.
+//! For benchmarks and tests alone: the yardstick that does nothing on the same hooks, and who else is there.
 
 use aya::programs::{LsmAttachType, ProgramType, loaded_programs};
 use tokentrail_ebpf::Route;

@@ -130,7 +130,6 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         // Renamed in 6.14.
         dentry_inline_name: need("dentry", &["d_shortname", "d_iname"], "dentry.d_iname")?,
         dentry_parent: need("dentry", &["d_parent"], "dentry.d_parent")?,
-        dentry_sb: need("dentry", &["d_sb"], "dentry.d_sb")?,
         inode_ino: need("inode", &["i_ino"], "inode.i_ino")?,
         inode_mode: need("inode", &["i_mode"], "inode.i_mode")?,
         inode_rdev: find("inode", &["i_rdev"]),
@@ -175,12 +174,8 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         dentry_glance_len: 0,
     };
     let o = &offsets;
-    let (dentry_glance, dentry_glance_len) = span([
-        (o.dentry_name_len, 4),
-        (o.dentry_inline_name, 8),
-        (o.dentry_parent, 8),
-        (o.dentry_sb, 8),
-    ]);
+    let (dentry_glance, dentry_glance_len) =
+        span([(o.dentry_name_len, 4), (o.dentry_inline_name, 8), (o.dentry_parent, 8)]);
     let offsets = Offsets { dentry_glance, dentry_glance_len, ..offsets };
     Ok(Layout { offsets, absent, absent_of_uring })
 }

@@ -2,7 +2,7 @@
 //! clock. Called by the engine.
 //!
 //! Bounded: a node may ask about [`interest::MOST`](super::interest::MOST) pods, so many nodes may ask, and
-//! a question that is over or not renewed is forgotten.
+//! what a node does not say again is forgotten. When a question is over, the node leaves it out.
 
 use std::collections::{HashMap, HashSet};
 
@@ -30,7 +30,7 @@ pub struct Asked {
     by_name: HashMap<(String, String), HashSet<String>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Asker {
     interests: HashMap<String, Interest>,
     said: Micros,
@@ -46,11 +46,13 @@ pub struct Wanted {
 }
 
 impl Asked {
-    /// Takes all that a node asks by now. Returns what it had not asked before.
+    /// Whether this node may ask, beside all that do.
+    pub fn has_room(&self, node: &str) -> bool {
+        self.nodes.len() < NODES || self.nodes.contains_key(node)
+    }
+
+    /// Takes all that a node asks by now, and that has room. Returns what it had not asked before.
     pub fn take(&mut self, node: &str, interests: Vec<Interest>, now: Micros) -> Vec<Interest> {
-        if self.nodes.len() >= NODES && !self.nodes.contains_key(node) {
-            return Vec::new();
-        }
         let before = self.remove(node);
         let reaches = |interest: &Interest| {
             let before = before.get(&interest.pod);
@@ -66,12 +68,30 @@ impl Asked {
         new
     }
 
-    /// Forgets what is over: wanted no later than `watermark`, or not said for too long.
-    pub fn forget(&mut self, watermark: Micros, now: Micros) {
-        let over = |asker: &Asker| {
-            let over = |interest: &Interest| interest.until < watermark;
-            now - asker.said > FORGOTTEN || asker.interests.values().all(over)
-        };
+    /// Adds a question of a node, to be answered together with those that are there.
+    pub fn add(&mut self, node: &str, interest: &Interest) {
+        self.index(node, interest);
+        let asker = self.nodes.entry(node.to_owned()).or_default();
+        let held = asker.interests.entry(interest.pod.clone()).or_insert_with(|| interest.clone());
+        held.from = held.from.min(interest.from);
+        held.until = held.until.max(interest.until);
+    }
+
+    /// What is asked about `since` and later.
+    pub fn since(&self, since: Micros) -> Self {
+        let mut asked = Self::default();
+        for (node, asker) in &self.nodes {
+            for interest in asker.interests.values().filter(|it| it.until >= since) {
+                let from = interest.from.max(since);
+                asked.add(node, &Interest { from, ..interest.clone() });
+            }
+        }
+        asked
+    }
+
+    /// Forgets what was not said for too long.
+    pub fn forget(&mut self, now: Micros) {
+        let over = |asker: &Asker| now - asker.said > FORGOTTEN || asker.interests.is_empty();
         let over: Vec<String> =
             self.nodes.iter().filter(|(_, it)| over(it)).map(|(node, _)| node.clone()).collect();
         for node in over {
@@ -89,9 +109,11 @@ impl Asked {
         self.by_account.contains_key(user)
     }
 
-    /// All that is asked.
-    pub fn interests(&self) -> impl Iterator<Item = &Interest> {
-        self.nodes.values().flat_map(|asker| asker.interests.values())
+    /// All that is asked, and by which nodes, as words.
+    pub fn interests(&self) -> impl Iterator<Item = (&str, &Interest)> {
+        self.nodes.iter().flat_map(|(node, asker)| {
+            asker.interests.values().map(move |interest| (node.as_str(), interest))
+        })
     }
 
     /// How much is asked.
@@ -337,17 +359,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_or_was_not_said_again_is_forgotten() {
+    fn what_was_not_said_again_is_forgotten() {
         let mut asked = Asked::default();
         asked.take("a", vec![Interest::example("p", 0, 100)], Micros(0));
-        asked.take("b", vec![Interest::example("q", 0, 1_000)], Micros(0));
-        asked.forget(Micros::from_secs(100), Micros(0));
+        asked.take("b", vec![Interest::example("q", 0, 100)], Micros(1));
+        asked.forget(FORGOTTEN);
         assert_eq!(asked.len(), 2);
-        asked.forget(Micros::from_secs(101), Micros(0));
+        asked.forget(FORGOTTEN + Micros(1));
         assert!(!asked.has_pod("p") && asked.has_pod("q"));
-        asked.forget(Micros::from_secs(101), FORGOTTEN);
-        assert_eq!(asked.len(), 1);
-        asked.forget(Micros::from_secs(101), FORGOTTEN + Micros(1));
+        asked.take("b", Vec::new(), Micros(2));
+        asked.forget(Micros(2));
         assert!(asked.is_empty() && !asked.has_pod("q"));
+    }
+
+    #[test]
+    fn so_many_nodes_may_ask_and_none_takes_the_place_of_another() {
+        let mut asked = Asked::default();
+        for node in 0..NODES {
+            assert!(asked.has_room(&format!("n{node}")));
+            asked.take(&format!("n{node}"), vec![Interest::example("p", 0, 1)], Micros(0));
+        }
+        assert!(!asked.has_room("one more") && asked.has_room("n0"));
+        let new = asked.take("n0", vec![Interest::example("q", 0, 1)], Micros(0));
+        assert_eq!((new.len(), asked.has_pod("q")), (1, true));
     }
 }

@@ -1,7 +1,7 @@
 //! The task that keeps a connection: connects, serves both sides of it until it ends, and begins again.
 //! Spawned by the engine; ends when that takes nothing any more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::{sync::watch, time};
 use tracing::{info, warn};
@@ -16,6 +16,8 @@ use super::{
 
 /// From the end of a connection to the next try; longer while tries fail.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A connection that lasted longer was of use.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// What runs over one connection after the other.
 pub struct Link {
@@ -39,7 +41,7 @@ impl Link {
     pub async fn run(mut self) {
         let mut pause = PAUSES.0;
         while !self.status.is_closed() {
-            let before = self.metrics.connections.get();
+            let began = Instant::now();
             let error = self.serve().await;
             self.metrics.connected.set(0);
             let why = error.to_string();
@@ -52,7 +54,8 @@ impl Link {
                 status.connected = None;
                 is_news
             });
-            if self.metrics.connections.get() > before {
+            // One that ends at once is refused something, and will be again.
+            if began.elapsed() > LASTING {
                 pause = PAUSES.0;
             }
             time::sleep(pause).await;

@@ -75,7 +75,13 @@ fn into_slot(
     request: fn(&CStr, Option<DestinationSlot>) -> Entry,
 ) -> Result<()> {
     let mut ring = ring()?;
-    possible(ring.submitter().register_files_sparse(4))?;
+    match ring.submitter().register_files_sparse(4) {
+        // Before Linux 5.19.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            return Err(Impossible("io_uring has no tables with room here".to_owned()).into());
+        }
+        registered => possible(registered)?,
+    }
     let to = match slot {
         Some(slot) => DestinationSlot::try_from_slot_target(slot)
             .map_err(|slot| io::Error::other(format!("no slot {slot}")))?,

@@ -24,7 +24,7 @@ use tokentrail_tests::{
 use crate::{
     bench::{
         flood, last_cpu,
-        report::{Row, median},
+        report::{Row, median, quantile},
     },
     build,
     shell::{announce, cargo, program, read, run as shell, target_dir},
@@ -34,6 +34,8 @@ use crate::{
 const ROUNDS: usize = 11;
 /// Rounds in which somebody else's programs traced the kernel too are repeated, this often.
 const REPEATS: usize = 11;
+/// Opens whose way to user space is measured.
+const ARRIVALS: usize = 1000;
 
 /// Measures and compares.
 ///
@@ -78,6 +80,7 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
         rounds.append(&mut disturbed);
     }
     let mut rows = rows(&rounds);
+    rows.extend(arrivals(&bench.helper)?);
     rows.extend(flood::measure(&bench.helper, bench.cpu)?);
     Ok(rows)
 }
@@ -259,6 +262,20 @@ fn route(sandbox: &Sandbox) -> Result<String> {
     let status: Value = serde_json::from_str(&agent.get("/statusz")?.body)?;
     let route = status.get("route").and_then(Value::as_str);
     Ok(route.context("/statusz names no route")?.to_owned())
+}
+
+/// From a token's open to its record in user space.
+fn arrivals(helper: &Path) -> Result<Vec<Row>> {
+    announce(format_args!("arrivals: {ARRIVALS} opens of tokens"));
+    let printed = read(program(helper).arg("arrive").arg(ARRIVALS.to_string()))?;
+    let millis: Vec<f64> =
+        printed.lines().map(|nanos| Ok(nanos.parse::<f64>()? / 1e6)).collect::<Result<_>>()?;
+    let [p50, p99] = [0.5, 0.99].map(|share| quantile(&millis, share));
+    let row = |name: &str, value: f64| Row::new(name, format!("{value:.3} ms"));
+    Ok(vec![
+        row("50 % of a token's opens arrive within", p50),
+        row("99 % of a token's opens arrive within", p99).at_most(p99, 1.0, "ms"),
+    ])
 }
 
 /// The optimised half, with the very object that the agent has.

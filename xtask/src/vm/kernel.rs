@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::matrix::Machine;
 use crate::{
@@ -49,13 +49,12 @@ impl Kernel {
                 return Ok(Self(cache.join(cached)));
             }
         };
-        let name = newest(archive.names(machine.package)?.into_iter())
-            .with_context(|| format!("Debian has no package {} any more", machine.package))?;
+        let (name, packages) = newest_whole(&archive, machine.package)?;
         let kernel = cache.join(&name);
         if !kernel.exists() {
             announce(format_args!("{name}: downloading it"));
             let made = tempfile::tempdir_in(&cache)?;
-            fetch(&archive, &name, machine.arch, made.path())?;
+            fetch(&archive, &packages, machine.arch, made.path())?;
             // Renamed when whole: half of it would pass for all.
             fs::rename(made.keep(), &kernel)
                 .with_context(|| format!("could not write {kernel:?}"))?;
@@ -64,16 +63,45 @@ impl Kernel {
     }
 }
 
+/// The newest kernel of which all packages are there, and which these are.
+fn newest_whole(archive: &Archive, pattern: &str) -> Result<(String, Vec<String>)> {
+    let mut names = archive.names(pattern)?;
+    while let Some(name) = newest(names.iter().cloned()) {
+        if let Some(packages) = packages(archive, &name)? {
+            return Ok((name, packages));
+        }
+        names.retain(|other| *other != name);
+    }
+    bail!("Debian has no package {pattern} any more")
+}
+
+/// The packages that a kernel is in, if it is in the one of this name and none is missing: those of a
+/// newer version may have replaced some.
+fn packages(archive: &Archive, name: &str) -> Result<Option<Vec<String>>> {
+    let of = |kind: &str, version: &str| format!("linux-{kind}-{version}");
+    let has = |package: &str| {
+        let found = archive.names(&format!("^{}$", regex_lite::escape(package)))?;
+        Ok::<bool, anyhow::Error>(!found.is_empty())
+    };
+    Ok(if let Some(version) = name.strip_prefix("linux-binary-") {
+        let modules = of("modules", version);
+        has(&modules)?.then(|| vec![name.to_owned(), modules])
+    } else if let Some(version) = name.strip_prefix("linux-image-") {
+        // Where the kernel has a package of its own, this one is empty.
+        (!has(&of("binary", version))?).then(|| vec![name.to_owned()])
+    } else {
+        None
+    })
+}
+
 /// Makes a kernel's folder from its packages.
-fn fetch(archive: &Archive, name: &str, arch: Arch, into: &Path) -> Result<()> {
+fn fetch(archive: &Archive, packages: &[String], arch: Arch, into: &Path) -> Result<()> {
     let unpacked = tempfile::tempdir_in(into)?;
-    // Where the kernel has a package of its own, its modules have another one.
-    let others = name.strip_prefix("linux-binary-").map(|rest| format!("linux-modules-{rest}"));
-    for package in [name].into_iter().chain(others.as_deref()) {
+    for package in packages {
         archive.unpack(&format!("{package}:{}", arch.oci_name()), unpacked.path())?;
     }
     let image = image_in(unpacked.path()).with_context(|| {
-        format!("{name} has no boot/vmlinuz-* and no vmlinuz beside its modules")
+        format!("{packages:?} have no boot/vmlinuz-* and no vmlinuz beside their modules")
     })?;
     fs::rename(image, into.join("vmlinuz"))?;
     fs::create_dir(into.join("modules"))?;
@@ -81,7 +109,7 @@ fn fetch(archive: &Archive, name: &str, arch: Arch, into: &Path) -> Result<()> {
         let found = versions_in(unpacked.path())
             .flat_map(|version| ["", ".xz"].map(|end| version.join(format!("{module}{end}"))))
             .find(|path| path.is_file())
-            .with_context(|| format!("the packages of {name} have no module {module}"))?;
+            .with_context(|| format!("{packages:?} have no module {module}"))?;
         let to = into.join("modules").join(Path::new(module).file_name().unwrap_or_default());
         if found.extension().is_some_and(|extension| extension == "xz") {
             let file = File::create(&to).with_context(|| format!("could not write {to:?}"))?;

@@ -10,8 +10,8 @@ pub(super) struct Machine {
     /// What it is called on the command line and in tables.
     pub(super) name: &'static str,
     pub(super) arch: Arch,
-    /// Matches Debian's packages of it, of which the newest is taken. From 6.19 on the kernel is in
-    /// `linux-binary-…`.
+    /// Matches Debian's packages of it, of which the newest is taken that is whole. From 6.19 on the
+    /// kernel is in `linux-binary-…`.
     pub(super) package: &'static str,
     /// Kernel parameters beyond those that every boot has.
     pub(super) parameters: &'static str,
@@ -93,7 +93,7 @@ pub(super) const MATRIX: [Machine; 10] = [
     Machine {
         name: "6.x",
         arch: Arch::Amd64,
-        package: r"^linux-binary-6\.[0-9]+\.[0-9]+\+deb13-cloud-amd64$",
+        package: r"^linux-(image|binary)-6\.[0-9]+\.[0-9]+\+deb13-cloud-amd64$",
         parameters: "",
         manner: "",
         routes: EVERY,

@@ -4,7 +4,7 @@
 //!
 //! Who wants a record is decided in one place, [`Answering::answer`].
 
-use std::{collections::HashSet, num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use lru::LruCache;
 use tokio::{
@@ -23,8 +23,8 @@ use crate::{
     nats::{
         NatsMetrics,
         answering::{Answer, Asks, Reached},
-        asked::{Asked, pod_name},
-        interest::{Interest, Refused},
+        asked::{Asked, Wanted, pod_name},
+        interest::Refused,
         progress::Covered,
         recent::Recent,
     },
@@ -60,12 +60,19 @@ pub(super) struct Answering {
     deferred: Option<Micros>,
     /// Revision of the bucket up to which is known what is asked.
     seen: u64,
-    to_search: Vec<Interest>,
-    searching: Option<mpsc::Receiver<AuditRecord>>,
+    to_search: Asked,
+    searching: Option<Search>,
     /// What may be said once so many records are done.
     next: Option<(Reached, u64)>,
     reached: watch::Sender<Option<Reached>>,
     metrics: NatsMetrics,
+}
+
+/// A search that goes on.
+struct Search {
+    found: mpsc::Receiver<AuditRecord>,
+    /// What it is for.
+    asked: Arc<Asked>,
 }
 
 /// Something that happened.
@@ -107,7 +114,7 @@ impl Answering {
             done,
             deferred: None,
             seen: 0,
-            to_search: Vec::new(),
+            to_search: Asked::default(),
             searching: None,
             next: None,
             reached,
@@ -120,7 +127,7 @@ impl Answering {
         let Self { asks, searching, .. } = self;
         let found = async {
             match searching {
-                Some(found) => found.recv().await,
+                Some(search) => search.found.recv().await,
                 None => std::future::pending().await,
             }
         };
@@ -134,7 +141,12 @@ impl Answering {
     pub(super) fn take(&mut self, event: Event, known: &Correlator<impl Journal>, now: Micros) {
         match event {
             Event::Asked(asks) => self.hear(asks, known, now),
-            Event::Found(record) => self.answer(&record, known),
+            Event::Found(record) => {
+                if let Some(search) = &self.searching {
+                    let wanted = search.asked.wanted(&record);
+                    self.send_to(wanted, &record, known);
+                }
+            }
             Event::Searched => {
                 self.searching = None;
                 self.search();
@@ -170,6 +182,10 @@ impl Answering {
     /// Sends a record to those who want it.
     pub(super) fn answer(&mut self, record: &AuditRecord, known: &Correlator<impl Journal>) {
         let wanted = self.asked.wanted(record);
+        self.send_to(wanted, record, known);
+    }
+
+    fn send_to(&mut self, wanted: Wanted, record: &AuditRecord, known: &Correlator<impl Journal>) {
         self.metrics.refused(Refused::Node).inc_by(wanted.foreign);
         for node in wanted.nodes {
             // First who got in: the alert begins with the record that follows.
@@ -208,29 +224,34 @@ impl Answering {
         }
     }
 
-    fn hear(&mut self, asks: Asks, known: &Correlator<impl Journal>, now: Micros) {
-        let Asks { node, interests, revision } = asks;
-        self.seen = self.seen.max(revision);
-        if node == self.own {
-            return;
-        }
-        let new = self.asked.take(&node, interests, now);
-        for Interest { pod, namespace, name, .. } in &new {
-            self.introduced.pop(&(node.clone(), pod.clone()));
-            if let (Some(namespace), Some(name)) = (namespace, name) {
-                self.introduce(&node, pod, namespace, name, known);
+    /// Hears what a node asks, and with it all that others have said meanwhile: one look back does.
+    fn hear(&mut self, first: Asks, known: &Correlator<impl Journal>, now: Micros) {
+        let mut new = Asked::default();
+        let mut next = Some(first);
+        while let Some(Asks { node, interests, revision }) = next {
+            self.seen = self.seen.max(revision);
+            if !self.asked.has_room(&node) {
+                self.metrics.refused(Refused::Bounds).inc();
+            } else if node != self.own {
+                for interest in self.asked.take(&node, interests, now) {
+                    self.introduced.pop(&(node.clone(), interest.pod.clone()));
+                    if let (Some(namespace), Some(name)) = (&interest.namespace, &interest.name) {
+                        self.introduce(&node, &interest.pod, namespace, name, known);
+                    }
+                    new.add(&node, &interest);
+                }
             }
+            next = self.asks.try_recv().ok();
         }
-        self.look_back(new, known);
+        self.look_back(&new, known);
     }
 
     /// Answers from what was read before.
-    fn look_back(&mut self, new: Vec<Interest>, known: &Correlator<impl Journal>) {
+    fn look_back(&mut self, new: &Asked, known: &Correlator<impl Journal>) {
         if new.is_empty() {
             return;
         }
-        let filter = Filter(&new);
-        let records: Vec<AuditRecord> = filter.with(|lines| {
+        let records: Vec<AuditRecord> = with_lines_about(new, |lines| {
             let record = |line| match classify(line, lines) {
                 Scan::Record(record) => Some(record),
                 Scan::Skip | Scan::Bad(_) => None,
@@ -238,17 +259,20 @@ impl Answering {
             self.recent.lines().filter_map(record).collect()
         });
         for record in records {
-            self.answer(&record, known);
+            self.send_to(new.wanted(&record), &record, known);
         }
-        let beyond: Vec<Interest> =
-            new.into_iter().filter(|it| !self.recent.reaches(it.from)).collect();
-        if self.posted {
-            self.metrics.beyond_reach.inc_by(beyond.len() as u64);
+        for (node, interest) in new.interests() {
+            if self.recent.reaches(interest.from) {
+                continue;
+            }
+            if self.posted {
+                self.metrics.beyond_reach.inc();
+            }
+            if !self.logs.is_empty() {
+                self.to_search.add(node, interest);
+            }
         }
-        if !self.logs.is_empty() {
-            self.to_search.extend(beyond);
-            self.search();
-        }
+        self.search();
     }
 
     /// Begins to search the log files, if that has to be and is not going on.
@@ -256,27 +280,27 @@ impl Answering {
         if self.searching.is_some() || self.to_search.is_empty() {
             return;
         }
-        let wanted = std::mem::take(&mut self.to_search);
+        let asked = Arc::new(std::mem::take(&mut self.to_search));
         let logs = self.logs.clone();
-        let (found, records) = mpsc::channel(FOUND);
+        let (sender, found) = mpsc::channel(FOUND);
+        self.searching = Some(Search { found, asked: Arc::clone(&asked) });
         self.metrics.searches.inc();
         let beyond_reach = self.metrics.beyond_reach.clone();
         task::spawn_blocking(move || {
-            let from = wanted.iter().map(|it| it.from).min().unwrap_or_default();
+            let from = asked.interests().map(|(_, it)| it.from).min().unwrap_or_default();
             let mut take = |record: Option<AuditRecord>| match record {
-                Some(record) => found.blocking_send(record).is_ok(),
-                None => !found.is_closed(),
+                Some(record) => sender.blocking_send(record).is_ok(),
+                None => !sender.is_closed(),
             };
             for path in &logs {
                 let searched =
-                    Filter(&wanted).with(|lines| search::search(path, from, lines, &mut take));
+                    with_lines_about(&asked, |lines| search::search(path, from, lines, &mut take));
                 if let Err(why) = searched {
-                    beyond_reach.inc_by(wanted.len() as u64);
+                    beyond_reach.inc_by(asked.len() as u64);
                     warn!(path = %path.display(), why, "requests of before are not looked for");
                 }
             }
         });
-        self.searching = Some(records);
     }
 
     /// Once a second: forgets what is over, and says how far all sources are. Times are wall clock.
@@ -291,12 +315,10 @@ impl Answering {
             && done == self.queued
         {
             self.deferred = None;
-            let again = self.asked.interests().filter(|it| it.until >= since).cloned();
-            let again = again.map(|it| Interest { from: it.from.max(since), ..it }).collect();
-            self.look_back(again, known);
+            self.look_back(&self.asked.since(since), known);
         }
         let Some(through) = through else { return };
-        self.asked.forget(through, now);
+        self.asked.forget(now);
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.metrics.interests.set(gauge(self.asked.len()));
         self.metrics.look_back_bytes.set(gauge(self.recent.bytes()));
@@ -312,26 +334,19 @@ impl Answering {
     }
 }
 
-/// Lines about what is asked.
-struct Filter<'a>(&'a [Interest]);
-
-impl Filter<'_> {
-    fn with<T>(&self, f: impl FnOnce(&Lines<'_>) -> T) -> T {
-        let pods: HashSet<&str> = self.0.iter().map(|it| &*it.pod).collect();
-        let of_account = |it: &Interest| {
-            let (namespace, account) = it.namespace.as_ref().zip(it.account.as_ref())?;
-            Some(format!("{}{namespace}:{account}", crate::audit::SERVICE_ACCOUNT))
-        };
-        let accounts: HashSet<String> = self.0.iter().filter_map(of_account).collect();
-        let has_pod = |uid: &str| pods.contains(uid);
-        let has_account = |user: &str| accounts.contains(user);
-        f(&Lines {
-            pods: Pods::OfNode(Node { name: "", has_pod: &has_pod, has_account: &has_account }),
-            accounts: Users::None,
-            sessions: false,
-            token_requests: Users::None,
-            canaries: false,
-            received_may_lack: false,
-        })
-    }
+/// Calls `f` with the lines that may be about what is asked.
+fn with_lines_about<T>(asked: &Asked, f: impl FnOnce(&Lines<'_>) -> T) -> T {
+    let has_pod = |uid: &str| asked.has_pod(uid);
+    let has_account = |user: &str| asked.has_account(user);
+    f(&Lines {
+        pods: Pods::OfNode(Node { name: "", has_pod: &has_pod, has_account: &has_account }),
+        accounts: Users::None,
+        sessions: false,
+        token_requests: Users::None,
+        canaries: false,
+        received_may_lack: false,
+    })
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,9 @@ use crate::{attribution::pods::Pod, correlation::Span, nats::interest::Interest,
 /// How much longer than needed by now is asked: what goes on is not said anew for each open.
 const AHEAD: Micros = Micros::from_secs(60);
 
+/// How far back is asked: an incident may go on for longer.
+const OLDEST: Micros = Micros::from_secs(12 * 3_600);
+
 /// What was asked last.
 pub(super) struct Asking {
     interests: watch::Sender<Vec<Interest>>,
@@ -39,11 +42,11 @@ impl Engine {
                 let asked = before.iter().find(|it| it.pod == *pod_uid);
                 // The index may learn of a pod later than the kernel does.
                 let known = asked.filter(|it| it.name.is_some() || pod.is_none());
+                let from = from.max(until - OLDEST);
                 if let Some(asked) = known.filter(|it| it.from <= from && it.until >= until) {
                     return asked.clone();
                 }
                 changed = true;
-                let from = asked.map_or(from, |it| it.from.min(from));
                 interest(pod_uid, from, until + AHEAD, pod)
             })
             .collect();

@@ -20,7 +20,8 @@ use crate::{
 /// Somebody to be told that their batch is safe.
 pub(super) struct Owed {
     acknowledge: oneshot::Sender<()>,
-    /// How many records the broker must have taken by then: those of this batch are among them.
+    /// How many records the broker must have taken by then, if some are of this batch: else none, or a
+    /// broker that is away would keep API servers from posting.
     published: u64,
 }
 
@@ -59,9 +60,8 @@ impl Engine {
     }
 
     /// Remembers whom to tell that the batch just taken is safe; tells it at once, if it is.
-    pub(super) fn owe(&mut self, acknowledge: oneshot::Sender<()>) {
+    pub(super) fn owe(&mut self, acknowledge: oneshot::Sender<()>, published: u64) {
         self.unacknowledged.retain(|waiting| !waiting.acknowledge.is_closed());
-        let published = self.answering.as_ref().map_or(0, Answering::queued);
         self.unacknowledged.push(Owed { acknowledge, published });
         // Most batches bring no alert, and need not wait for the disk.
         if self.may_checkpoint() && self.alert_log.is_synced() {
@@ -77,6 +77,11 @@ impl Engine {
             // Whoever gave up waiting will send again.
             let _ = owed.acknowledge.send(());
         }
+    }
+
+    /// Records that were given to the broker's queue so far.
+    pub(super) fn queued(&self) -> u64 {
+        self.answering.as_ref().map_or(0, Answering::queued)
     }
 
     /// Keeps a posted event for nodes that ask for it later: nobody could read it again.

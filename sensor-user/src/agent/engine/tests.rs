@@ -15,6 +15,7 @@ use crate::{
         checkpoint::Position,
     },
     config::RunArgs,
+    nats::{answering::Asks, interest::Interest},
 };
 
 struct Scene {
@@ -32,17 +33,23 @@ async fn scene() -> Scene {
 
 /// The same, with the state and the rules that are in this directory.
 async fn scene_in(directory: TempDir) -> Scene {
+    scene_with(directory, json!({})).await
+}
+
+/// The same, with more in its configuration.
+async fn scene_with(directory: TempDir, more: serde_json::Value) -> Scene {
     let at = |name: &str| directory.path().join(name);
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     std::fs::write(at("tls.crt"), certified.cert.pem()).unwrap();
     std::fs::write(at("tls.key"), certified.signing_key.serialize_pem()).unwrap();
     std::fs::write(at("tokens"), "a-token-that-is-long-enough").unwrap();
-    let file = json!({
+    let mut file = json!({
         "audit-webhook": "127.0.0.1:0",
         "audit-webhook-cert-file": at("tls.crt"),
         "audit-webhook-key-file": at("tls.key"),
         "audit-webhook-token-file": at("tokens"),
     });
+    file.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
     std::fs::write(at("config.yaml"), file.to_string()).unwrap();
     let config = Config::resolve(RunArgs {
         config: Some(at("config.yaml")),
@@ -117,6 +124,35 @@ async fn while_an_alert_waits_for_space_nothing_is_acknowledged_and_nobody_is_wa
     scene.engine.pass_time(&scene.batches).unwrap();
     assert_eq!(told.try_recv(), Err(TryRecvError::Empty));
     assert_eq!(scene.engine.unacknowledged.len(), 1);
+}
+
+#[tokio::test]
+async fn a_post_is_answered_when_the_broker_has_what_another_node_asked_for() {
+    let more = json!({"nats": "nats://127.0.0.1:9", "cluster-name": "c", "node-name": "n"});
+    let mut scene = scene_with(tempfile::tempdir().unwrap(), more).await;
+    let now = scene.engine.senses.clock.now().wall;
+    let hour = Micros::from_secs(3_600);
+    let interests =
+        vec![Interest { from: now - hour, until: now + hour, ..Interest::example("p", 0, 0) }];
+    let asks = Asks { node: "b".to_owned(), interests, revision: 1 };
+    scene.engine.answer(answering::Event::Asked(asks));
+    let wanted: AuditRecord = serde_json::from_value(json!({
+        "auditID": "a", "stage": "ResponseComplete", "verb": "list", "requestURI": "/",
+        "user": {"username": "system:serviceaccount:shop:cart",
+            "extra": {"authentication.kubernetes.io/pod-uid": ["p"]}},
+        "requestReceivedTimestamp": now, "stageTimestamp": now,
+    }))
+    .unwrap();
+    let (mut first, mut first_told) = batch(1, None);
+    first.records = vec![ReadRecord { record: wanted, read_at: Instant::now() }];
+    scene.engine.take(first);
+    scene.engine.pass_time(&scene.batches).unwrap();
+    assert_eq!(first_told.try_recv(), Err(TryRecvError::Empty), "there is no broker");
+    let (other, mut other_told) = batch(1, None);
+    scene.engine.take(other);
+    assert_eq!(other_told.try_recv(), Ok(()), "nobody asked for what is in this one");
+    let health = scene.engine.broker().unwrap();
+    assert!(health.failure.is_some());
 }
 
 #[tokio::test]

@@ -66,12 +66,12 @@ impl CanaryMetrics {
         );
         registry.register(
             "clock_offset_error_seconds",
-            "How far the clock offset may be wrong either way",
+            "How far clock offset and delay may be wrong either way",
             self.clock_offset_error.clone(),
         );
         registry.register(
             "delay_seconds",
-            "From an event's stageTimestamp to when its line was read",
+            "From an event's stageTimestamp to when its line was read, by the API server's clock",
             self.delay.clone(),
         );
     }

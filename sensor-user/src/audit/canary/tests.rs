@@ -43,7 +43,7 @@ fn a_request_that_comes_back_gives_clock_and_delay_whichever_is_known_first() {
     // The server is 2 s ahead. 4 ms from sending to answer, received in the middle of it.
     let asked = asked(1, 0, 4_000);
     let event = own(1, 2_002_000, 2_003_000);
-    let read = NOON + Micros(2_003_500);
+    let read = NOON + Micros(3_500);
     let expected = Measured {
         clock_offset_us: 2_000_000,
         clock_offset_error_us: 2_000,
@@ -67,13 +67,17 @@ fn a_request_that_comes_back_gives_clock_and_delay_whichever_is_known_first() {
 }
 
 #[test]
-fn the_true_offset_is_always_within_the_error() {
+fn true_offset_and_delay_are_always_within_the_error() {
+    let delay = 300;
     for (offset, out, back) in [(0, 1, 9_000), (-3_000_000, 9_000, 1), (7_000, 500, 500)] {
         let mut canary = canary();
         canary.note(asked(1, 0, out + back), secs(0));
-        canary.see(&own(1, out + offset, out + offset), NOON, 0);
-        let Measured { clock_offset_us, clock_offset_error_us, .. } = canary.measured().unwrap();
+        let read = NOON + Micros(out + delay);
+        canary.see(&own(1, out + offset, out + offset), read, 0);
+        let Measured { clock_offset_us, clock_offset_error_us, delay_us, .. } =
+            canary.measured().unwrap();
         assert!((clock_offset_us - offset).abs() <= clock_offset_error_us, "{offset}");
+        assert!((delay_us - delay).abs() <= clock_offset_error_us, "{offset}: {delay_us}");
     }
 }
 
@@ -197,7 +201,7 @@ fn metrics_say_what_was_asked_heard_and_measured() {
     canary.status(secs(76));
     let silent = shown();
     assert!(silent.contains("tokentrail_audit_canary_silent 1"), "{silent}");
-    canary.see(&own(1, 1_502_000, 1_503_000), NOON + Micros(1_503_250), 0);
+    canary.see(&own(1, 1_502_000, 1_503_000), NOON + Micros(3_250), 0);
     canary.status(secs(76));
     let after = shown();
     for line in [

@@ -481,3 +481,16 @@ proptest! {
         classify(&line);
     }
 }
+
+#[test]
+fn a_record_is_an_audit_line_again_that_says_the_same() {
+    for file in ["pod-requests", "exec-tty", "token-request-user"] {
+        let path = format!("{}/../tests/fixtures/audit/{file}.ndjson", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        for line in text.lines() {
+            let Scan::Record(record) = classify(line.as_bytes()) else { continue };
+            let again = serde_json::to_vec(&record).unwrap();
+            assert_eq!(classify(&again), Scan::Record(record));
+        }
+    }
+}
