@@ -79,9 +79,12 @@ fn side<'sandbox>(
 /// A node that asks, with its login.
 fn asking<'sandbox>(sandbox: &'sandbox Sandbox, broker: &Broker<'_>) -> Node<'sandbox> {
     let mut node = Node::new(sandbox).unwrap();
+    // As on a worker: configured as a control plane is, and there is no log.
+    let absent = sandbox.folder().join("of-no-api-server.log");
     node.agent = node
         .agent
         .without_audit_log()
+        .args(["--audit-log-optional".as_ref(), "--audit-log".as_ref(), absent.as_os_str()])
         .node_name("node-b")
         .args(broker.arguments())
         .args(login(sandbox, "node-b", ""));

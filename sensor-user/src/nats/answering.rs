@@ -134,6 +134,10 @@ impl Answerer {
         bucket: &Store,
         names: &Names,
     ) -> Result<(), ConnectionError> {
+        // A node whose log is optional and absent has nothing to answer, and may not be allowed to hear this.
+        if self.reached.wait_for(Option::is_some).await.is_err() {
+            return Ok(());
+        }
         let mut asks = bucket
             .watch_with_history(names::ASKS)
             .await
