@@ -2,8 +2,9 @@
 //! needed works, and whoever has stolen a node's login does nothing in another node's name.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, thread};
 
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::{Value, json};
 use tokentrail_tests::{
     AgentSetup, Broker, Finished, Login, Node, PATIENCE, Sandbox, tokentrail, wait_until,
@@ -13,11 +14,15 @@ use tokentrail_tests::{
 const PASSWORD: &str = "of-the-test";
 const NODE_A: &str = "node-a_east";
 
-/// A user of the broker with the permissions of one of the files in `deploy/nats`.
-fn user(name: &str, file: &str, node: &str) -> String {
+/// A file in `deploy/nats`, for the cluster of the tests.
+fn shipped(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats").join(file);
-    let permissions = fs::read_to_string(path).unwrap();
-    let permissions = permissions.replace("CLUSTER", "test").replace("NODE", node);
+    fs::read_to_string(path).unwrap().replace("CLUSTER", "test")
+}
+
+/// A user of the broker with the permissions of one of them.
+fn user(name: &str, file: &str, node: &str) -> String {
+    let permissions = shipped(file).replace("NODE", node);
     format!("{{ user: {name}, password: {PASSWORD}, permissions: {{\n{permissions}\n}} }}\n")
 }
 
@@ -96,7 +101,18 @@ fn each_part_does_its_work_with_its_permissions_alone() {
     let sandbox = Sandbox::create().unwrap();
     let mut broker = broker(&sandbox);
     let node = asking(&sandbox, &broker);
-    let side_agent = side(&sandbox, &node, &broker).start().unwrap();
+    let setup = side(&sandbox, &node, &broker);
+    let mut side_agent = thread::scope(|scope| {
+        let start = scope.spawn(|| {
+            // A thread's own, and what it executes has none of them either.
+            for each in CapabilitySet::all() {
+                let _ = remove_capability_from_bounding_set(each);
+            }
+            setup.spawn()
+        });
+        start.join().unwrap().unwrap()
+    });
+    side_agent.wait_until_ready().unwrap();
     let agent = node.agent.start().unwrap();
     for round in 1..=2 {
         let victim = node.workload().unwrap();
@@ -127,6 +143,28 @@ fn each_part_does_its_work_with_its_permissions_alone() {
     assert!(done.success(), "{done:?}");
     let refused = broker.log().lines().filter(|it| it.contains("Violation")).count();
     assert_eq!(refused, 0, "{}", broker.log());
+}
+
+#[test]
+fn stream_and_bucket_may_be_made_by_hand() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::bare(&sandbox, "").unwrap();
+    let mut anybody = log_in(&broker, "", "x");
+    let names = ["tokentrail_test", "KV_tokentrail_test"];
+    for (name, file) in names.into_iter().zip(["stream.json", "bucket.json"]) {
+        let subject = format!("$JS.API.STREAM.CREATE.{name}");
+        let made = anybody.ask(&subject, "", shipped(file).as_bytes()).unwrap();
+        assert!(made["error"].is_null(), "{made}");
+    }
+    let mut both = || {
+        names.map(|name| {
+            let mut info = anybody.ask(&format!("$JS.API.STREAM.INFO.{name}"), "", b"").unwrap();
+            info["config"].take()
+        })
+    };
+    let by_hand = both();
+    broker.set_up().unwrap();
+    assert_eq!(both(), by_hand, "`tokentrail nats setup` makes the same");
 }
 
 /// What somebody with the login of `node-b` tries in the name of `node-a`. Those marked `true` the login that
