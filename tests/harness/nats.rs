@@ -152,6 +152,18 @@ impl<'sandbox> Broker<'sandbox> {
         Ok(())
     }
 
+    /// Changes a text in its configuration, and has it read that anew.
+    ///
+    /// # Errors
+    /// If it is not there or cannot be told.
+    pub fn reconfigure(&self, old: &str, new: &str) -> Result<()> {
+        let configuration = fs::read_to_string(&self.configuration)?;
+        ensure!(configuration.contains(old), "there is no {old:?} in its configuration");
+        fs::write(&self.configuration, configuration.replace(old, new))?;
+        let Some(process) = &self.process else { bail!("there is no NATS server to tell") };
+        Ok(kill_process(Pid::from_child(&process.child), Signal::HUP)?)
+    }
+
     /// Logs in with a password. What is asked is answered to `inbox`.
     ///
     /// # Errors
