@@ -27,6 +27,7 @@ use crate::time::Micros;
 pub mod answering;
 pub mod asked;
 pub mod asking;
+mod bucket;
 mod connection;
 pub mod interest;
 mod link;

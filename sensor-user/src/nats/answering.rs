@@ -13,7 +13,6 @@ use std::{
 use async_nats::jetstream::{
     self, Context, ErrorCode,
     context::{PublishError, PublishErrorKind},
-    kv::{Operation, Store},
     message::PublishMessage,
     publish::PublishAck,
 };
@@ -25,6 +24,7 @@ use tokio::{
 
 use super::{
     NatsMetrics,
+    bucket::Bucket,
     connection::ConnectionError,
     interest::{self, Interest, Refused},
     names::{self, Names},
@@ -119,7 +119,7 @@ impl Answerer {
     pub(super) async fn serve(
         &mut self,
         context: &Context,
-        bucket: &Store,
+        bucket: &Bucket,
         names: &Names,
     ) -> ConnectionError {
         match self.try_serve(context, bucket, names).await {
@@ -131,17 +131,14 @@ impl Answerer {
     async fn try_serve(
         &mut self,
         context: &Context,
-        bucket: &Store,
+        bucket: &Bucket,
         names: &Names,
     ) -> Result<(), ConnectionError> {
         // A node whose log is optional and absent has nothing to answer, and may not be allowed to hear this.
         if self.reached.wait_for(Option::is_some).await.is_err() {
             return Ok(());
         }
-        let mut asks = bucket
-            .watch_with_history(names::ASKS)
-            .await
-            .map_err(|error| ConnectionError::failed("watch what is asked", &error))?;
+        let mut asks = bucket.watch(names::ASKS, "watch what is asked").await?;
         let mut taken: FuturesOrdered<Taken> = FuturesOrdered::new();
         for answer in &self.waiting {
             taken.push_back(publish(context, names, answer).await?);
@@ -153,10 +150,9 @@ impl Answerer {
         loop {
             tokio::select! {
                 entry = asks.next() => {
-                    let Some(Ok(entry)) = entry else {
-                        return Err(ConnectionError::Ended("the bucket is not watched".to_owned()));
-                    };
-                    let value = if entry.operation == Operation::Put { &*entry.value } else { interest::NOTHING };
+                    let entry = entry?;
+                    // A key that was removed asks for nothing.
+                    let value = entry.value.as_deref().unwrap_or(interest::NOTHING);
                     if let Some(asks) = self.hear(&entry.key, value, entry.revision)
                         && self.asks.send(asks).await.is_err()
                     {
@@ -228,13 +224,12 @@ fn is_due(reached: Reached, before: Reached, since: Duration) -> bool {
     reached.covered.seen != before.covered.seen || since >= every
 }
 
-fn say(bucket: &Store, names: &Names, covered: Covered) -> Said {
+fn say(bucket: &Bucket, names: &Names, covered: Covered) -> Said {
     let (bucket, key) = (bucket.clone(), names.side());
     Box::pin(async move {
         // Two numbers: they have a JSON form.
         let value = serde_json::to_vec(&covered).unwrap_or_default();
-        let put = bucket.put(&key, value.into()).await;
-        put.map(drop).map_err(|error| ConnectionError::failed("say how far it is", &error))
+        bucket.put(&key, value, "say how far it is").await.map(drop)
     })
 }
 

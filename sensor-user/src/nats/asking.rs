@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::{
     Context, Message,
     consumer::{AckPolicy, pull},
-    kv::Store,
 };
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -19,6 +18,7 @@ use tokio::{
 
 use super::{
     NatsMetrics, Status,
+    bucket::Bucket,
     connection::ConnectionError,
     interest::{self, Interest},
     names::{self, Names},
@@ -84,7 +84,7 @@ impl Asker {
     pub(super) async fn serve(
         &mut self,
         context: &Context,
-        bucket: &Store,
+        bucket: &Bucket,
         names: &Names,
         status: &watch::Sender<Status>,
     ) -> ConnectionError {
@@ -101,7 +101,7 @@ impl Asker {
     async fn try_serve(
         &mut self,
         context: &Context,
-        bucket: &Store,
+        bucket: &Bucket,
         names: &Names,
         status: &watch::Sender<Status>,
     ) -> Result<(), ConnectionError> {
@@ -117,7 +117,7 @@ impl Asker {
             .messages()
             .await
             .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
-        let mut sides = Sides::open(context, bucket, names).await?;
+        let mut sides = Sides::open(context, names).await?;
         let mut put: Option<Put> = None;
         let mut untold: FuturesUnordered<Untold> = FuturesUnordered::new();
         let mut renew = time::interval(RENEWED);
@@ -189,7 +189,7 @@ impl Asker {
     }
 
     /// Begins to put what is asked now, if the bucket has to hear of it.
-    fn put(&mut self, bucket: &Store, names: &Names) -> Option<Put> {
+    fn put(&mut self, bucket: &Bucket, names: &Names) -> Option<Put> {
         let interests = self.interests.borrow_and_update().clone();
         self.progress.ask(&interests);
         if interests.is_empty() && !self.has_put {
@@ -199,8 +199,7 @@ impl Asker {
         self.metrics.unasked.inc_by(dropped as u64);
         let (bucket, key) = (bucket.clone(), names.ask());
         Some(Box::pin(async move {
-            let revision = bucket.put(&key, document.into()).await;
-            let revision = revision.map_err(|error| ConnectionError::failed("ask", &error))?;
+            let revision = bucket.put(&key, document, "ask").await?;
             Ok((interests, revision))
         }))
     }

@@ -8,12 +8,11 @@ use async_nats::{
     jetstream::{
         self, Context, ErrorCode,
         context::{GetStreamError, GetStreamErrorKind},
-        kv::Store,
     },
 };
 use tokio::sync::mpsc;
 
-use super::{Login, NatsConfig, interest};
+use super::{Login, NatsConfig, bucket::Bucket, interest};
 use crate::errors::with_causes;
 
 /// How long the broker may take for anything.
@@ -114,7 +113,7 @@ impl ConnectionError {
 /// A connection, and all that is needed of it.
 pub(super) struct Connection {
     pub(super) context: Context,
-    pub(super) bucket: Store,
+    pub(super) bucket: Bucket,
     /// What ends it.
     pub(super) ended: mpsc::Receiver<String>,
 }
@@ -136,10 +135,10 @@ pub(super) async fn connect(
                 Event::Disconnected | Event::Closed => Some("the server is gone".to_owned()),
                 Event::ServerError(error) => Some(error.to_string()),
                 Event::ClientError(error) => Some(error.to_string()),
-                Event::Connected
-                | Event::LameDuckMode
-                | Event::Draining
-                | Event::SlowConsumer(_) => None,
+                Event::SlowConsumer(_) => {
+                    Some("messages came faster than they were taken".to_owned())
+                }
+                Event::Connected | Event::LameDuckMode | Event::Draining => None,
             };
             if let Some(why) = why {
                 // The first one tells.
@@ -192,12 +191,9 @@ pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionEr
     context.get_stream(&stream).await.map_err(|error| missing(&error, &context, stream))?;
     let name = config.names.bucket();
     let bucket = format!("KV_{name}");
-    context.get_stream(&bucket).await.map_err(|error| missing(&error, &context, bucket))?;
-    let bucket = context
-        .get_key_value(&name)
-        .await
-        .map_err(|error| ConnectionError::failed("open the bucket", &error))?;
-    let found = &bucket.stream.cached_info().config;
+    let found =
+        context.get_stream(&bucket).await.map_err(|error| missing(&error, &context, bucket))?;
+    let found = &found.cached_info().config;
     if !found.max_age.is_zero() && found.max_age < KEPT {
         let what = "forgets before it is told again";
         return Err(ConnectionError::Bucket { name, what });
@@ -213,6 +209,7 @@ pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionEr
     if room < interest::MAX_BYTES {
         return Err(ConnectionError::Bucket { name, what: "has no room for what a node may ask" });
     }
+    let bucket = Bucket::new(context.clone(), &config.names);
     Ok(Connection { context, bucket, ended })
 }
 

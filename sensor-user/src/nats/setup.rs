@@ -61,8 +61,7 @@ pub async fn set_up(config: &NatsConfig, size: Size) -> Result<Vec<String>, Conn
         ..stream::Config::default()
     };
     put_stream(&context, answers).await?;
-    // A bucket is a stream of this form (ADR-8 of NATS). The client makes one only where the server is
-    // newer than 2.9: it asks for the account, and does not know that answer.
+    // A bucket is a stream of this form (ADR-8 of NATS).
     let bucket = stream::Config {
         name: format!("KV_{}", names.bucket()),
         description: Some("tokentrail: what nodes ask, and how far audit sides are".to_owned()),

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use async_nats::{
     Subscriber,
-    jetstream::{Context, kv::Store, stream::DirectGetErrorKind},
+    jetstream::{Context, stream::DirectGetErrorKind},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
@@ -26,18 +26,16 @@ pub(super) struct Sides {
 
 impl Sides {
     /// Begins to listen.
-    pub(super) async fn open(
-        context: &Context,
-        bucket: &Store,
-        names: &Names,
-    ) -> Result<Self, ConnectionError> {
+    pub(super) async fn open(context: &Context, names: &Names) -> Result<Self, ConnectionError> {
         let all = names.subject_of(names::SIDES);
         let prefix = names.subject_of("");
         // Before the bucket is read: what is put meanwhile comes twice, and not never.
         let put = context.client().subscribe(all.clone()).await;
         let put = put.map_err(|error| ConnectionError::failed("hear the audit sides", &error))?;
-        let found = bucket.stream.info_with_subjects(&all).await;
-        let found = found.map_err(|error| ConnectionError::failed("list audit sides", &error))?;
+        let failed = |error| ConnectionError::failed("list audit sides", &error);
+        let bucket = context.get_stream_no_info(format!("KV_{}", names.bucket())).await;
+        let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
+        let found = bucket.info_with_subjects(&all).await.map_err(failed)?;
         let mut found = found.take(progress::SIDES);
         let mut before = VecDeque::new();
         while let Some((subject, _)) = found
@@ -45,7 +43,7 @@ impl Sides {
             .await
             .map_err(|error| ConnectionError::failed("list audit sides", &error))?
         {
-            match bucket.stream.direct_get_last_for_subject(&*subject).await {
+            match bucket.direct_get_last_for_subject(&*subject).await {
                 Ok(message) => before.push_back((key(&prefix, &subject), message.payload.to_vec())),
                 // Gone since.
                 Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
