@@ -515,6 +515,7 @@ pub(super) const CASES: &[Case] = &[
                 ),
             ),
             ("Service metadata name", Is(r#""tokentrail-audit""#)),
+            ("Service spec publishNotReadyAddresses", Is("true")),
         ]),
     ),
     case(
