@@ -378,10 +378,12 @@ struct NoFunctionTracing;
 impl NoFunctionTracing {
     const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
 
-    /// None where the kernel does not let go of functions that a trampoline is attached to (5.10).
+    /// None where the kernel does not let go of functions that a trampoline is attached to (5.10), or of
+    /// any (7.3).
     fn begin() -> Option<Self> {
+        const REFUSALS: [ErrorKind; 2] = [ErrorKind::ResourceBusy, ErrorKind::Unsupported];
         match fs::write(Self::SWITCH, "0") {
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => None,
+            Err(error) if REFUSALS.contains(&error.kind()) => None,
             written => {
                 written.unwrap();
                 Some(Self)

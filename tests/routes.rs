@@ -31,6 +31,12 @@ const BUDGET: usize = 60;
 /// How many the verifier may go through, of the million after which it gives up: kernels differ tenfold.
 const VERIFIED: u32 = 250_000;
 
+/// The program of a route that was started: of `fexit` another one where the kernel refuses the first.
+fn program(route: &str) -> String {
+    let programs = [format!("open_{route}"), "open_direct".to_owned()];
+    programs.into_iter().find(|it| instructions::loaded(it).is_some()).unwrap()
+}
+
 /// A sensor on this route alone, or why there is none.
 async fn sensor(route: RouteChoice) -> Result<Sensor, SensorError> {
     let config = SensorConfig { route, ..SensorConfig::default() };
@@ -50,7 +56,7 @@ async fn the_routes_that_work_are_those_of_this_kernel_and_the_best_is_chosen() 
         match sensor(choice).await {
             Ok(sensor) => {
                 working.push(name.to_owned());
-                let verified = instructions::verified(&format!("open_{name}"));
+                let verified = instructions::verified(&program(name));
                 assert!(verified.is_none_or(|count| count <= VERIFIED), "{name}: {verified:?}");
                 let degraded = sensor.degraded();
                 note(&json!({
@@ -89,7 +95,7 @@ async fn an_ordinary_open_leaves_the_best_route_within_its_budget() {
             }
         };
         let Rejects { ordinary, longest, whole } =
-            instructions::of_program(&format!("open_{name}")).unwrap();
+            instructions::of_program(&program(name)).unwrap();
         assert!(ordinary <= longest && longest < whole, "{name}: {ordinary} {longest} {whole}");
         if sensor.route() == Route::Fexit {
             note(&json!({"route": name, "ordinary": ordinary, "longest": longest, "whole": whole}));
@@ -122,7 +128,7 @@ async fn what_an_ordinary_open_costs_is_told_beside_what_an_empty_program_does()
         };
         // On the same hooks at the same time, so that whatever else goes on slows down both.
         let _empty = attach_empty(sensor.route()).unwrap();
-        let programs = [format!("open_{name}"), format!("empty_{name}")];
+        let programs = [program(name), format!("empty_{name}")];
         let before = programs.each_ref().map(|it| runs(it));
         for _ in 0..OPENS {
             File::open(ordinary.path()).unwrap();

@@ -4,13 +4,13 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use tokentrail_ebpf::{ABI_VERSION, Counter, MatchedBy, OpenRecord, Route, TEXT_LEN};
 
-use crate::{file as opened, flood, maps, read::Probed, task};
+use crate::{file as opened, flood, maps, read::Structure, task};
 
 /// Emits one open of `file`. `path` writes the file's `d_path`, or a leading NUL.
 #[inline(always)]
-pub(crate) fn open(
+pub(crate) fn open<S: Structure>(
     route: Route,
-    file: Probed,
+    file: S,
     matched: MatchedBy,
     path: impl FnOnce(&mut [u8; TEXT_LEN]),
 ) {
@@ -32,9 +32,9 @@ pub(crate) fn open(
     record.path[0] = 0;
     path(&mut record.path);
     record.missing = 0;
-    task::describe(record);
+    let described = task::describe::<S>(record);
     opened::mount(record, file);
-    if !opened::identity(record, file) {
+    if !described || !opened::identity(record, file) {
         // The file went away between the filter and here: another thread closed it.
         maps::count(Counter::LostUnreadable);
         entry.discard(0);

@@ -16,7 +16,7 @@ use tokentrail_ebpf::{MatchedBy, Route, TEXT_LEN};
 use crate::{
     emit,
     maps::{self, known, off},
-    read::{Buffer, Probed, Read, Span, Typed},
+    read::{Buffer, Probed, Read, Span, Structure, Typed},
 };
 
 /// File names of a service-account volume: length, then the bytes as a little-endian number.
@@ -56,7 +56,7 @@ const COMPAT: u32 = 2;
 const COMPAT_OPENS: [u32; 5] = [5, 295, 342, 438, 437];
 
 #[inline(always)]
-pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
+pub(crate) fn on_fexit<S: Structure>(ctx: &FExitContext) -> i32 {
     let denied: i32 = ctx.arg(1);
     let address: *const u8 = ctx.arg(0);
     if denied != 0 {
@@ -65,7 +65,7 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
     // SAFETY: the first argument of the traced function, which BTF types as `struct file *`.
     let file = unsafe { Typed::new(address) };
     if let Some(matched) = token_like(file) {
-        emit::open(Route::Fexit, file.probed(), matched, |path: &mut [u8; TEXT_LEN]| {
+        emit::open(Route::Fexit, S::of(file), matched, |path: &mut [u8; TEXT_LEN]| {
             let from = address.wrapping_add(off!(file_path) as usize).cast_mut();
             // SAFETY: `path` is writable for its length; `from` is the file's `f_path`, which the
             // verifier checks.
@@ -78,7 +78,7 @@ pub(crate) fn on_fexit(ctx: &FExitContext) -> i32 {
 }
 
 #[inline(always)]
-pub(crate) fn on_receive_fexit(ctx: &FExitContext) -> i32 {
+pub(crate) fn on_receive_fexit<S: Structure>(ctx: &FExitContext) -> i32 {
     let denied: i32 = ctx.arg(1);
     if denied != 0 {
         return 0;
@@ -87,7 +87,7 @@ pub(crate) fn on_receive_fexit(ctx: &FExitContext) -> i32 {
     let file = unsafe { Typed::new(ctx.arg(0)) };
     if let Some(matched) = token_like(file) {
         // `bpf_d_path` is not allowed in this function.
-        emit::open(Route::Fexit, file.probed(), matched, |path| path[0] = 0);
+        emit::open(Route::Fexit, S::of(file), matched, |path| path[0] = 0);
         debug!(ctx, "fexit: reported a received file that matched by {}", matched as u32);
     }
     0

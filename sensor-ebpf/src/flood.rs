@@ -6,12 +6,12 @@
 //! records, and what exceeds it is lost and counted. The share is less than the ring holds, so that
 //! a full one leaves room for somebody else.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
+use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use tokentrail_ebpf::{ACCESS_MODE, Counter, REPEAT_NS, RepeatKey, Repeats, TaskKey};
 
 use crate::{
     maps::{self, off},
-    read::Probed,
+    read::Structure,
     task,
 };
 
@@ -43,9 +43,8 @@ pub(crate) struct Admitted {
 
 /// Whether an open gets a record; if not, that is counted.
 #[inline(always)]
-pub(crate) fn admit(file: Probed, now: u64) -> Option<Admitted> {
-    // SAFETY: helper without arguments.
-    let task = Probed::at(unsafe { bpf_get_current_task() });
+pub(crate) fn admit<S: Structure>(file: S, now: u64) -> Option<Admitted> {
+    let task = S::current();
     let leader = task.next(off!(task_group_leader));
     let key = key(task, leader, file);
     let mut repeats = 0;
@@ -83,7 +82,7 @@ pub(crate) fn told(Admitted { key, now, .. }: &Admitted) {
 }
 
 #[inline(always)]
-fn key(task: Probed, leader: Probed, file: Probed) -> RepeatKey {
+fn key<S: Structure>(task: S, leader: S, file: S) -> RepeatKey {
     // SAFETY: helper without arguments.
     let ids = unsafe { bpf_get_current_pid_tgid() };
     let inode = file.next(off!(file_inode));

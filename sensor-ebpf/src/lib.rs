@@ -281,6 +281,10 @@ impl Missing {
     pub const ANCESTORS: u32 = 1 << 6;
     /// User ids.
     pub const USER: u32 = 1 << 7;
+    /// Descriptors 0 to 2, where the controlling terminal may be known.
+    pub const DESCRIPTORS: u32 = 1 << 8;
+    /// Names of the file or of the directory that it is in.
+    pub const FILE_NAME: u32 = 1 << 9;
 }
 
 /// Index into the per-CPU counters.
@@ -350,6 +354,8 @@ pub const ABSENT: u32 = u32::MAX;
 pub struct Offsets {
     /// 1 if helper `bpf_get_current_task_btf` exists (kernel 5.11).
     pub have_task_btf: u32,
+    /// 1 if helper `bpf_snprintf` exists (kernel 5.13).
+    pub have_snprintf: u32,
     /// 1 on x86-64, 2 on arm64: where a kprobe finds its first argument.
     pub arch: u32,
     /// `task_struct.files`
@@ -394,6 +400,10 @@ pub struct Offsets {
     pub files_fdt: u32,
     /// `fdtable.fd`
     pub fdt_fd: u32,
+    /// `fdtable.max_fds`
+    pub fdt_max_fds: u32,
+    /// `files_struct.fd_array`
+    pub files_fd_array: u32,
     /// `file.f_path`, for `bpf_d_path`
     pub file_path: u32,
     /// `file.f_path` + `path.dentry`
@@ -414,6 +424,8 @@ pub struct Offsets {
     pub dentry_name_ptr: u32,
     /// `dentry.d_iname` / `d_shortname`
     pub dentry_inline_name: u32,
+    /// Bytes of that
+    pub dentry_inline_len: u32,
     /// `dentry.d_parent`
     pub dentry_parent: u32,
     /// First byte of what the filter reads of a dentry …
@@ -446,6 +458,8 @@ pub struct Offsets {
     pub pid_level: u32,
     /// `pid.numbers`
     pub pid_numbers: u32,
+    /// Size of `struct pid`, without numbers if there may be any of them
+    pub pid_size: u32,
     /// Size of `struct upid`
     pub upid_size: u32,
     /// `upid.nr`

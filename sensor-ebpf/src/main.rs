@@ -32,23 +32,32 @@ mod read;
 mod session;
 #[cfg(target_arch = "bpf")]
 mod task;
+#[cfg(target_arch = "bpf")]
+mod words;
 
 #[cfg(target_arch = "bpf")]
 #[expect(clippy::needless_pass_by_value, reason = "the signature that aya's macros call")]
 mod programs {
     use aya_ebpf::{
-        macros::{fexit, kprobe, raw_tracepoint, tracepoint},
-        programs::{FExitContext, ProbeContext, RawTracePointContext, TracePointContext},
+        macros::{btf_tracepoint, fexit, kprobe, raw_tracepoint, tracepoint},
+        programs::{
+            BtfTracePointContext, FExitContext, ProbeContext, RawTracePointContext,
+            TracePointContext,
+        },
     };
 
-    use crate::{filter, session};
+    use crate::{
+        filter,
+        read::{Direct, Probed, Structure as _, Typed},
+        session,
+    };
 
     /// Return of `int security_file_open(struct file *)`, the one function that every open by
     /// path, handle, `execve` or `io_uring` passes. Trampolines: x86-64 5.5, arm64 6.0 to 6.4.
     /// <https://github.com/torvalds/linux/blob/v6.12/security/security.c#L3092>
     #[fexit(function = "security_file_open")]
     fn open_fexit(ctx: FExitContext) -> i32 {
-        filter::on_fexit(&ctx)
+        filter::on_fexit::<Probed>(&ctx)
     }
 
     /// Return of `int security_file_receive(struct file *)`: a descriptor comes from another
@@ -56,7 +65,21 @@ mod programs {
     /// <https://github.com/torvalds/linux/blob/v6.12/security/security.c#L3061>
     #[fexit(function = "security_file_receive")]
     fn receive_fexit(ctx: FExitContext) -> i32 {
-        filter::on_receive_fexit(&ctx)
+        filter::on_receive_fexit::<Probed>(&ctx)
+    }
+
+    /// The same two where the kernel keeps its memory from programs (`lockdown=confidentiality`): they
+    /// read what types lead to, and no other address.
+    #[fexit(function = "security_file_open")]
+    #[inline(always)]
+    fn open_direct(ctx: FExitContext) -> i32 {
+        filter::on_fexit::<Direct>(&ctx)
+    }
+
+    #[fexit(function = "security_file_receive")]
+    #[inline(always)]
+    fn receive_direct(ctx: FExitContext) -> i32 {
+        filter::on_receive_fexit::<Direct>(&ctx)
     }
 
     /// Entry of the same functions. Sees opens that a security module then denies.
@@ -94,14 +117,27 @@ mod programs {
     /// <https://github.com/torvalds/linux/blob/v6.12/fs/exec.c#L1788>
     #[raw_tracepoint(tracepoint = "sched_process_exec")]
     fn session_exec(_: RawTracePointContext) -> i32 {
-        session::on_exec()
+        session::on_exec::<Probed>()
     }
 
     /// A process or thread was made and does not run yet: `parent`, `child`.
     /// <https://github.com/torvalds/linux/blob/v6.12/kernel/fork.c#L2817>
     #[raw_tracepoint(tracepoint = "sched_process_fork")]
     fn session_fork(ctx: RawTracePointContext) -> i32 {
-        session::on_fork(&ctx)
+        session::on_fork(Probed::at(ctx.arg(0)), Probed::at(ctx.arg(1)))
+    }
+
+    /// The same two as typed programs: kernel 5.5.
+    #[btf_tracepoint(function = "sched_process_exec")]
+    fn exec_direct(_: BtfTracePointContext) -> i32 {
+        session::on_exec::<Direct>()
+    }
+
+    #[btf_tracepoint(function = "sched_process_fork")]
+    fn fork_direct(ctx: BtfTracePointContext) -> i32 {
+        // SAFETY: both arguments of the tracepoint are of `struct task_struct *`.
+        let [parent, child] = [0, 1].map(|at| Direct::of(unsafe { Typed::new(ctx.arg(at)) }));
+        session::on_fork(parent, child)
     }
 
     #[fexit(function = "security_file_open")]

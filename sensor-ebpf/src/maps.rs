@@ -4,10 +4,11 @@ use core::cell::UnsafeCell;
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use tokentrail_ebpf::{
-    Counter, Offsets, RepeatKey, Repeats, SessionCommand, TaskKey, VOLUME_WORDS, VolumeBit,
+    Counter, Offsets, RepeatKey, Repeats, SessionCommand, TEXT_LEN, TaskKey, VOLUME_WORDS,
+    VolumeBit,
 };
 
 use crate::flood::PaceKey;
@@ -115,6 +116,15 @@ macro_rules! known {
 }
 pub(crate) use known;
 
+/// `BPF_RB_NO_WAKEUP` of `include/uapi/linux/bpf.h`.
+pub(crate) const NO_WAKEUP: u64 = 1;
+
+/// Memory that nobody else has, to be discarded with [`NO_WAKEUP`]: the reader passes over it.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<RingBufEntry<[u8; 2 * TEXT_LEN]>> {
+    EVENTS.reserve(0)
+}
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
@@ -152,10 +162,10 @@ pub(crate) fn session_of(process: &TaskKey) -> Option<TaskKey> {
     })
 }
 
-/// What a session began with; null if that is not known.
+/// What a session began with, if that is known.
 #[inline(always)]
-pub(crate) fn session_command(key: &TaskKey) -> *const SessionCommand {
-    SESSIONS.get_ptr(key).unwrap_or(core::ptr::null())
+pub(crate) fn session_command(key: &TaskKey) -> Option<*const SessionCommand> {
+    SESSIONS.get_ptr(key)
 }
 
 /// The repeats of an open that got a record.

@@ -9,6 +9,8 @@ use aya_ebpf::helpers::generated;
 use tokentrail_ebpf::ABSENT;
 use zerocopy::FromBytes;
 
+use crate::maps::off;
+
 /// Reads members of the kernel structure at an address.
 pub(crate) trait Read: Copy {
     /// What a pointer in this structure leads to.
@@ -55,6 +57,75 @@ impl Span {
     }
 }
 
+/// A kernel structure that facts are read from. What is absent, null or bad reads as zeroes, and so
+/// does what follows from it: a chain is checked once at its end.
+pub(crate) trait Structure: Copy {
+    /// Whether any address can be read, or only what the verifier knows the type of.
+    const ANY_ADDRESS: bool;
+
+    /// The current task.
+    fn current() -> Self;
+
+    /// What a program got as its argument.
+    fn of(typed: Typed) -> Self;
+
+    /// None.
+    fn null() -> Self;
+
+    /// Whether there is none.
+    fn is_null(self) -> bool;
+
+    /// Whether both are the same one.
+    fn is(self, other: Self) -> bool;
+
+    /// The member at `offset`; zero if this kernel has none or the address is bad.
+    fn load<T: FromBytes + Copy>(self, offset: u32) -> T;
+
+    /// The structure that the pointer at `offset` leads to, or null.
+    fn next(self, offset: u32) -> Self;
+
+    /// The structure whose member at `offset` this is; null where its type is not known.
+    fn container(self, offset: u32) -> Self;
+
+    /// Element `index` of an array of pointers that starts here; null where its type is not known.
+    fn element(self, index: u32) -> Self;
+
+    /// What is read of an element of an array of structures in this one; zero if it is out of reach.
+    fn nth<T: FromBytes>(self, array: Array, index: u32, read: impl Fn(Self) -> T) -> T;
+
+    /// Copies the bytes of the member at `offset`, zeroes if there are none.
+    fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]);
+
+    /// Copies the string that the pointer at `pointer` leads to, cut and NUL-terminated; empty if it is
+    /// unreadable. Where pointers to text cannot be followed, that is any that is not inline.
+    fn string<const N: usize>(self, pointer: u32, inline: Inline, into: &mut [u8; N]);
+}
+
+/// An array of structures within one.
+#[derive(Clone, Copy)]
+pub(crate) struct Array {
+    pub(crate) start: u32,
+    pub(crate) stride: u32,
+    /// How many elements its type has, whatever lies behind them.
+    pub(crate) length: u32,
+}
+
+/// Where a structure holds short strings itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Inline {
+    /// Place of the text.
+    pub(crate) start: u32,
+    /// Bytes that are there, a NUL included; 0 where none are held.
+    pub(crate) capacity: u32,
+    /// Place of the text's length, without NUL.
+    pub(crate) length: u32,
+}
+
+impl Inline {
+    /// No strings.
+    pub(crate) const NONE: Self = Self { start: ABSENT, capacity: 0, length: ABSENT };
+}
+
 /// Any address, read with `bpf_probe_read_kernel`; each read costs a call.
 ///
 /// Its own methods never branch on a failure: the helper then leaves zeroes, and reading from null
@@ -69,16 +140,39 @@ impl Probed {
     pub(crate) fn at(address: u64) -> Self {
         Self(address)
     }
+}
 
-    /// Whether there is none.
+impl Structure for Probed {
+    const ANY_ADDRESS: bool = true;
+
     #[inline(always)]
-    pub(crate) fn is_null(self) -> bool {
+    fn current() -> Self {
+        // SAFETY: helper without arguments.
+        Self(unsafe { generated::bpf_get_current_task() })
+    }
+
+    #[inline(always)]
+    fn of(typed: Typed) -> Self {
+        typed.probed()
+    }
+
+    #[inline(always)]
+    fn null() -> Self {
+        Self(0)
+    }
+
+    #[inline(always)]
+    fn is_null(self) -> bool {
         self.0 == 0
     }
 
-    /// The member at `offset`; zero if this kernel has none or the address is bad.
     #[inline(always)]
-    pub(crate) fn load<T: FromBytes + Copy>(self, offset: u32) -> T {
+    fn is(self, other: Self) -> bool {
+        self == other
+    }
+
+    #[inline(always)]
+    fn load<T: FromBytes + Copy>(self, offset: u32) -> T {
         if offset == ABSENT {
             return T::new_zeroed();
         }
@@ -88,35 +182,39 @@ impl Probed {
         unsafe { value.assume_init() }
     }
 
-    /// The structure that the pointer at `offset` leads to, or null.
     #[inline(always)]
-    pub(crate) fn next(self, offset: u32) -> Self {
+    fn next(self, offset: u32) -> Self {
         Self(self.load(offset))
     }
 
-    /// The member at `offset`, itself a structure.
     #[inline(always)]
-    pub(crate) fn member(self, offset: u32) -> Self {
-        Self(self.0.wrapping_add(offset.into()))
-    }
-
-    /// The structure whose member at `offset` this is.
-    #[inline(always)]
-    pub(crate) fn container(self, offset: u32) -> Self {
+    fn container(self, offset: u32) -> Self {
         Self(self.0.wrapping_sub(offset.into()))
     }
 
-    /// Element `index` of an array of pointers that starts here.
     #[inline(always)]
-    pub(crate) fn element(self, index: u32) -> Self {
+    fn element(self, index: u32) -> Self {
         Self(self.0.wrapping_add(u64::from(index) * 8)).next(0)
     }
 
-    /// Copies the string that the pointer at `offset` leads to, cut and NUL-terminated; an
-    /// unreadable one is left empty.
     #[inline(always)]
-    pub(crate) fn string<const N: usize>(self, offset: u32, into: &mut [u8; N]) {
-        let text = self.next(offset);
+    fn nth<T: FromBytes>(self, array: Array, index: u32, read: impl Fn(Self) -> T) -> T {
+        let start = self.0.wrapping_add(array.start.into());
+        read(Self(start.wrapping_add((index * array.stride).into())))
+    }
+
+    #[inline(always)]
+    fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) {
+        if offset == ABSENT {
+            into[0] = 0;
+        } else {
+            copy(self.0.wrapping_add(offset.into()), into.as_mut_ptr(), N as u32);
+        }
+    }
+
+    #[inline(always)]
+    fn string<const N: usize>(self, pointer: u32, _: Inline, into: &mut [u8; N]) {
+        let text = self.next(pointer);
         // SAFETY: `into` is writable for its N bytes; the helper checks the source and clears the
         // target if it is bad.
         unsafe {
@@ -126,16 +224,6 @@ impl Probed {
                 text.0 as *const _,
             )
         };
-    }
-
-    /// Copies the bytes of the member at `offset`, zeroes if there are none.
-    #[inline(always)]
-    pub(crate) fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) {
-        if offset == ABSENT {
-            into[0] = 0;
-        } else {
-            copy(self.0.wrapping_add(offset.into()), into.as_mut_ptr(), N as u32);
-        }
     }
 }
 
@@ -275,6 +363,125 @@ impl Read for Typed {
     #[inline(always)]
     fn glance(self, _: Span, _: &mut Buffer) -> Self {
         self
+    }
+}
+
+/// What a typed address leads to, read by plain instructions alone: for kernels that keep
+/// `bpf_probe_read_kernel` from programs.
+///
+/// Null is asked for at each step, since newer verifiers want to see that for some pointers, and gone by
+/// for the rest.
+#[derive(Clone, Copy)]
+pub(crate) struct Direct(*const u8);
+
+/// Elements of an open array that are read: levels of pid namespaces, of which nested nodes have three.
+const REACH: u32 = 5;
+
+impl Structure for Direct {
+    const ANY_ADDRESS: bool = false;
+
+    #[inline(always)]
+    fn current() -> Self {
+        if off!(have_task_btf) == 0 {
+            return Self::null();
+        }
+        // SAFETY: helper without arguments.
+        Self(unsafe { generated::bpf_get_current_task_btf() }.cast_const().cast())
+    }
+
+    #[inline(always)]
+    fn of(Typed(address): Typed) -> Self {
+        Self(address)
+    }
+
+    #[inline(always)]
+    fn null() -> Self {
+        Self(core::ptr::null())
+    }
+
+    #[inline(always)]
+    fn is_null(self) -> bool {
+        self.0.is_null()
+    }
+
+    #[inline(always)]
+    fn is(self, other: Self) -> bool {
+        self.0 == other.0
+    }
+
+    #[inline(always)]
+    fn load<T: FromBytes + Copy>(self, offset: u32) -> T {
+        // SAFETY: what is not null has the type that the verifier knows.
+        if self.is_null() { T::new_zeroed() } else { unsafe { Typed::new(self.0) }.get(offset) }
+    }
+
+    #[inline(always)]
+    fn next(self, offset: u32) -> Self {
+        if self.is_null() {
+            return self;
+        }
+        // SAFETY: as above.
+        match unsafe { Typed::new(self.0) }.follow(offset) {
+            Some(Typed(next)) => Self(next),
+            None => Self::null(),
+        }
+    }
+
+    #[inline(always)]
+    fn container(self, _: u32) -> Self {
+        Self::null()
+    }
+
+    #[inline(always)]
+    fn element(self, _: u32) -> Self {
+        Self::null()
+    }
+
+    /// One question after the other: a computed place would be refused.
+    #[inline(always)]
+    fn nth<T: FromBytes>(self, array: Array, index: u32, read: impl Fn(Self) -> T) -> T {
+        let mut found = T::new_zeroed();
+        if self.is_null() {
+            return found;
+        }
+        for at in 0..REACH {
+            if at < array.length && index == at {
+                let place = array.start.wrapping_add(at * array.stride);
+                found = read(Self(self.0.wrapping_add(place as usize)));
+            }
+        }
+        found
+    }
+
+    #[inline(always)]
+    fn bytes<const N: usize>(self, offset: u32, into: &mut [u8; N]) {
+        self.words(offset, N as u32, into);
+    }
+
+    #[inline(always)]
+    fn string<const N: usize>(self, _: u32, inline: Inline, into: &mut [u8; N]) {
+        into[0] = 0;
+        if self.load::<u32>(inline.length) >= inline.capacity {
+            return;
+        }
+        self.words(inline.start, inline.capacity, into);
+    }
+}
+
+impl Direct {
+    /// Copies `length` bytes of the member at `offset`, as many as there is room for, by words: both
+    /// are a multiple of four.
+    #[inline(always)]
+    fn words<const N: usize>(self, offset: u32, length: u32, into: &mut [u8; N]) {
+        let words = into.as_mut_ptr().cast::<u32>();
+        for index in 0..N / 4 {
+            let at = index as u32 * 4;
+            if offset != ABSENT && at < length {
+                let word = self.load(offset.wrapping_add(at));
+                // SAFETY: within `into`. Texts lie at multiples of four in what they are a part of.
+                unsafe { words.wrapping_add(index).write(word) };
+            }
+        }
     }
 }
 

@@ -5,24 +5,19 @@
 //! attacker's session. A process whose parent has ended is a child of the container's first one, as
 //! the workload's own are, and only by its forks is it told from those.
 
-use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel},
-    programs::RawTracePointContext,
-};
 use tokentrail_ebpf::{COMMAND_LEN, OpenRecord, SessionCommand, TaskKey};
 
 use crate::{
     maps::{self, off},
-    read::Probed,
+    read::Structure,
     task,
 };
 
 /// Notes the command of a process that is in another container than its parent: the first that it
 /// executes there. This runs at every `execve` of the machine, so the rest leaves early.
 #[inline(always)]
-pub(crate) fn on_exec() -> i32 {
-    // SAFETY: helper without arguments.
-    let task = Probed::at(unsafe { bpf_get_current_task() });
+pub(crate) fn on_exec<S: Structure>() -> i32 {
+    let task = S::current();
     let leader = task.next(off!(task_group_leader));
     if !task::begins_session(leader) {
         return 0;
@@ -42,10 +37,8 @@ pub(crate) fn on_exec() -> i32 {
 /// Notes that a child belongs to the session of its parent. This runs at every `fork` of the machine
 /// and ends for nearly all of them with one lookup.
 #[inline(always)]
-pub(crate) fn on_fork(ctx: &RawTracePointContext) -> i32 {
-    let task = Probed::at(ctx.arg(1));
-    let parent = Probed::at(ctx.arg(0)).next(off!(task_group_leader));
-    let (parent, child) = (key(parent), key(task));
+pub(crate) fn on_fork<S: Structure>(parent: S, task: S) -> i32 {
+    let (parent, child) = (key(parent.next(off!(task_group_leader))), key(task));
     if child.tgid != parent.tgid
         && let Some(session) = maps::session_of(&parent)
         && !is_first(task)
@@ -58,7 +51,7 @@ pub(crate) fn on_fork(ctx: &RawTracePointContext) -> i32 {
 /// Whether a process is the first of its pid namespace: the container's own, and so is all that it
 /// forks.
 #[inline(always)]
-fn is_first(leader: Probed) -> bool {
+fn is_first<S: Structure>(leader: S) -> bool {
     task::nspid(leader) == 1
 }
 
@@ -73,20 +66,19 @@ pub(crate) fn describe(record: &mut OpenRecord) {
     } else {
         TaskKey { start_boottime_ns: entry.start_boottime_ns, tgid: entry.tgid.into() }
     };
-    let known = maps::session_command(&began);
-    // SAFETY: the target is writable for its size; the helper checks the source, and clears the
-    // target if that is null.
-    unsafe {
-        bpf_probe_read_kernel(
-            core::ptr::from_mut(&mut record.session_command).cast(),
-            size_of::<SessionCommand>() as u32,
-            known.cast(),
-        )
-    };
+    let into = core::ptr::from_mut(&mut record.session_command);
+    match maps::session_command(&began) {
+        // SAFETY: both are live and apart; the verifier checks their bounds.
+        Some(known) => unsafe { core::ptr::copy_nonoverlapping(known, into, 1) },
+        None => {
+            record.session_command.length = 0;
+            record.session_command.text[0] = 0;
+        }
+    }
 }
 
 #[inline(always)]
-fn key(leader: Probed) -> TaskKey {
+fn key<S: Structure>(leader: S) -> TaskKey {
     TaskKey {
         start_boottime_ns: leader.load(off!(task_start_boottime)),
         tgid: leader.load::<u32>(off!(task_tgid)).into(),

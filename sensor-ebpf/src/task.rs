@@ -3,16 +3,14 @@
 //! All reads are racy against other threads of the process and safe against bad memory. A fact
 //! that cannot be read is zero or empty and sets its bit of [`Missing`].
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_user,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use tokentrail_ebpf::{Ancestor, Missing, OpenRecord, TEXT_LEN};
 
 use crate::{
     file,
     maps::{known, off},
-    read::{Probed, note_unless},
-    session,
+    read::{Array, Inline, Structure, note_unless},
+    session, words,
 };
 
 /// Steps towards `init` before a walk gives up. Deeper process trees do not occur in containers.
@@ -20,33 +18,37 @@ const WALK: u32 = 32;
 /// `MAX_PID_NS_LEVEL` of `include/linux/pid_namespace.h`.
 const DEEPEST_PID_NAMESPACE: u32 = 32;
 
-/// Fills in everything about the current task, and the bits of [`Missing`].
+/// Fills in everything about the current task, and the bits of [`Missing`]; `false` if there is none.
 #[inline(always)]
-pub(crate) fn describe(record: &mut OpenRecord) {
+pub(crate) fn describe<S: Structure>(record: &mut OpenRecord) -> bool {
     // SAFETY: helper without arguments.
     let ids = unsafe { bpf_get_current_pid_tgid() };
     record.tgid = (ids >> 32) as u32;
     record.pid = ids as u32;
-    // SAFETY: helper without arguments.
-    let task = Probed::at(unsafe { bpf_get_current_task() });
+    let task = S::current();
     let leader = task.next(off!(task_group_leader));
+    // Never, but to the verifier: all that follows would have twice as many states.
+    if !S::ANY_ADDRESS && off!(have_task_btf) != 0 && leader.is_null() {
+        return false;
+    }
     task.bytes(off!(task_comm), &mut record.comm);
     leader.bytes(off!(task_comm), &mut record.leader_comm);
     record.start_boottime_ns = leader.load(off!(task_start_boottime));
     record.ppid = leader.next(off!(task_real_parent)).load(off!(task_tgid));
-    let session = Session::of(leader);
     user(record, task);
     terminal(record, task);
     executable(record, task);
     arguments(record, task);
-    namespaces(record, task, session);
-    cgroup(record, session);
-    ancestors(record, leader, session);
+    namespaces(record, task, leader);
+    let container = container_cgroup(leader);
+    cgroup(record, container);
+    ancestors(record, leader, container);
+    true
 }
 
 /// The credentials that the open was checked against.
 #[inline(always)]
-fn user(record: &mut OpenRecord, task: Probed) {
+fn user<S: Structure>(record: &mut OpenRecord, task: S) {
     let credentials = task.next(off!(task_cred));
     record.uid = credentials.load(off!(cred_uid));
     record.euid = credentials.load(off!(cred_euid));
@@ -57,24 +59,43 @@ fn user(record: &mut OpenRecord, task: Probed) {
 /// The controlling terminal, and what descriptors 0 to 2 are. A process without a terminal has no
 /// `tty`, which is a fact too. The smallest descriptor table has 64 places.
 #[inline(always)]
-fn terminal(record: &mut OpenRecord, task: Probed) {
+fn terminal<S: Structure>(record: &mut OpenRecord, task: S) {
     let signal = task.next(off!(task_signal));
     record.tty_dev = terminal_device(task);
-    let table = task.next(off!(task_files)).next(off!(files_fdt)).next(off!(fdt_fd));
+    let files = task.next(off!(task_files));
+    let table = files.next(off!(files_fdt));
+    let array = table.next(off!(fdt_fd));
+    let reachable = S::ANY_ADDRESS || is_first_table(table);
     for (index, fd) in (0..).zip(&mut record.fds) {
-        let inode = table.element(index).next(off!(file_inode));
+        let file = if S::ANY_ADDRESS {
+            array.element(index)
+        } else if reachable {
+            files.next(off!(files_fd_array).wrapping_add(index * 8))
+        } else {
+            S::null()
+        };
+        let inode = file.next(off!(file_inode));
         fd.rdev = inode.load(off!(inode_rdev));
         fd.mode = u32::from(inode.load::<u16>(off!(inode_mode)));
     }
     let known = known!(signal_tty, tty_driver, tty_index, tty_driver_major)
         && known!(tty_driver_minor_start, inode_rdev);
-    let present = known && !signal.is_null() && !table.is_null();
+    let present = known && !signal.is_null() && !array.is_null();
     note_unless(present, &mut record.missing, Missing::TERMINAL);
+    note_unless(reachable, &mut record.missing, Missing::DESCRIPTORS);
+}
+
+/// Whether a process has the table of descriptors that it began with, whose array is a member of
+/// `files_struct`: it has 64 places, any other one more.
+/// <https://github.com/torvalds/linux/blob/v6.12/fs/file.c#L376>
+#[inline(always)]
+fn is_first_table<S: Structure>(table: S) -> bool {
+    known!(files_fd_array, fdt_max_fds) && table.load::<u32>(off!(fdt_max_fds)) <= 64
 }
 
 /// Device of the controlling terminal, 0 without one.
 #[inline(always)]
-pub(crate) fn terminal_device(task: Probed) -> u32 {
+pub(crate) fn terminal_device<S: Structure>(task: S) -> u32 {
     let tty = task.next(off!(task_signal)).next(off!(signal_tty));
     let driver = tty.next(off!(tty_driver));
     let major: u32 = driver.load(off!(tty_driver_major));
@@ -84,23 +105,24 @@ pub(crate) fn terminal_device(task: Probed) -> u32 {
 }
 
 #[inline(always)]
-fn executable(record: &mut OpenRecord, task: Probed) {
+fn executable<S: Structure>(record: &mut OpenRecord, task: S) {
     let file = executable_file(task);
     let inode = file.next(off!(file_inode));
     record.exe_ino = inode.load(off!(inode_ino));
     record.exe_dev = inode.next(off!(inode_sb)).load(off!(sb_dev));
     file::names(file.next(off!(file_dentry)), &mut record.exe_names);
-    note_unless(!inode.is_null(), &mut record.missing, Missing::EXECUTABLE);
+    let named = S::ANY_ADDRESS || record.exe_names[0][0] != 0;
+    note_unless(named & !inode.is_null(), &mut record.missing, Missing::EXECUTABLE);
 }
 
 /// What the process executes.
 #[inline(always)]
-pub(crate) fn executable_file(task: Probed) -> Probed {
+pub(crate) fn executable_file<S: Structure>(task: S) -> S {
     task.next(off!(task_mm)).next(off!(mm_exe_file))
 }
 
 #[inline(always)]
-fn arguments(record: &mut OpenRecord, task: Probed) {
+fn arguments<S: Structure>(record: &mut OpenRecord, task: S) {
     let length = copy_arguments(task, &mut record.argv);
     record.argv_len = if length > TEXT_LEN as u32 { TEXT_LEN as u32 } else { length };
     note_unless(length != 0, &mut record.missing, Missing::ARGV);
@@ -109,11 +131,14 @@ fn arguments(record: &mut OpenRecord, task: Probed) {
 /// Copies the start of the arguments of the current task, as they lie in the process's own memory:
 /// it can change them. Returns how many bytes they have, 0 if they cannot be read.
 #[inline(always)]
-pub(crate) fn copy_arguments<const N: usize>(task: Probed, into: &mut [u8; N]) -> u32 {
+pub(crate) fn copy_arguments<S: Structure, const N: usize>(task: S, into: &mut [u8; N]) -> u32 {
     let mm = task.next(off!(task_mm));
     let start: u64 = mm.load(off!(mm_arg_start));
     let end: u64 = mm.load(off!(mm_arg_end));
     let whole = end.wrapping_sub(start);
+    if !S::ANY_ADDRESS {
+        return if words::copy(start, whole, into) { whole as u32 } else { 0 };
+    }
     let length = if whole > N as u64 { N as u32 } else { whole as u32 };
     // SAFETY: `into` is writable for N bytes; the helper checks the source.
     let result =
@@ -125,68 +150,50 @@ pub(crate) fn copy_arguments<const N: usize>(task: Probed, into: &mut [u8; N]) -
 /// entered, or was the first. A service of the host's init differs in the cgroup alone, and so does a
 /// runtime's helper on its way in.
 #[inline(always)]
-pub(crate) fn begins_session(leader: Probed) -> bool {
+pub(crate) fn begins_session<S: Structure>(leader: S) -> bool {
     let parent = leader.next(off!(task_real_parent)).next(off!(task_group_leader));
     let (cgroup, v1) = container_cgroup(leader);
     let above = if v1 { memory_cgroup(parent) } else { unified_cgroup(parent) };
-    (above != cgroup) & (mount_namespace(parent) != mount_namespace(leader))
+    !above.is(cgroup) & !mount_namespace(parent).is(mount_namespace(leader))
 }
 
 #[inline(always)]
-fn mount_namespace(task: Probed) -> Probed {
+fn mount_namespace<S: Structure>(task: S) -> S {
     task.next(off!(task_nsproxy)).next(off!(nsproxy_mnt_ns))
-}
-
-/// What marks the container that a process is in: the walk looks for where this changes.
-#[derive(Clone, Copy)]
-struct Session {
-    /// `struct cgroup` of the hierarchy that containers are told apart by.
-    cgroup: Probed,
-    /// Whether that is the memory controller's hierarchy of cgroup v1.
-    v1: bool,
-    /// Depth of the pid namespace.
-    level: u32,
-    /// `struct pid_namespace`.
-    pid_namespace: Probed,
-    /// Process id in it.
-    nspid: u32,
-}
-
-impl Session {
-    #[inline(always)]
-    fn of(leader: Probed) -> Self {
-        let (cgroup, v1) = container_cgroup(leader);
-        let pid = leader.next(off!(task_thread_pid));
-        let level: u32 = pid.load(off!(pid_level));
-        let level = if level > DEEPEST_PID_NAMESPACE { 0 } else { level };
-        let upid = upid_at(pid, level);
-        Self {
-            cgroup,
-            v1,
-            level,
-            pid_namespace: upid.next(off!(upid_ns)),
-            nspid: upid.load(off!(upid_nr)),
-        }
-    }
 }
 
 /// A process's id in its own pid namespace.
 #[inline(always)]
-pub(crate) fn nspid(leader: Probed) -> u32 {
+pub(crate) fn nspid<S: Structure>(leader: S) -> u32 {
     let pid = leader.next(off!(task_thread_pid));
-    upid_at(pid, pid.load(off!(pid_level))).load(off!(upid_nr))
+    nspid_at(pid, pid.load(off!(pid_level)))
+}
+
+/// The number that a `struct pid` stands for in its namespace at a depth.
+#[inline(always)]
+fn nspid_at<S: Structure>(pid: S, level: u32) -> u32 {
+    pid.nth(upids(), level, |upid| upid.load(off!(upid_nr)))
+}
+
+/// `pid.numbers`, one for each depth; to the type a single one before Linux 6.6.
+/// <https://github.com/torvalds/linux/commit/b69f0aeb068980af983d399deafc7477cec8bc04>
+#[inline(always)]
+fn upids() -> Array {
+    let open = off!(pid_size) == off!(pid_numbers);
+    let length = if open { DEEPEST_PID_NAMESPACE + 1 } else { 1 };
+    Array { start: off!(pid_numbers), stride: off!(upid_size), length }
 }
 
 /// kernfs id of the cgroup that a process is in.
 #[inline(always)]
-pub(crate) fn cgroup_id(leader: Probed) -> u64 {
+pub(crate) fn cgroup_id<S: Structure>(leader: S) -> u64 {
     let (cgroup, _) = container_cgroup(leader);
     cgroup.next(off!(cgroup_kn)).load(off!(kernfs_id))
 }
 
 /// The cgroup that tells containers apart, and whether that is one of v1.
 #[inline(always)]
-fn container_cgroup(leader: Probed) -> (Probed, bool) {
+fn container_cgroup<S: Structure>(leader: S) -> (S, bool) {
     let unified = unified_cgroup(leader);
     // Where the default hierarchy has the process in its root, containers live in cgroup v1 and the
     // memory controller's hierarchy stands in.
@@ -196,39 +203,45 @@ fn container_cgroup(leader: Probed) -> (Probed, bool) {
 }
 
 #[inline(always)]
-fn unified_cgroup(leader: Probed) -> Probed {
+fn unified_cgroup<S: Structure>(leader: S) -> S {
     leader.next(off!(task_cgroups)).next(off!(css_set_dfl_cgrp))
 }
 
 #[inline(always)]
-fn memory_cgroup(leader: Probed) -> Probed {
+fn memory_cgroup<S: Structure>(leader: S) -> S {
     leader.next(off!(task_cgroups)).next(off!(css_set_memory)).next(off!(css_cgroup))
 }
 
-/// `struct upid` of a `struct pid` at a depth: its number in that namespace.
 #[inline(always)]
-fn upid_at(pid: Probed, level: u32) -> Probed {
-    pid.member(off!(pid_numbers)).member(level * off!(upid_size))
-}
-
-#[inline(always)]
-fn namespaces(record: &mut OpenRecord, task: Probed, session: Session) {
+fn namespaces<S: Structure>(record: &mut OpenRecord, task: S, leader: S) {
+    let pid = leader.next(off!(task_thread_pid));
+    let level: u32 = pid.load(off!(pid_level));
+    let level = if level > DEEPEST_PID_NAMESPACE { 0 } else { level };
     record.mntns_ino = mount_namespace(task).load(off!(mntns_inum));
-    record.pidns_ino = session.pid_namespace.load(off!(pidns_inum));
-    record.pidns_level = session.level;
-    record.nspid = session.nspid;
+    record.pidns_ino =
+        pid.nth(upids(), level, |upid| upid.next(off!(upid_ns)).load(off!(pidns_inum)));
+    record.nspid = nspid_at(pid, level);
+    record.pidns_level = level;
     let present = record.mntns_ino != 0 && record.pidns_ino != 0;
     note_unless(present, &mut record.missing, Missing::NAMESPACES);
 }
 
+/// Depth of the opener's pid namespace, out of the record's memory as in [`note_unless`].
 #[inline(always)]
-fn cgroup(record: &mut OpenRecord, session: Session) {
-    let mut node = session.cgroup.next(off!(cgroup_kn));
+fn level(record: &OpenRecord) -> u32 {
+    // SAFETY: a live word.
+    unsafe { core::ptr::read_volatile(&raw const record.pidns_level) }
+}
+
+#[inline(always)]
+fn cgroup<S: Structure>(record: &mut OpenRecord, (cgroup, _): (S, bool)) {
+    let mut node = cgroup.next(off!(cgroup_kn));
     record.cgroup_id = node.load(off!(kernfs_id));
-    let present = known!(kernfs_name, kernfs_parent) && !node.is_null();
+    let named = S::ANY_ADDRESS && known!(kernfs_name, kernfs_parent);
+    let present = named && !node.is_null();
     for name in &mut record.cgroup_names {
         // Beyond the root: null, whose name is empty.
-        node.string(off!(kernfs_name), name);
+        node.string(off!(kernfs_name), Inline::NONE, name);
         node = node.next(off!(kernfs_parent));
     }
     note_unless(present, &mut record.missing, Missing::CGROUP);
@@ -237,20 +250,21 @@ fn cgroup(record: &mut OpenRecord, session: Session) {
 /// The last processes before the container's two boundaries. A walk each, and one for each kind of
 /// cgroup: loops with one way out are what the verifier gets through quickly.
 #[inline(always)]
-fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) {
-    let by_cgroup = if session.v1 {
-        walk(leader, |task| memory_cgroup(task) == session.cgroup)
+fn ancestors<S: Structure>(record: &mut OpenRecord, leader: S, (cgroup, v1): (S, bool)) {
+    let by_cgroup = if v1 {
+        walk(leader, |task| memory_cgroup(task).is(cgroup))
     } else {
-        walk(leader, |task| unified_cgroup(task) == session.cgroup)
+        walk(leader, |task| unified_cgroup(task).is(cgroup))
     };
-    let by_pidns = walk(leader, |task| {
-        let pid = task.next(off!(task_thread_pid));
-        let level: u32 = pid.load(off!(pid_level));
-        let namespace = upid_at(pid, session.level).next(off!(upid_ns));
-        (level == session.level) & (namespace == session.pid_namespace)
-    });
-    ancestor(&mut record.entry_cgroup, by_cgroup, session.level);
-    ancestor(&mut record.entry_pidns, by_pidns, session.level);
+    let depth = level(record);
+    ancestor(&mut record.entry_cgroup, by_cgroup, depth);
+    // Read again: each question about it is another state to the verifier.
+    let depth = level(record);
+    // A parent's namespace is its child's or one above: of the same depth it is the same.
+    let by_pidns =
+        walk(leader, |task| task.next(off!(task_thread_pid)).load::<u32>(off!(pid_level)) == depth);
+    let depth = level(record);
+    ancestor(&mut record.entry_pidns, by_pidns, depth);
     session::describe(record);
     let known = known!(task_tgid, task_real_parent, task_start_boottime, task_comm)
         && known!(pid_numbers, upid_nr, upid_ns);
@@ -261,7 +275,7 @@ fn ancestors(record: &mut OpenRecord, leader: Probed, session: Session) {
 /// The topmost process from `leader` towards `init` that is the same as `leader` in a way; null if
 /// that takes too many steps.
 #[inline(always)]
-fn walk(leader: Probed, same: impl Fn(Probed) -> bool) -> Probed {
+fn walk<S: Structure>(leader: S, same: impl Fn(S) -> bool) -> S {
     let mut at = leader;
     for _ in 0..WALK {
         let parent = at.next(off!(task_real_parent)).next(off!(task_group_leader));
@@ -272,13 +286,13 @@ fn walk(leader: Probed, same: impl Fn(Probed) -> bool) -> Probed {
         }
         at = parent;
     }
-    Probed::at(0)
+    S::null()
 }
 
 #[inline(always)]
-fn ancestor(into: &mut Ancestor, leader: Probed, level: u32) {
+fn ancestor<S: Structure>(into: &mut Ancestor, leader: S, level: u32) {
     into.start_boottime_ns = leader.load(off!(task_start_boottime));
     into.tgid = leader.load(off!(task_tgid));
     leader.bytes(off!(task_comm), &mut into.comm);
-    into.nspid = upid_at(leader.next(off!(task_thread_pid)), level).load(off!(upid_nr));
+    into.nspid = nspid_at(leader.next(off!(task_thread_pid)), level);
 }

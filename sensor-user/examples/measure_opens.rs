@@ -110,14 +110,15 @@ fn in_a_child(what: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Resu
 }
 
 fn flood(cpu: usize, file: &str, open: impl Fn(&CStr) -> rustix::io::Result<()>) -> Result<()> {
-    stay_on(cpu)?;
     let path = CString::new(file)?;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        // Where it may run besides: at real-time priority the flood leaves it nothing of its own CPU.
         scope.spawn(|| {
             let _ = io::copy(&mut io::stdin(), &mut io::sink());
             stop.store(true, Ordering::Relaxed);
         });
+        stay_on(cpu)?;
         let mut count = 0_u64;
         while !stop.load(Ordering::Relaxed) {
             open(&path).with_context(|| format!("could not open {file}"))?;

@@ -26,6 +26,7 @@ pub use self::{
 use crate::time::Micros;
 
 pub mod cgroup;
+mod completion;
 mod facts;
 #[cfg(test)]
 mod fixture;
@@ -149,7 +150,9 @@ impl Attributor {
         own: Option<&OpenRecord>,
         metrics: AttributionMetrics,
     ) -> Result<Self, VolumesError> {
-        let processes = Processes::new(config.proc_root, config.cgroup_root);
+        let mut processes = Processes::new(config.proc_root, config.cgroup_root);
+        let completed = own.and_then(|own| completion::complete(own, &mut processes));
+        let own = completed.as_ref().or(own);
         let beside = || {
             let place = Reader::of(own?, &processes, None);
             Scope::beside(&place.cgroup, place.complete)
@@ -182,7 +185,13 @@ impl Attributor {
         times: OpenTimes,
         pods: &PodIndex,
     ) -> Result<TokenOpen, Ignored> {
-        let result = self.decide(record, times, pods);
+        let completed = completion::complete(record, &mut self.processes);
+        let late = completed.map_or(0, |whole| record.missing & !whole.missing);
+        let result = self.decide(completed.as_ref().unwrap_or(record), times, pods);
+        let result = result.map(|open| TokenOpen {
+            degraded: facts::missing(late).into_iter().chain(open.degraded).collect(),
+            ..open
+        });
         match &result {
             Ok(open) => self.metrics.opened(open.grade),
             Err(reason) => self.metrics.ignored(*reason),
@@ -251,7 +260,7 @@ impl Attributor {
         if outside && reader.container.is_none() && self.is_kubelet(record, times.time) {
             return Err(Ignored::Kubelet);
         }
-        let mut degraded = facts::missing(record);
+        let mut degraded = facts::missing(record.missing);
         if volume.is_none() {
             degraded.push("volume".to_owned());
         }

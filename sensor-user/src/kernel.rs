@@ -202,12 +202,14 @@ impl Sensor {
             backlog: VecDeque::new(),
             metrics,
         };
-        let sessions = attach::sessions(&mut ebpf);
+        let types = attach::Types::of(config.btf.as_deref());
+        let sessions = attach::sessions(&mut ebpf, &types);
         sensor.sessions = sessions.links;
         sensor.degraded.extend(sessions.blind);
         let mut tried = Vec::new();
         for plan in attach::ROUTES.iter().filter(|plan| config.route.allows(plan.route)) {
-            let refused = match plan.attach(&mut ebpf, config.btf.as_deref()) {
+            let name = format!("{}{}", route_name(plan.route), plan.manner);
+            let refused = match plan.attach(&mut ebpf, &types) {
                 Err(why) => why,
                 Ok(attached) => match sensor.first_test().await {
                     Err(error) => error.to_string(),
@@ -215,6 +217,11 @@ impl Sensor {
                         sensor.links = attached.links;
                         sensor.route = plan.route;
                         sensor.degraded.extend(attached.blind);
+                        if !plan.manner.is_empty() {
+                            let taken = format!("route {name} is taken: {}", attach::UNREAD);
+                            warn!("{taken}");
+                            sensor.degraded.push(taken);
+                        }
                         if plan.route == Route::Exit {
                             let absent = layout.absent_of_uring.iter();
                             sensor.degraded.extend(absent.map(|name| {
@@ -226,17 +233,15 @@ impl Sensor {
                                 sensor.degraded.extend(compat.blind);
                             }
                         }
-                        drop(ebpf);
+                        drop((ebpf, types));
                         release_memory();
                         return Ok(sensor);
                     }
                 },
             };
-            debug!(route = route_name(plan.route), refused, "route does not work here");
-            sensor
-                .degraded
-                .push(format!("route {} does not work here: {refused}", route_name(plan.route)));
-            tried.push((plan.route, refused));
+            debug!(route = name, refused, "route does not work here");
+            sensor.degraded.push(format!("route {name} does not work here: {refused}"));
+            tried.push((name, refused));
         }
         Err(SensorError::NoRoute { tried })
     }
@@ -467,7 +472,7 @@ mod tests {
 
     #[test]
     fn an_error_without_a_route_names_every_route_that_was_tried() {
-        let tried = vec![(Route::Fexit, "attach: no".into()), (Route::Exit, "load: no".into())];
+        let tried = vec![("fexit".into(), "attach: no".into()), ("exit".into(), "load: no".into())];
         let text = SensorError::NoRoute { tried }.to_string();
         assert!(text.contains("fexit: attach: no") && text.contains("exit: load: no"), "{text}");
     }

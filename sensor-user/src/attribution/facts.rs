@@ -143,6 +143,9 @@ pub(super) fn terminal_grade(record: &OpenRecord) -> Option<Grade> {
     if record.tty_dev == 0 || record.missing & Missing::TERMINAL != 0 {
         return None;
     }
+    if record.missing & Missing::DESCRIPTORS != 0 {
+        return Some(Grade::Terminal);
+    }
     let [input, _, errors] = record.fds;
     let is_terminal = |fd: FdFacts| {
         fd.mode & FILE_TYPE == CHARACTER_DEVICE && [record.tty_dev, DEV_TTY].contains(&fd.rdev)
@@ -161,9 +164,9 @@ pub(super) fn route(record: &OpenRecord) -> &'static str {
     }
 }
 
-/// Names of the facts that the kernel side could not read.
-pub(super) fn missing(record: &OpenRecord) -> Vec<String> {
-    const NAMES: [(u32, &str); 8] = [
+/// Names of facts, as bits of [`Missing`].
+pub(super) fn missing(bits: u32) -> Vec<String> {
+    const NAMES: [(u32, &str); 10] = [
         (Missing::CGROUP, "cgroup"),
         (Missing::TERMINAL, "terminal"),
         (Missing::EXECUTABLE, "executable"),
@@ -172,12 +175,10 @@ pub(super) fn missing(record: &OpenRecord) -> Vec<String> {
         (Missing::NAMESPACES, "namespaces"),
         (Missing::ANCESTORS, "ancestors"),
         (Missing::USER, "user"),
+        (Missing::DESCRIPTORS, "descriptors"),
+        (Missing::FILE_NAME, "file_name"),
     ];
-    NAMES
-        .iter()
-        .filter(|(bit, _)| record.missing & bit != 0)
-        .map(|(_, name)| (*name).to_owned())
-        .collect()
+    NAMES.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| (*name).to_owned()).collect()
 }
 
 #[cfg(test)]

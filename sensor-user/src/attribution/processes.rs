@@ -9,6 +9,7 @@ use std::{
     fs,
     io::Read as _,
     num::NonZeroUsize,
+    os::unix::fs::{DirEntryExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -24,6 +25,10 @@ use super::{
 
 /// Nanoseconds in a clock tick of `/proc/<pid>/stat`: `USER_HZ` is 100 on x86-64 and arm64.
 const NANOS_PER_TICK: u64 = 10_000_000;
+/// Cgroups remembered by their ids; a node has some hundred.
+const MAX_IDS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Cgroups that one search looks at.
+const MAX_SEARCHED: usize = 1 << 14;
 /// Containers whose main process is remembered; a node has a few hundred.
 const MAX_CONTAINERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Processes of a container compared; with more, its main process counts as unknown.
@@ -73,13 +78,16 @@ pub(super) struct Processes {
     /// itself a container (kind).
     same_ids: bool,
     mains: LruCache<String, ProcessTime>,
+    /// Paths of cgroups by their ids; `None` for one that was not there.
+    cgroups: LruCache<u64, Option<String>>,
 }
 
 impl Processes {
     pub(super) fn new(proc_root: PathBuf, cgroup_root: PathBuf) -> Self {
         let same_ids = fs::read_link(proc_root.join("self/ns/pid"))
             .map_or(true, |namespace| namespace == Path::new(INITIAL_PID_NAMESPACE));
-        Self { proc_root, cgroup_root, same_ids, mains: LruCache::new(MAX_CONTAINERS) }
+        let (mains, cgroups) = (LruCache::new(MAX_CONTAINERS), LruCache::new(MAX_IDS));
+        Self { proc_root, cgroup_root, same_ids, mains, cgroups }
     }
 
     /// Whether a process seen in `/proc` is one that a record names. Where ids differ, the time of
@@ -129,6 +137,50 @@ impl Processes {
             .find(names_pod)
             .or_else(|| cgroup::proc_paths(&text).next())
             .map(str::to_owned)
+    }
+
+    /// The path of the cgroup with this id, which on v2 is its directory's inode. Ids are not given
+    /// out again, so each is searched for once. `None` where there is no such group (any more), or v1
+    /// has the containers.
+    pub(super) fn cgroup_of_id(&mut self, id: u64) -> Option<String> {
+        if id == 0 || !self.cgroup_root.join("cgroup.controllers").exists() {
+            return None;
+        }
+        if let Some(known) = self.cgroups.get(&id) {
+            return known.clone();
+        }
+        if let Ok(root) = fs::metadata(&self.cgroup_root) {
+            self.cgroups.put(root.ino(), Some("/".to_owned()));
+        }
+        let mut pending = vec![(PathBuf::new(), self.cgroup_root.clone())];
+        let mut searched = 0;
+        while let Some((path, directory)) = pending.pop() {
+            searched += 1;
+            for child in fs::read_dir(&directory).into_iter().flatten().filter_map(Result::ok) {
+                if !child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    continue;
+                }
+                let path = path.join(child.file_name());
+                self.cgroups.put(child.ino(), Some(format!("/{}", path.display())));
+                if searched + pending.len() < MAX_SEARCHED {
+                    pending.push((path, child.path()));
+                }
+            }
+        }
+        self.cgroups.get_or_insert(id, || None).clone()
+    }
+
+    /// Device and mode of what a descriptor of a process refers to; `None` if there is none.
+    pub(super) fn descriptor(&self, tgid: u32, number: u32) -> Option<(u64, u32)> {
+        let path = self.proc_root.join(format!("{tgid}/fd/{number}"));
+        fs::metadata(path).ok().map(|found| (found.rdev(), found.mode()))
+    }
+
+    /// The executable of a live process.
+    pub(super) fn executable(&self, process: ProcessTime) -> Option<PathBuf> {
+        let path = fs::read_link(self.proc_root.join(format!("{}/exe", process.tgid))).ok()?;
+        // Asked after reading: the id may have passed to another process before.
+        self.lives(process).then_some(path)
     }
 
     /// Whether a session's entry process belongs to the container's own tree, that is: whether it

@@ -4,6 +4,7 @@
 //! canary. This file does the first two and says why not; `kernel` goes through the table.
 
 use std::{
+    cell::OnceCell,
     error::Error,
     path::{Path, PathBuf},
 };
@@ -13,8 +14,8 @@ use aya::{
     maps::MapError,
     pin::PinError,
     programs::{
-        FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, kprobe::KProbeLink,
-        links::FdLink, trace_point::TracePointLink,
+        BtfTracePoint, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
+        kprobe::KProbeLink, links::FdLink, trace_point::TracePointLink,
     },
 };
 use rustix::{
@@ -29,6 +30,8 @@ use super::btf::KERNEL_BTF;
 /// One way to see opens.
 pub(super) struct Plan {
     pub(super) route: Route,
+    /// How it differs from another plan of the same route.
+    pub(super) manner: &'static str,
     /// Program in the object.
     program: &'static str,
     /// Its yardstick on the same hook.
@@ -60,12 +63,13 @@ enum Hook {
 const RECEIVED: &str = "descriptors received from other processes";
 
 /// In the order of preference: cheapest and most complete first.
-pub(super) const ROUTES: [Plan; 3] = [
+pub(super) const ROUTES: [Plan; 4] = [
     // Sees every open that succeeds, io_uring's and execve's as well, with its path. Kernel 5.5,
     // arm64 6.4 (older ones load it and refuse to attach, error 524).
     // <https://github.com/torvalds/linux/commit/fec56f5890d93fc2ed74166c397dc186b1c25951>
     Plan {
         route: Route::Fexit,
+        manner: "",
         program: "open_fexit",
         #[cfg(feature = "bench")]
         empty: "empty_fexit",
@@ -81,6 +85,7 @@ pub(super) const ROUTES: [Plan; 3] = [
     // <https://github.com/torvalds/linux/commit/e12f03d7031a977356e3d7b75a68c2185ff8d155>
     Plan {
         route: Route::Kprobe,
+        manner: "",
         program: "open_kprobe",
         #[cfg(feature = "bench")]
         empty: "empty_kprobe",
@@ -96,6 +101,7 @@ pub(super) const ROUTES: [Plan; 3] = [
     // <https://github.com/torvalds/linux/commit/98b5c2c65c2951772a8fc661f50d675e450e8bce>
     Plan {
         route: Route::Exit,
+        manner: "",
         program: "open_exit",
         #[cfg(feature = "bench")]
         empty: "empty_exit",
@@ -118,6 +124,22 @@ pub(super) const ROUTES: [Plan; 3] = [
             program: "open_uring",
             hook: Hook::Tracepoints(&[("io_uring", "io_uring_complete", None)]),
             missed: "opens by io_uring",
+        }],
+    },
+    // The first one again, where the kernel keeps its memory from programs (lockdown=confidentiality)
+    // and so refuses all of these. Kernel 5.11 for facts about the opener: `bpf_get_current_task_btf`.
+    // <https://github.com/torvalds/linux/commit/3ca1032ab7ab010eccb107aa515598788f7d93bb>
+    Plan {
+        route: Route::Fexit,
+        manner: " by typed reads",
+        program: "open_direct",
+        #[cfg(feature = "bench")]
+        empty: "empty_fexit",
+        hook: Hook::Fexit("security_file_open"),
+        beside: &[Beside {
+            program: "receive_direct",
+            hook: Hook::Fexit("security_file_receive"),
+            missed: RECEIVED,
         }],
     },
 ];
@@ -173,11 +195,37 @@ impl Link {
     }
 }
 
+/// What the plan by typed reads leaves to user space.
+pub(super) const UNREAD: &str = "names of cgroups and mount points, and whatever the kernel side \
+    cannot read, come from /proc and from paths, or are missing where the process is gone";
+
 /// An attached route.
 pub(super) struct Attached {
     pub(super) links: Vec<Link>,
     /// What this route does not see here although it could.
     pub(super) blind: Vec<String>,
+}
+
+/// The kernel's types, by which typed programs name what they are attached to. Read when the first asks.
+pub(super) struct Types {
+    path: PathBuf,
+    types: OnceCell<Btf>,
+}
+
+impl Types {
+    /// Those at this path, if they are not at [`KERNEL_BTF`].
+    pub(super) fn of(path: Option<&Path>) -> Self {
+        Self { path: path.unwrap_or(Path::new(KERNEL_BTF)).to_owned(), types: OnceCell::new() }
+    }
+
+    fn get(&self) -> Result<&Btf, String> {
+        if let Some(types) = self.types.get() {
+            return Ok(types);
+        }
+        let types = Btf::parse_file(&self.path, Endianness::default())
+            .map_err(|error| reason("reading BTF", &error))?;
+        Ok(self.types.get_or_init(|| types))
+    }
 }
 
 /// Parses the object, creates its maps, but for those that are pinned at these paths, and relocates its
@@ -200,21 +248,33 @@ pub(super) fn load(
         .load(object)
 }
 
-/// Programs that follow sessions in containers, whatever the route: name in the object, raw
-/// tracepoint, and what is missed without.
-const SESSIONS: [(&str, &str, &str); 2] = [
-    ("session_exec", "sched_process_exec", "commands of sessions that end at once"),
-    ("session_fork", "sched_process_fork", "that a process whose parent has ended is of a session"),
+/// Programs that follow sessions in containers, whatever the route: name in the object, the one that
+/// takes its place where that is refused, tracepoint, and what is missed without.
+const SESSIONS: [(&str, &str, &str, &str); 2] = [
+    ("session_exec", "exec_direct", "sched_process_exec", "commands of sessions that end at once"),
+    (
+        "session_fork",
+        "fork_direct",
+        "sched_process_fork",
+        "that a process whose parent has ended is of a session",
+    ),
 ];
 
 /// Loads and attaches them. BPF on raw tracepoints: kernel 4.17, and no tracefs.
 /// <https://github.com/torvalds/linux/commit/c4f6699dfcb8558d138fe838f741b2c10f416cf9>
-pub(super) fn sessions(ebpf: &mut Ebpf) -> Attached {
+pub(super) fn sessions(ebpf: &mut Ebpf, types: &Types) -> Attached {
     let mut attached = Attached { links: Vec::new(), blind: Vec::new() };
-    for (name, tracepoint, missed) in SESSIONS {
-        match raw_tracepoint(ebpf, name, tracepoint) {
+    for (name, direct, tracepoint, missed) in SESSIONS {
+        let link = raw_tracepoint(ebpf, name, tracepoint).or_else(|refused| {
+            typed_tracepoint(ebpf, direct, tracepoint, types).map_err(|also| (refused, also))
+        });
+        match link {
             Ok(link) => attached.links.push(link),
-            Err(refused) => attached.blind.push(format!("{missed} is not seen: {refused}")),
+            Err((refused, also)) => {
+                attached
+                    .blind
+                    .push(format!("{missed} is not seen: {refused}; by typed reads: {also}"));
+            }
         }
     }
     attached
@@ -251,12 +311,28 @@ pub(super) fn raw_tracepoint(
     Ok(Link::pinnable(tracepoint, link.into()))
 }
 
+fn typed_tracepoint(
+    ebpf: &mut Ebpf,
+    name: &str,
+    tracepoint: &'static str,
+    types: &Types,
+) -> Result<Link, String> {
+    let program =
+        ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
+    let program: &mut BtfTracePoint =
+        program.try_into().map_err(|error| refusal("load", &error))?;
+    program.load(tracepoint, types.get()?).map_err(|error| refusal("load", &error))?;
+    let link = program.attach().map_err(|error| refusal("attach", &error))?;
+    let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
+    Ok(Link::pinnable(tracepoint, link.into()))
+}
+
 impl Plan {
     /// Loads and attaches the route's programs; `Err` says what refused the main one.
-    pub(super) fn attach(&self, ebpf: &mut Ebpf, btf: Option<&Path>) -> Result<Attached, String> {
-        let mut attached = self.hook.attach(ebpf, self.program, btf)?;
+    pub(super) fn attach(&self, ebpf: &mut Ebpf, types: &Types) -> Result<Attached, String> {
+        let mut attached = self.hook.attach(ebpf, self.program, types)?;
         for Beside { program, hook, missed } in self.beside {
-            match hook.attach(ebpf, program, btf) {
+            match hook.attach(ebpf, program, types) {
                 Ok(more) => {
                     attached.links.extend(more.links);
                     attached.blind.extend(more.blind);
@@ -270,7 +346,7 @@ impl Plan {
     /// The same for the program that does nothing.
     #[cfg(feature = "bench")]
     pub(super) fn attach_empty(&self, ebpf: &mut Ebpf) -> Result<Attached, String> {
-        self.hook.attach(ebpf, self.empty, None)
+        self.hook.attach(ebpf, self.empty, &Types::of(None))
     }
 }
 
@@ -279,28 +355,23 @@ impl Hook {
         &self,
         ebpf: &mut Ebpf,
         program: &'static str,
-        btf: Option<&Path>,
+        types: &Types,
     ) -> Result<Attached, String> {
         let program = ebpf
             .program_mut(program)
             .ok_or_else(|| format!("the object has no program {program}"))?;
         match self {
-            Self::Fexit(function) => fexit(program, function, btf),
+            Self::Fexit(function) => fexit(program, function, types),
             Self::Kprobe(function) => kprobe(program, function),
             Self::Tracepoints(tracepoints) => exits(program, tracepoints),
         }
     }
 }
 
-fn fexit(
-    program: &mut Program,
-    function: &'static str,
-    btf: Option<&Path>,
-) -> Result<Attached, String> {
-    let btf = Btf::parse_file(btf.unwrap_or(Path::new(KERNEL_BTF)), Endianness::default())
-        .map_err(|error| reason("reading BTF", &error))?;
+fn fexit(program: &mut Program, function: &'static str, types: &Types) -> Result<Attached, String> {
+    let btf = types.get()?;
     let program: &mut FExit = program.try_into().map_err(|error| refusal("load", &error))?;
-    program.load(function, &btf).map_err(|error| refusal("load", &error))?;
+    program.load(function, btf).map_err(|error| refusal("load", &error))?;
     let link = program.attach().map_err(|error| refusal("attach", &error))?;
     let link = program.take_link(link).map_err(|error| refusal("attach", &error))?;
     Ok(Attached { links: vec![Link::pinnable(function, link.into())], blind: Vec::new() })

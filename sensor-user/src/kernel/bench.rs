@@ -3,7 +3,7 @@
 use aya::programs::{LsmAttachType, ProgramType, loaded_programs};
 use tokentrail_ebpf::Route;
 
-use super::{OBJECT, SensorConfig, SensorError, attach, btf};
+use super::{OBJECT, SensorConfig, SensorError, attach, btf, route_name};
 
 /// An attached empty program; dropping it detaches.
 pub struct Empty {
@@ -22,13 +22,15 @@ pub fn attach_empty(route: Route) -> Result<Empty, SensorError> {
     let attached = plan
         .ok_or_else(|| "not in the table".to_owned())
         .and_then(|plan| plan.attach_empty(&mut ebpf))
-        .map_err(|why| SensorError::NoRoute { tried: vec![(route, why)] })?;
+        .map_err(|why| SensorError::NoRoute { tried: vec![(route_name(route).to_owned(), why)] })?;
     let mut links = attached.links;
     for (name, tracepoint) in
         [("empty_session_exec", "sched_process_exec"), ("empty_session_fork", "sched_process_fork")]
     {
         let link = attach::raw_tracepoint(&mut ebpf, name, tracepoint);
-        links.push(link.map_err(|why| SensorError::NoRoute { tried: vec![(route, why)] })?);
+        links.push(link.map_err(|why| SensorError::NoRoute {
+            tried: vec![(route_name(route).to_owned(), why)],
+        })?);
     }
     Ok(Empty { _links: links })
 }

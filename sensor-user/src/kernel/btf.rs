@@ -92,10 +92,10 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         }
         found
     };
+    let have = |helper| u32::from(btf.enumerator("bpf_func_id", helper).is_some());
     let offsets = Offsets {
-        have_task_btf: u32::from(
-            btf.enumerator("bpf_func_id", "BPF_FUNC_get_current_task_btf").is_some(),
-        ),
+        have_task_btf: have("BPF_FUNC_get_current_task_btf"),
+        have_snprintf: have("BPF_FUNC_snprintf"),
         arch: if cfg!(target_arch = "x86_64") { 1 } else { 2 },
         task_files: need("task_struct", &["files"], "task_struct.files")?,
         task_mm: find("task_struct", &["mm"]),
@@ -118,6 +118,8 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         tty_driver_minor_start: find("tty_driver", &["minor_start"]),
         files_fdt: need("files_struct", &["fdt"], "files_struct.fdt")?,
         fdt_fd: need("fdtable", &["fd"], "fdtable.fd")?,
+        fdt_max_fds: btf.offset("fdtable", &["max_fds"]),
+        files_fd_array: btf.offset("files_struct", &["fd_array"]),
         file_path: need("file", &["f_path"], "file.f_path")?,
         file_dentry: need("file", &["f_path.dentry"], "file.f_path.dentry")?,
         file_mnt: find("file", &["f_path.mnt"]),
@@ -129,6 +131,7 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         dentry_name_ptr: need("dentry", &["d_name.name"], "dentry.d_name.name")?,
         // Renamed in 6.14.
         dentry_inline_name: need("dentry", &["d_shortname", "d_iname"], "dentry.d_iname")?,
+        dentry_inline_len: btf.length("dentry", &["d_shortname", "d_iname"]),
         dentry_parent: need("dentry", &["d_parent"], "dentry.d_parent")?,
         inode_ino: need("inode", &["i_ino"], "inode.i_ino")?,
         inode_mode: need("inode", &["i_mode"], "inode.i_mode")?,
@@ -143,6 +146,7 @@ pub(crate) fn resolve(bytes: &[u8], path: &str) -> Result<Layout, BtfError> {
         mm_arg_end: find("mm_struct", &["arg_end"]),
         pid_level: find("pid", &["level"]),
         pid_numbers: find("pid", &["numbers"]),
+        pid_size: btf.size("pid"),
         upid_size: btf.size("upid"),
         upid_nr: find("upid", &["nr"]),
         upid_ns: find("upid", &["ns"]),
@@ -322,7 +326,21 @@ impl<'a> Btf<'a> {
         let Some(structure) = self.named.get(structure.as_bytes()) else {
             return ABSENT;
         };
-        members.iter().find_map(|path| self.path(*structure, path)).unwrap_or(ABSENT)
+        let found = members.iter().find_map(|path| self.path(*structure, path));
+        found.map_or(ABSENT, |(offset, _)| offset)
+    }
+
+    /// Bytes of the first of `members` that exists, a text; 0 if none does.
+    fn length(&self, structure: &str, members: &[&str]) -> u32 {
+        let structure = self.named.get(structure.as_bytes());
+        let member = structure
+            .and_then(|it| members.iter().find_map(|path| self.path(*it, path)))
+            .and_then(|(_, member)| self.get(member));
+        match member.map(|member| (member.kind(), member)) {
+            Some((kind::ARRAY, array)) => Words(array.data).at(2).unwrap_or_default(),
+            Some((kind::UNION, union)) => union.size_or_type,
+            Some(_) | None => 0,
+        }
     }
 
     /// Size of a structure in bytes, or [`ABSENT`].
@@ -345,7 +363,8 @@ impl<'a> Btf<'a> {
             .at(1)
     }
 
-    fn path(&self, structure: u32, path: &str) -> Option<u32> {
+    /// Byte offset and type of the member.
+    fn path(&self, structure: u32, path: &str) -> Option<(u32, u32)> {
         let mut at = structure;
         let mut offset: u32 = 0;
         let mut steps = STEPS;
@@ -357,7 +376,7 @@ impl<'a> Btf<'a> {
             offset = offset.checked_add(bits / 8)?;
             at = member;
         }
-        (offset != ABSENT).then_some(offset)
+        (offset != ABSENT).then_some((offset, at))
     }
 
     /// Offset in bits and type of a member, looked for in unnamed members as well.

@@ -3,9 +3,8 @@
 use std::io;
 
 use thiserror::Error;
-use tokentrail_ebpf::Route;
 
-use super::{btf::BtfError, pins::PinError, route_name};
+use super::{btf::BtfError, pins::PinError};
 
 /// Why there is no sensor. All but [`Io`](Self::Io) need the operator: exit code 3.
 #[derive(Debug, Error)]
@@ -36,11 +35,11 @@ pub enum SensorError {
     Load(String),
     /// Every route was tried.
     #[error("no way to see opens on this kernel: {}", .tried.iter()
-        .map(|(route, why)| format!("{}: {why}", route_name(*route)))
+        .map(|(route, why)| format!("{route}: {why}"))
         .collect::<Vec<_>>().join("; "))]
     NoRoute {
         /// Each route and what refused it.
-        tried: Vec<(Route, String)>,
+        tried: Vec<(String, String)>,
     },
     /// A self-test after start failed: the sensor no longer sees opens.
     #[error("the self-test's open was not reported: {0}")]

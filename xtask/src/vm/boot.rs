@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long boot and tests may take together, emulated on slow cores that others use as well.
-const DEADLINE: Duration = Duration::from_mins(30);
+const DEADLINE: Duration = Duration::from_mins(45);
 
 /// What the init script prints around the tests; the rest of the console is for people.
 const TESTS_DONE: &str = "tokentrail-vm: done";
