@@ -36,6 +36,7 @@ pub mod names;
 pub mod progress;
 pub mod recent;
 pub mod setup;
+mod sides;
 
 pub use connection::{ConnectionError, look};
 pub use link::Link;

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Command, Stdio},
@@ -19,6 +19,10 @@ use crate::{
     sandbox::{Process, Sandbox},
     wait::{PATIENCE, wait_until},
 };
+
+mod login;
+
+pub use login::Login;
 
 /// The cluster that [`Broker::start`] prepares it for.
 const CLUSTER: &str = "test";
@@ -140,26 +144,29 @@ impl<'sandbox> Broker<'sandbox> {
     /// # Errors
     /// If the server does not take it.
     pub fn publish(&self, subject: &str, payload: &[u8]) -> Result<()> {
-        let head = format!("PUB {subject} {}\r\n", payload.len());
-        let answer =
-            self.attempt(r#"{"verbose":false}"#, &[head.as_bytes(), payload, b"\r\n"].concat())?;
-        ensure!(answer.starts_with("PONG"), "{answer}");
+        let refused = self.log_in("", "", "_INBOX.harness")?.publish(subject, "", payload)?;
+        ensure!(refused.is_none(), "{refused:?}");
         Ok(())
     }
 
-    /// What the server says of commands of its protocol, from somebody who logs in with these fields:
-    /// `PONG` if it does them.
+    /// Changes a text in its configuration, and has it read that anew.
     ///
     /// # Errors
-    /// If it says nothing.
-    pub fn attempt(&self, login: &str, commands: &[u8]) -> Result<String> {
-        let mut stream = self.connect()?;
-        let head = format!("CONNECT {login}\r\nPING\r\n");
-        stream.write_all(head.as_bytes())?;
-        let answer = line(&stream)?;
-        ensure!(answer.starts_with("PONG"), "{answer}");
-        stream.write_all(&[commands, b"PING\r\n"].concat())?;
-        line(&stream)
+    /// If it is not there or cannot be told.
+    pub fn reconfigure(&self, old: &str, new: &str) -> Result<()> {
+        let configuration = fs::read_to_string(&self.configuration)?;
+        ensure!(configuration.contains(old), "there is no {old:?} in its configuration");
+        fs::write(&self.configuration, configuration.replace(old, new))?;
+        let Some(process) = &self.process else { bail!("there is no NATS server to tell") };
+        Ok(kill_process(Pid::from_child(&process.child), Signal::HUP)?)
+    }
+
+    /// Logs in with a password. What is asked is answered to `inbox`.
+    ///
+    /// # Errors
+    /// If the server does not let it in.
+    pub fn log_in(&self, user: &str, password: &str, inbox: &str) -> Result<Login> {
+        Login::new(self.connect()?, user, password, inbox)
     }
 
     /// A connection on which the server has introduced itself.
@@ -171,7 +178,8 @@ impl<'sandbox> Broker<'sandbox> {
         Ok(stream)
     }
 
-    fn log(&self) -> String {
+    /// What it wrote to its log so far.
+    pub fn log(&self) -> String {
         fs::read_to_string(self.configuration.with_extension("log")).unwrap_or_default()
     }
 }

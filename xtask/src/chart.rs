@@ -86,6 +86,7 @@ pub(crate) fn check() -> Result<Tally> {
     }
     let kubeconform = golang::kubeconform()?;
     count("every object fits the API's schemas", conforms(&kubeconform, &rendered));
+    count("a shell understands the script of `helm test`", is_shell(&rendered));
     count("the agent understands the configuration it is given", understood(&rendered));
     count(
         "the plain manifests are the chart's",
@@ -192,20 +193,32 @@ fn understood(manifests: &str) -> Result<()> {
     let rules_file = folder.path().join("rules.yaml");
     for object in parse(manifests)? {
         let text = |name: &str| object.pointer(name).and_then(Value::as_str);
-        let (Some(config), Some(rules)) = (text("/data/config.yaml"), text("/data/rules.yaml"))
-        else {
-            continue;
-        };
-        fs::write(&file, config)?;
-        fs::write(&rules_file, rules)?;
-        let mut check = program(&agent);
-        check.args(["check", "--config"]).arg(&file).arg("--rules-file").arg(&rules_file);
-        let output = check.output()?;
-        if output.status.code() == Some(2) {
-            let error = String::from_utf8_lossy(&output.stderr);
-            bail!("{}\n{config}\n{rules}", error.trim());
+        let Some(rules) = text("/data/rules.yaml") else { continue };
+        let configs = ["/data/config.yaml", "/data/audit-side.yaml"];
+        for config in configs.into_iter().filter_map(text) {
+            fs::write(&file, config)?;
+            fs::write(&rules_file, rules)?;
+            let mut check = program(&agent);
+            check.args(["check", "--config"]).arg(&file).arg("--rules-file").arg(&rules_file);
+            let output = check.output()?;
+            if output.status.code() == Some(2) {
+                let error = String::from_utf8_lossy(&output.stderr);
+                bail!("{}\n{config}\n{rules}", error.trim());
+            }
         }
     }
+    Ok(())
+}
+
+/// What `helm test` runs is parsed by a shell, at least: it takes a cluster to run it.
+fn is_shell(manifests: &str) -> Result<()> {
+    let mut scripts = 0;
+    for object in parse(manifests)? {
+        let Some(script) = object.pointer("/data/run.sh").and_then(Value::as_str) else { continue };
+        feed(program("sh").arg("-n"), script)?;
+        scripts += 1;
+    }
+    ensure!(scripts > 0, "no script was rendered");
     Ok(())
 }
 

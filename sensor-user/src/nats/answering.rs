@@ -134,6 +134,10 @@ impl Answerer {
         bucket: &Bucket,
         names: &Names,
     ) -> Result<(), ConnectionError> {
+        // A node whose log is optional and absent has nothing to answer, and may not be allowed to hear this.
+        if self.reached.wait_for(Option::is_some).await.is_err() {
+            return Ok(());
+        }
         let mut asks = bucket.watch(names::ASKS, "watch what is asked").await?;
         let mut taken: FuturesOrdered<Taken> = FuturesOrdered::new();
         for answer in &self.waiting {
@@ -148,7 +152,7 @@ impl Answerer {
                 entry = asks.next() => {
                     let entry = entry?;
                     // A key that was removed asks for nothing.
-                    let value = entry.value.as_deref().unwrap_or(b"{}");
+                    let value = entry.value.as_deref().unwrap_or(interest::NOTHING);
                     if let Some(asks) = self.hear(&entry.key, value, entry.revision)
                         && self.asks.send(asks).await.is_err()
                     {

@@ -23,6 +23,7 @@ use super::{
     interest::{self, Interest},
     names::{self, Names},
     progress::{Covered, Progress},
+    sides::Sides,
     wall_clock,
 };
 use crate::audit::{AuditBatch, ReadLine, SourceState, SourceStatus};
@@ -116,7 +117,7 @@ impl Asker {
             .messages()
             .await
             .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
-        let mut sides = bucket.watch(names::SIDES, "watch the audit sides").await?;
+        let mut sides = Sides::open(context, names).await?;
         let mut put: Option<Put> = None;
         let mut untold: FuturesUnordered<Untold> = FuturesUnordered::new();
         let mut renew = time::interval(RENEWED);
@@ -151,20 +152,20 @@ impl Asker {
                         })?;
                     }
                 }
-                entry = sides.next() => {
-                    let entry = entry?;
-                    if let Some(value) = entry.value {
-                        self.hear(&entry.key, &value);
-                        // Whatever was published before is here, or nothing is said.
-                        let info = if self.progress.asks() {
-                            let info = consumer.get_info().await;
-                            info.map_err(|error| ConnectionError::failed("count answers", &error))?
-                        } else {
-                            consumer.cached_info().clone()
-                        };
-                        if !self.progress.asks() || (info.num_pending == 0 && info.num_ack_pending == 0) {
-                            self.advance();
-                        }
+                said = sides.next() => {
+                    let Some((key, value)) = said else {
+                        return Err(ConnectionError::Ended("no more of audit sides".to_owned()));
+                    };
+                    self.hear(&key, &value);
+                    // Whatever was published before is here, or nothing is said.
+                    let info = if self.progress.asks() {
+                        let info = consumer.get_info().await;
+                        info.map_err(|error| ConnectionError::failed("count answers", &error))?
+                    } else {
+                        consumer.cached_info().clone()
+                    };
+                    if !self.progress.asks() || (info.num_pending == 0 && info.num_ack_pending == 0) {
+                        self.advance();
                     }
                 }
                 // One at a time, in order: what changes meanwhile is in the next.

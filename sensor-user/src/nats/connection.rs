@@ -198,6 +198,13 @@ pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionEr
         let what = "forgets before it is told again";
         return Err(ConnectionError::Bucket { name, what });
     }
+    if found.allow_rollup {
+        let what = "allows roll-ups, by which one node erases what others ask";
+        return Err(ConnectionError::Bucket { name, what });
+    }
+    if !found.allow_direct {
+        return Err(ConnectionError::Bucket { name, what: "does not allow direct reads" });
+    }
     let room = usize::try_from(found.max_message_size).unwrap_or(usize::MAX);
     if room < interest::MAX_BYTES {
         return Err(ConnectionError::Bucket { name, what: "has no room for what a node may ask" });

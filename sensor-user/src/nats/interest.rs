@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Micros;
 
+/// The document of a node that asks nothing.
+pub const NOTHING: &[u8] = br#"{"interests":[]}"#;
 /// Pods that a node asks about at once.
 pub const MOST: usize = 512;
 /// Longest document, bytes.
@@ -70,10 +72,10 @@ impl Interest {
     }
 }
 
-/// All that a node asks.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// All that a node asks. Other JSON does not pass for asking nothing: whoever may talk to the broker can have
+/// its replies put under another node's key.
+#[derive(Debug, Serialize, Deserialize)]
 struct Document {
-    #[serde(default)]
     interests: Vec<Interest>,
 }
 
@@ -161,7 +163,10 @@ mod tests {
         for (document, expected) in [
             (row(""), Ok((1, 0))),
             (row(r#","of-tomorrow":{"a":[1]}"#), Ok((1, 0))),
-            ("{}".to_owned(), Ok((0, 0))),
+            (r#"{"interests":[]}"#.to_owned(), Ok((0, 0))),
+            ("{}".to_owned(), Err(Refused::Shape)),
+            // What the broker answers to a publish.
+            (r#"{"stream":"KV_tokentrail_test","seq":7}"#.to_owned(), Err(Refused::Shape)),
             (row(&long), Ok((0, 1))),
             (row(&addresses), Ok((0, 1))),
             (row("").replace("0f4f-1", ""), Ok((0, 1))),
@@ -173,7 +178,7 @@ mod tests {
             (row("").replace("2026-11-22T10:00", "yesterday"), Err(Refused::Shape)),
             (row("").replace("pod", "dop"), Err(Refused::Shape)),
             (String::new(), Err(Refused::Shape)),
-            ("[]".to_owned(), Ok((0, 0))),
+            ("[]".to_owned(), Err(Refused::Shape)),
             ("\u{0}".to_owned(), Err(Refused::Shape)),
             (" ".repeat(MAX_BYTES + 1), Err(Refused::Bounds)),
         ] {

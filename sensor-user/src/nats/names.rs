@@ -64,6 +64,11 @@ impl Names {
         format!("tokentrail.{}.request.{node}", self.cluster)
     }
 
+    /// The subject of a key of the bucket, or of some.
+    pub fn subject_of(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.bucket())
+    }
+
     /// The key of what this node asks.
     pub fn ask(&self) -> String {
         format!("ask.{}", self.node)
@@ -74,9 +79,10 @@ impl Names {
         format!("side.{}", self.node)
     }
 
-    /// Where replies to this agent go: a prefix that nobody else may listen to.
+    /// Where replies to this agent go: a prefix that no other node may listen to, and that `_INBOX.>`, which
+    /// NATS users often have, does not contain.
     pub fn inbox(&self) -> String {
-        format!("_INBOX_tokentrail_{}_{}", self.cluster, self.node)
+        format!("_INBOX_tokentrail.{}.{}", self.cluster, self.node)
     }
 }
 

@@ -17,7 +17,7 @@ const GONE: Micros = Micros::from_secs(15 * 60);
 /// An audit side says something once a minute at least; after this it is silent.
 const SILENT: Micros = Micros::from_secs(180);
 /// Audit sides at once.
-const SIDES: usize = 64;
+pub const SIDES: usize = 64;
 
 /// What an audit side says of itself, as it lies in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -71,7 +71,8 @@ pub async fn set_up(config: &NatsConfig, size: Size) -> Result<Vec<String>, Conn
         max_age: ASKED,
         max_message_size: i32::try_from(interest::MAX_BYTES).unwrap_or(i32::MAX),
         discard: DiscardPolicy::New,
-        allow_rollup: true,
+        // With one message of that kind a node would erase what all others ask.
+        allow_rollup: false,
         deny_delete: true,
         allow_direct: true,
         num_replicas: size.replicas,

@@ -376,4 +376,171 @@ pub(super) const CASES: &[Case] = &[
         "",
         Renders(&[("Namespace", Absent)]),
     ),
+    case(
+        "answers may come over NATS alone, with a login that all agents share",
+        "{clusterName: prod, audit: {mode: nats}, nats: {url: 'tls://a:4222, tls://b:4222', \
+         secretName: login, user: agents, passwordFile: password, caFile: ca.crt}}",
+        Renders(&[
+            ("ConfigMap data config.yaml nats", Is(r#""tls://a:4222, tls://b:4222""#)),
+            ("ConfigMap data config.yaml nats-user", Is(r#""agents""#)),
+            (
+                "ConfigMap data config.yaml nats-password-file",
+                Is(r#""/run/tokentrail/nats/password""#),
+            ),
+            ("ConfigMap data config.yaml nats-ca-file", Is(r#""/run/tokentrail/nats/ca.crt""#)),
+            ("ConfigMap data config.yaml nats-nkey-file", Absent),
+            ("ConfigMap data config.yaml audit-log", Absent),
+            (
+                "DaemonSet spec template spec volumes nats",
+                Is(r#"{"name":"nats","secret":{"secretName":"login"}}"#),
+            ),
+            (
+                "DaemonSet spec template spec containers agent volumeMounts nats",
+                Is(r#"{"name":"nats","mountPath":"/run/tokentrail/nats","readOnly":true}"#),
+            ),
+            ("DaemonSet spec template spec volumes audit", Absent),
+            ("Deployment", Absent),
+            ("Service", Absent),
+        ]),
+    ),
+    case(
+        "or with each node's own, beside a log where there is one",
+        "{clusterName: prod, nats: {url: 'nats://a', nodeFolder: /etc/nats, \
+         credentialsFile: agent.creds}}",
+        Renders(&[
+            (
+                "DaemonSet spec template spec volumes nats hostPath",
+                Is(r#"{"path":"/etc/nats","type":"Directory"}"#),
+            ),
+            (
+                "ConfigMap data config.yaml nats-credentials-file",
+                Is(r#""/run/tokentrail/nats/agent.creds""#),
+            ),
+            ("ConfigMap data config.yaml audit-log-optional", Is("true")),
+            ("DaemonSet spec template spec volumes audit name", Is(r#""audit""#)),
+        ]),
+    ),
+    case(
+        "API servers may post to the agents",
+        "{audit: {mode: webhook, webhook: {secretName: tls, tokens: true, \
+         service: {clusterIP: 10.96.0.99}}}, networkPolicy: {enabled: true}}",
+        Renders(&[
+            ("ConfigMap data config.yaml audit-log", Absent),
+            ("ConfigMap data config.yaml audit-webhook", Is(r#""0.0.0.0:9643""#)),
+            (
+                "ConfigMap data config.yaml audit-webhook-client-ca-file",
+                Is(r#""/run/tokentrail/webhook/ca.crt""#),
+            ),
+            (
+                "ConfigMap data config.yaml audit-webhook-token-file",
+                Is(r#""/run/tokentrail/webhook/tokens""#),
+            ),
+            (
+                "DaemonSet spec template spec volumes webhook",
+                Is(r#"{"name":"webhook","secret":{"secretName":"tls"}}"#),
+            ),
+            (
+                "DaemonSet spec template spec containers agent ports webhook containerPort",
+                Is("9643"),
+            ),
+            ("Service spec clusterIP", Is(r#""10.96.0.99""#)),
+            (
+                "Service spec selector",
+                Is(
+                    r#"{"app.kubernetes.io/name":"tokentrail","app.kubernetes.io/instance":"tokentrail"}"#,
+                ),
+            ),
+            (
+                "NetworkPolicy spec ingress",
+                Is(r#"[{"ports":[{"protocol":"TCP","port":9464}]},
+                    {"ports":[{"protocol":"TCP","port":9643}]}]"#),
+            ),
+            ("Deployment", Absent),
+        ]),
+    ),
+    case(
+        "an audit side has no privilege, no token and nothing of its node",
+        AUDIT_SIDE,
+        Renders(&[
+            ("Deployment spec template spec automountServiceAccountToken", Is("false")),
+            ("Deployment spec template spec hostPID", Absent),
+            ("Deployment spec template spec hostNetwork", Absent),
+            ("Deployment spec template spec serviceAccountName", Absent),
+            ("Deployment spec template spec priorityClassName", Absent),
+            (
+                "Deployment spec template spec securityContext",
+                Is(r#"{"runAsNonRoot":true,"runAsUser":65532,"runAsGroup":65532,"fsGroup":65532,
+                    "seccompProfile":{"type":"RuntimeDefault"}}"#),
+            ),
+            (
+                "Deployment spec template spec containers audit-side securityContext",
+                Is(r#"{"privileged":false,"allowPrivilegeEscalation":false,
+                    "readOnlyRootFilesystem":true,"capabilities":{"drop":["ALL"]}}"#),
+            ),
+            (
+                "Deployment spec template spec volumes",
+                Is(r#"[
+                {"name":"config","configMap":{"name":"tokentrail"}},
+                {"name":"state","emptyDir":{"sizeLimit":"256Mi"}},
+                {"name":"webhook","secret":{"secretName":"tls","defaultMode":288}},
+                {"name":"nats","secret":{"secretName":"audit-login","defaultMode":288}}]"#),
+            ),
+        ]),
+    ),
+    case(
+        "it takes posts, answers over NATS, and is nobody's agent",
+        AUDIT_SIDE,
+        Renders(&[
+            ("ConfigMap data audit-side.yaml no-sensor", Is("true")),
+            ("ConfigMap data audit-side.yaml no-kube", Is("true")),
+            ("ConfigMap data audit-side.yaml audit-webhook", Is(r#""0.0.0.0:9643""#)),
+            ("ConfigMap data audit-side.yaml nats", Is(r#""nats://a:4222""#)),
+            ("ConfigMap data audit-side.yaml cluster-name", Is(r#""prod""#)),
+            ("ConfigMap data audit-side.yaml nats-look-back-mib", Is("64")),
+            ("ConfigMap data config.yaml audit-webhook", Absent),
+            (
+                "Deployment spec template spec containers audit-side env NODE_NAME valueFrom fieldRef fieldPath",
+                Is(r#""metadata.name""#),
+            ),
+            (
+                "Deployment spec selector matchLabels",
+                Is(
+                    r#"{"app.kubernetes.io/name":"tokentrail-audit","app.kubernetes.io/instance":"tokentrail"}"#,
+                ),
+            ),
+            (
+                "Service spec selector",
+                Is(
+                    r#"{"app.kubernetes.io/name":"tokentrail-audit","app.kubernetes.io/instance":"tokentrail"}"#,
+                ),
+            ),
+            ("Service metadata name", Is(r#""tokentrail-audit""#)),
+            ("Service spec publishNotReadyAddresses", Is("true")),
+        ]),
+    ),
+    case(
+        "by default nobody may exec into anything, for no test",
+        "",
+        Renders(&[("Role", Absent), ("RoleBinding", Absent), ("Pod", Absent)]),
+    ),
+    case(
+        "`helm test` has a victim on each node, and a role for as long as it runs",
+        "test: {enabled: true, image: 'registry.example/kubectl:1'}",
+        Renders(&[
+            ("Pod metadata annotations helm.sh/hook", Is(r#""test""#)),
+            ("Pod spec containers test image", Is(r#""registry.example/kubectl:1""#)),
+            ("Role metadata annotations helm.sh/hook", Is(r#""test""#)),
+            (
+                "Role metadata annotations helm.sh/hook-delete-policy",
+                Is(r#""before-hook-creation,hook-succeeded,hook-failed""#),
+            ),
+        ]),
+    ),
 ];
+
+/// An audit side for all nodes, with a login of its own.
+const AUDIT_SIDE: &str = "{clusterName: prod, audit: {mode: nats, webhook: {secretName: tls}}, \
+     nats: {url: 'nats://a:4222', nodeFolder: /etc/nats, nkeyFile: agent.nk}, \
+     auditSide: {enabled: true, replicas: 2, natsSecretName: audit-login, \
+     config: {nats-look-back-mib: 64}}, networkPolicy: {enabled: true}, \
+     metrics: {podMonitor: {enabled: true}}}";

@@ -195,4 +195,103 @@ pub(super) const REFUSALS: &[Case] = &[
         ),
     ),
     case("so it is in IPv6", "admin: {address: '::1'}", Refused("admin.address is ::1, where")),
+    case(
+        "answers over NATS take a server",
+        "audit: {mode: nats}",
+        Refused("audit.mode is nats, but there is no server: set nats.url"),
+    ),
+    case("there are three ways to audit events", "audit: {mode: stdin}", Refused("mode")),
+    case(
+        "on a server that clusters may share each has a name",
+        "nats: {url: 'nats://a'}",
+        Refused("set clusterName"),
+    ),
+    case(
+        "no login is in an address",
+        "{clusterName: c, nats: {url: 'nats://user:word@a'}}",
+        Refused("/nats/url"),
+    ),
+    case(
+        "files are somewhere",
+        "{clusterName: c, nats: {url: 'nats://a', caFile: ca.crt}}",
+        Refused("nats names files (ca.crt), but not where they are"),
+    ),
+    case(
+        "a place has files",
+        "{clusterName: c, nats: {url: 'nats://a', secretName: s}}",
+        Refused("none of the files in s is named: set nats.credentialsFile"),
+    ),
+    case(
+        "there is one place",
+        "{clusterName: c, nats: {url: 'nats://a', secretName: s, nodeFolder: /n, nkeyFile: a.nk}}",
+        Refused("nats.secretName and nats.nodeFolder are two places"),
+    ),
+    case(
+        "there is one login",
+        "{clusterName: c, nats: {url: 'nats://a', secretName: s, nkeyFile: a.nk, credentialsFile: c}}",
+        Refused("nats has more than one login"),
+    ),
+    case(
+        "a file of a Secret is no path",
+        "{clusterName: c, nats: {url: 'nats://a', secretName: s, nkeyFile: ../n}}",
+        Refused("/nats/nkeyFile"),
+    ),
+    case(
+        "a login of each node is not one user's",
+        "{clusterName: c, nats: {url: 'nats://a', nodeFolder: /n, user: u, passwordFile: p}}",
+        Refused("nats.user is one for all nodes"),
+    ),
+    case(
+        "a login is for a server",
+        "nats: {secretName: s, nkeyFile: a.nk}",
+        Refused("nats.url is empty, but"),
+    ),
+    case(
+        "so it is for the server",
+        "config: {nats: 'nats://a'}",
+        Refused("config.nats is not taken: set nats.url"),
+    ),
+    case(
+        "so it is for a login's file",
+        "config: {nats-nkey-file: /n}",
+        Refused("config.nats-nkey-file is not taken: set nats.nkeyFile"),
+    ),
+    case(
+        "posts take a certificate",
+        "audit: {mode: webhook}",
+        Refused("audit.webhook.secretName is empty"),
+    ),
+    case(
+        "not everybody posts",
+        "audit: {mode: webhook, webhook: {secretName: s, clientCa: false}}",
+        Refused("anybody could post audit events"),
+    ),
+    case(
+        "posts go to one place",
+        "{clusterName: c, audit: {mode: webhook, webhook: {secretName: s}}, \
+         nats: {url: 'nats://a'}, auditSide: {enabled: true}}",
+        Refused("would both take the API servers' posts"),
+    ),
+    case(
+        "an audit side answers somebody",
+        "{audit: {webhook: {secretName: s}}, auditSide: {enabled: true}}",
+        Refused("auditSide.enabled, but there is nobody to answer: set nats.url"),
+    ),
+    case(
+        "it has no node's login",
+        "{clusterName: c, audit: {webhook: {secretName: s}}, nats: {url: 'nats://a', \
+         nodeFolder: /n, nkeyFile: a.nk}, auditSide: {enabled: true}}",
+        Refused("auditSide does not read nats.nodeFolder: set auditSide.natsSecretName"),
+    ),
+    case(
+        "what it is cannot be configured away",
+        "{clusterName: c, audit: {webhook: {secretName: s}}, nats: {url: 'nats://a'}, \
+         auditSide: {enabled: true, config: {no-sensor: false}}}",
+        Refused("auditSide.config.no-sensor is not taken"),
+    ),
+    case(
+        "a test takes an image with a shell",
+        "test: {enabled: true}",
+        Refused("test.image is empty: name an image with sh, sleep and kubectl"),
+    ),
 ];

@@ -16,14 +16,19 @@ use crate::shell::{root, say};
 pub(crate) const FOLDER: &str = "tests/fixtures/openapi";
 
 /// What the chart renders, and the namespace of the plain manifests: group, version, kind.
-const KINDS: [(&str, &str, &str); 7] = [
+const KINDS: [(&str, &str, &str); 12] = [
     ("", "v1", "ConfigMap"),
     ("", "v1", "Namespace"),
+    ("", "v1", "Pod"),
+    ("", "v1", "Service"),
     ("", "v1", "ServiceAccount"),
     ("apps", "v1", "DaemonSet"),
+    ("apps", "v1", "Deployment"),
     ("networking.k8s.io", "v1", "NetworkPolicy"),
     ("rbac.authorization.k8s.io", "v1", "ClusterRole"),
     ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"),
+    ("rbac.authorization.k8s.io", "v1", "Role"),
+    ("rbac.authorization.k8s.io", "v1", "RoleBinding"),
 ];
 
 /// Writes the schemas anew from an API server's answer.

@@ -1,0 +1,70 @@
+//! What audit sides say of themselves, as a node hears it: first what lies in the bucket, then what is put.
+//!
+//! Not a watch of the bucket: that is a consumer, and whoever may make one may have it deliver to any subject.
+//! A subscription and reads of single keys need no more than to be allowed these keys.
+
+use std::collections::VecDeque;
+
+use async_nats::{
+    Subscriber,
+    jetstream::{Context, stream::DirectGetErrorKind},
+};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use super::{
+    connection::ConnectionError,
+    names::{self, Names},
+    progress,
+};
+
+/// Keys and values of audit sides.
+pub(super) struct Sides {
+    before: VecDeque<(String, Vec<u8>)>,
+    put: Subscriber,
+    prefix: String,
+}
+
+impl Sides {
+    /// Begins to listen.
+    pub(super) async fn open(context: &Context, names: &Names) -> Result<Self, ConnectionError> {
+        let all = names.subject_of(names::SIDES);
+        let prefix = names.subject_of("");
+        // Before the bucket is read: what is put meanwhile comes twice, and not never.
+        let put = context.client().subscribe(all.clone()).await;
+        let put = put.map_err(|error| ConnectionError::failed("hear the audit sides", &error))?;
+        let failed = |error| ConnectionError::failed("list audit sides", &error);
+        let bucket = context.get_stream_no_info(format!("KV_{}", names.bucket())).await;
+        let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
+        let found = bucket.info_with_subjects(&all).await.map_err(failed)?;
+        let mut found = found.take(progress::SIDES);
+        let mut before = VecDeque::new();
+        while let Some((subject, _)) = found
+            .try_next()
+            .await
+            .map_err(|error| ConnectionError::failed("list audit sides", &error))?
+        {
+            match bucket.direct_get_last_for_subject(&*subject).await {
+                Ok(message) => before.push_back((key(&prefix, &subject), message.payload.to_vec())),
+                // Gone since.
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(ConnectionError::failed("read what an audit side says", &error));
+                }
+            }
+        }
+        Ok(Self { before, put, prefix })
+    }
+
+    /// The next key and value; `None` at the end of the connection.
+    pub(super) async fn next(&mut self) -> Option<(String, Vec<u8>)> {
+        if let Some(before) = self.before.pop_front() {
+            return Some(before);
+        }
+        let message = self.put.next().await?;
+        Some((key(&self.prefix, &message.subject), message.payload.to_vec()))
+    }
+}
+
+fn key(prefix: &str, subject: &str) -> String {
+    subject.strip_prefix(prefix).unwrap_or(subject).to_owned()
+}
