@@ -488,9 +488,10 @@ async fn a_route_that_the_kernel_refuses_is_named_with_its_reason() {
         match Sensor::start(&config, KernelMetrics::default()).await {
             Ok(sensor) => println!("{choice:?} works: {:?}", sensor.degraded()),
             Err(SensorError::NoRoute { tried }) => {
-                assert_eq!(tried.len(), 1);
-                assert!(!tried[0].1.is_empty());
-                println!("{choice:?} is refused: {}", tried[0].1);
+                assert!(!tried.is_empty() && tried.iter().all(|(_, why)| !why.is_empty()));
+                // Of `fexit` there are two plans.
+                assert!(tried.iter().all(|(name, _)| name.starts_with(&tried[0].0)), "{tried:?}");
+                println!("{choice:?} is refused: {tried:?}");
             }
             Err(other) => panic!("{choice:?}: {other}"),
         }
