@@ -213,6 +213,8 @@ fn requests_spread_over_two_logs_are_one_incident_and_two_readers_of_a_log_are_o
     victim.attack().unwrap();
     sides.iter().for_each(wait_until_asked);
     scene.node.request_by(&victim.pod).unwrap();
+    // Sides are in no order: only then is the graver request sure to come second.
+    scene.node.wait_for("alert", &victim.pod).unwrap();
     let line = AuditLine::recorded(Request::GetSecret, Stage::ResponseComplete, &victim.pod);
     other.append(&line.unwrap()).unwrap();
     let count = |name: &str| -> f64 { sides.iter().map(|it| it.metric(name, &[]).unwrap()).sum() };
