@@ -41,7 +41,7 @@ pub(crate) fn copy<const N: usize>(start: u64, length: u64, into: &mut [u8; N]) 
         if copied <= 0 {
             break;
         }
-        at += copied as u64;
+        at += copied.cast_unsigned();
     }
     for index in 0..N / 4 {
         let from = text.as_ptr().cast::<u32>().wrapping_add(index);
