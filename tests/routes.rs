@@ -43,6 +43,11 @@ async fn sensor(route: RouteChoice) -> Result<Sensor, SensorError> {
     Sensor::start(&config, KernelMetrics::default()).await
 }
 
+/// The same; a route that is refused is skipped.
+async fn sensor_if_any(route: RouteChoice, name: &str) -> Option<Sensor> {
+    sensor(route).await.inspect_err(|why| println!("skipped: {name} is refused here: {why}")).ok()
+}
+
 /// The routes that must work, if that is known.
 fn expected() -> Option<Vec<String>> {
     let names = env::var("TOKENTRAIL_EXPECT_ROUTES").ok()?;
@@ -87,13 +92,7 @@ async fn the_routes_that_work_are_those_of_this_kernel_and_the_best_is_chosen() 
 #[tokio::test]
 async fn an_ordinary_open_leaves_the_best_route_within_its_budget() {
     for (choice, name) in ROUTES {
-        let sensor = match sensor(choice).await {
-            Ok(sensor) => sensor,
-            Err(error) => {
-                println!("skipped: {name} is refused here: {error}");
-                continue;
-            }
-        };
+        let Some(sensor) = sensor_if_any(choice, name).await else { continue };
         let Rejects { ordinary, longest, whole } =
             instructions::of_program(&program(name)).unwrap();
         assert!(ordinary <= longest && longest < whole, "{name}: {ordinary} {longest} {whole}");
@@ -119,13 +118,7 @@ async fn what_an_ordinary_open_costs_is_told_beside_what_an_empty_program_does()
     let _counting = enable_stats(Stats::RunTime).unwrap();
     let ordinary = tempfile::NamedTempFile::new().unwrap();
     for (choice, name) in ROUTES {
-        let sensor = match sensor(choice).await {
-            Ok(sensor) => sensor,
-            Err(error) => {
-                println!("skipped: {name} is refused here: {error}");
-                continue;
-            }
-        };
+        let Some(sensor) = sensor_if_any(choice, name).await else { continue };
         // On the same hooks at the same time, so that whatever else goes on slows down both.
         let _empty = attach_empty(sensor.route()).unwrap();
         let programs = [program(name), format!("empty_{name}")];
