@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokentrail_tests::{
     Agent, AgentSetup, AuditLine, AuditLog, Broker, Node, PATIENCE, Request, Sandbox, Stage,
-    compress, tokentrail, wait_until,
+    Workload, compress, tokentrail, wait_until,
 };
 
 /// The node whose agent has a sensor and no audit log, and one that follows the log for it.
@@ -29,6 +29,26 @@ impl<'sandbox> Scene<'sandbox> {
         node.agent = node.agent.without_audit_log().args(broker.arguments());
         let side = side(sandbox, "node-a", &node.audit, broker);
         Self { node, side }
+    }
+
+    /// Both, and a pod that was attacked and that the audit side is asked about.
+    fn asked(&self) -> (Agent, Agent, Workload) {
+        let side = self.side.start().unwrap();
+        let agent = self.node.agent.start().unwrap();
+        let victim = self.node.workload().unwrap();
+        victim.attack().unwrap();
+        wait_until_asked(&side);
+        (side, agent, victim)
+    }
+
+    /// A pod that was attacked and has asked, all of which its node and the audit side have read.
+    fn attacked(&self, side: &Agent) -> Workload {
+        let victim = self.node.workload().unwrap();
+        victim.attack().unwrap();
+        self.node.wait_until_seen(&victim).unwrap();
+        self.node.request_by(&victim.pod).unwrap();
+        side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+        victim
     }
 }
 
@@ -94,11 +114,7 @@ fn a_request_that_was_read_before_anybody_asked_alerts() {
     let side = scene.side.start().unwrap();
     let agent = scene.node.agent.start().unwrap();
     broker.kill().unwrap();
-    let victim = scene.node.workload().unwrap();
-    victim.attack().unwrap();
-    scene.node.wait_until_seen(&victim).unwrap();
-    scene.node.request_by(&victim.pod).unwrap();
-    side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+    let victim = scene.attacked(&side);
     wait_until(PATIENCE, "the node is not ready", || {
         Ok(agent.get("/readyz")?.body.contains("NATS: ").then_some(()))
     })
@@ -116,12 +132,8 @@ fn a_request_that_was_read_by_an_audit_side_that_is_gone_alerts() {
     let side = scene.side.start().unwrap();
     let _agent = scene.node.agent.start().unwrap();
     broker.kill().unwrap();
-    let victim = scene.node.workload().unwrap();
-    victim.attack().unwrap();
-    scene.node.wait_until_seen(&victim).unwrap();
-    scene.node.request_by(&victim.pod).unwrap();
+    let victim = scene.attacked(&side);
     // Its position is behind the request, and what it had in memory goes with it.
-    side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
     assert!(side.terminate().unwrap().success());
     let old = scene.node.audit.rotate_by_rename().unwrap();
     compress(&old).unwrap();
@@ -136,11 +148,7 @@ fn a_request_made_while_the_node_is_away_alerts_when_it_is_back() {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
     let scene = Scene::new(&sandbox, &broker);
-    let side = scene.side.start().unwrap();
-    let agent = scene.node.agent.start().unwrap();
-    let victim = scene.node.workload().unwrap();
-    victim.attack().unwrap();
-    wait_until_asked(&side);
+    let (side, agent, victim) = scene.asked();
     agent.kill().unwrap();
     scene.node.request_by(&victim.pod).unwrap();
     side.wait_for_metric("tokentrail_nats_published_total", &[], 1.0).unwrap();
@@ -249,11 +257,7 @@ fn a_token_minted_by_a_pod_that_is_asked_about_is_told_by_one_of_both() {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
     let scene = Scene::new(&sandbox, &broker);
-    let side = scene.side.start().unwrap();
-    let _agent = scene.node.agent.start().unwrap();
-    let victim = scene.node.workload().unwrap();
-    victim.attack().unwrap();
-    wait_until_asked(&side);
+    let (_side, _agent, victim) = scene.asked();
     let user = format!("system:serviceaccount:shop:{}", victim.pod.service_account);
     let of_pod =
         format!(r#""extra":{{"authentication.kubernetes.io/pod-uid":["{}"],"#, victim.pod.uid);
