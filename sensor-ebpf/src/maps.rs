@@ -116,10 +116,9 @@ macro_rules! known {
 }
 pub(crate) use known;
 
-/// `BPF_RB_NO_WAKEUP` of `include/uapi/linux/bpf.h`.
-pub(crate) const NO_WAKEUP: u64 = 1;
-
-/// Memory that nobody else has, to be discarded with [`NO_WAKEUP`]: the reader passes over it.
+/// Memory that nobody else has, to be discarded: the reader passes over it. Never without a wake-up: the
+/// kernel wakes the reader for the first record that it has not read, and for none behind that.
+/// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/ringbuf.c> (`bpf_ringbuf_commit`)
 #[inline(always)]
 pub(crate) fn scratch() -> Option<RingBufEntry<[u8; 2 * TEXT_LEN]>> {
     EVENTS.reserve(0)

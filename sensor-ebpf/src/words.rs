@@ -52,6 +52,6 @@ pub(crate) fn copy<const N: usize>(start: u64, length: u64, into: &mut [u8; N]) 
     }
     // What cannot be read is an empty word, which no command begins with.
     let readable = text[0] != 0;
-    scratch.discard(maps::NO_WAKEUP);
+    scratch.discard(0);
     at >= wanted && readable
 }
