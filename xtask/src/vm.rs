@@ -151,11 +151,14 @@ impl Boots {
                     tally += told.tally;
                     if told.tally.failed == 0 {
                         report::keep(machine, &told)?;
+                    } else {
+                        report::forget(machine)?;
                     }
                     ended.push((machine, told));
                 }
                 Err(error) => {
                     complain(format_args!("error: {}: {error:#}", machine.name));
+                    report::forget(machine)?;
                     tally += Tally { failed: 1, ..Tally::default() };
                 }
             }

@@ -3,7 +3,7 @@
 //!
 //! The README's table is what stands between two markers; nobody edits it by hand.
 
-use std::{fmt::Write as _, fs, path::PathBuf};
+use std::{fmt::Write as _, fs, io::ErrorKind, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -23,14 +23,44 @@ const END: &str = "<!-- end -->\n";
 
 const ROUTES: [&str; 3] = ["fexit", "kprobe", "exit"];
 
-/// Remembers what a boot told in which no test failed.
+/// Remembers what a boot told in which no test failed. What it did not look at, because it ran only some of
+/// the tests, is of an earlier boot with the same BPF object, if there was one.
 ///
 /// # Errors
 /// If it cannot be written.
 pub(super) fn keep(machine: &Machine, told: &Told) -> Result<()> {
-    let kept = json!({"object": object()?, "release": told.release, "facts": told.facts});
+    let object = object()?;
+    let before = kept(machine, &object).map(|before| before.facts).unwrap_or_default();
+    let kept = json!({
+        "object": object, "release": told.release, "facts": merged(&told.facts, before),
+    });
     let path = kept_at(machine);
     fs::write(&path, kept.to_string()).with_context(|| format!("could not write {path:?}"))
+}
+
+/// Forgets what a machine told: it failed since.
+///
+/// # Errors
+/// If the file cannot be removed.
+pub(super) fn forget(machine: &Machine) -> Result<()> {
+    let path = kept_at(machine);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("could not remove {path:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// New facts, and of the earlier ones those of another kind or route.
+fn merged(new: &[Value], before: Vec<Value>) -> Vec<Value> {
+    let kind = |fact: &Value| {
+        let keys = fact.as_object().into_iter().flat_map(|it| it.keys().cloned());
+        (fact.get("route").cloned(), keys.collect::<Vec<_>>())
+    };
+    let is_new = |fact: &Value| new.iter().any(|it| kind(it) == kind(fact));
+    let before = before.into_iter().filter(|fact| !is_new(fact));
+    new.iter().cloned().chain(before).collect()
 }
 
 /// What a machine told when it was last booted with the BPF object of now.
@@ -65,7 +95,22 @@ pub(super) fn write_readme() -> Result<()> {
     let object = object()?;
     let told = MATRIX
         .iter()
-        .map(|machine| Ok((machine, kept(machine, &object)?)))
+        .map(|machine| {
+            let told = kept(machine, &object)?;
+            for route in ROUTES {
+                let is_known = fact(&told, route, "works").is_some();
+                let is_tried = !machine.routes.contains(&route)
+                    || fact(&told, route, "capabilities").is_some();
+                ensure!(
+                    is_known && is_tried,
+                    "{} did not tell all of {route}; boot it with `cargo xtask vm {} --test routes \
+                     --test privileges`",
+                    machine.name,
+                    machine.name
+                );
+            }
+            Ok((machine, told))
+        })
         .collect::<Result<Vec<_>>>()?;
     let path = root().join("README.md");
     let readme = fs::read_to_string(&path).with_context(|| format!("could not read {path:?}"))?;
@@ -153,6 +198,16 @@ mod tests {
         let with = replaced(&readme, "| new |\n").unwrap();
         assert!(with.contains(&format!("{BEGIN}| new |\n{END}")), "{with}");
         assert!(replaced("no markers", "").is_err());
+    }
+
+    #[test]
+    fn facts_of_tests_that_did_not_run_again_are_kept() {
+        let capabilities = json!({"route": "exit", "capabilities": ["CAP_BPF"]});
+        let works = |works: bool| json!({"route": "exit", "works": works});
+        let of_fexit = json!({"route": "fexit", "works": true});
+        let before = vec![works(true), capabilities.clone(), of_fexit.clone()];
+        let told = merged(&[works(false)], before);
+        assert_eq!(told, [works(false), capabilities, of_fexit]);
     }
 
     #[test]
