@@ -10,6 +10,7 @@ use std::{
     hash::{BuildHasher as _, RandomState},
     io::{ErrorKind, Write as _, stdout},
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -17,7 +18,7 @@ use std::{
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use serde_json::Value;
 use tokentrail_tests::{
-    Agent, Finished, NODE_NAME, Node, PATIENCE, Sandbox, TOKEN_PATH, Workload, tokentrail,
+    Agent, Finished, NODE_NAME, Node, PATIENCE, Pod, Sandbox, TOKEN_PATH, Workload, tokentrail,
     wait_until,
 };
 
@@ -140,6 +141,27 @@ fn what_is_opened_while_no_agent_runs_is_told_once_by_the_next_one() {
         assert_eq!(gaps, usize::from(!keeps));
         let unseen = agent.metric("tokentrail_kernel_unseen_seconds_total", &[]).unwrap();
         assert_eq!(unseen > 0.0, !keeps, "{unseen}");
+    }
+}
+
+#[test]
+fn of_tokens_that_a_process_opens_at_once_while_no_agent_runs_each_is_told() {
+    let sandbox = Sandbox::create().unwrap();
+    let kept = Kept::new(&sandbox);
+    let node = &kept.node;
+    let agent = node.agent.start().unwrap();
+    let keeps = keeps(&agent);
+    // Files of the same inode number, each in a file system of its own.
+    let pods: Vec<Pod> = (0..4).map(|_| Pod::create(&sandbox).unwrap()).collect();
+    agent.kill().unwrap();
+    let tokens = pods.iter().map(|pod| pod.volume().join("token"));
+    let read = sandbox.run(Command::new("cat").args(tokens)).unwrap();
+    assert!(read.success(), "{read:?}");
+    let _agent = node.agent.start().unwrap();
+    for pod in pods.iter().filter(|_| keeps) {
+        let told = || Ok(Some(node.opens_of(pod)?).filter(|opens| !opens.is_empty()));
+        let opens = wait_until(PATIENCE, "the open is told", told).unwrap();
+        assert_eq!(opens.len(), 1, "{opens:#?}");
     }
 }
 

@@ -57,6 +57,13 @@ impl Known {
         self.opens.entry((open.process, open.inode)).or_default().push(open.ktime_ns);
     }
 
+    /// Notes all of these.
+    fn add_all(&mut self, others: Self) {
+        for (key, times) in others.opens {
+            self.opens.entry(key).or_default().extend(times);
+        }
+    }
+
     /// Whether it is known; each is so once.
     pub(super) fn take(&mut self, open: &TokenOpen) -> bool {
         let Some(times) = self.opens.get_mut(&(open.process, open.inode)) else { return false };
@@ -110,11 +117,13 @@ impl Engine {
     ) -> Result<(), AgentError> {
         let now = self.senses.clock.now().steady;
         let Self { senses, join, known, .. } = self;
+        // What this sensor may tell of as well. Apart from what the journal has: of volumes that were
+        // written alike a process may have read the same inode number twice in a moment.
+        let mut left = Known::default();
         match pins {
             Some(Ok(pins)) => senses.take_over(pins, |open, pods, now| {
-                let told = known.take(&open);
-                known.add(&open);
-                if !told {
+                left.add(&open);
+                if !known.take(&open) {
                     join.open(open, pods, now);
                 }
             })?,
@@ -125,6 +134,7 @@ impl Engine {
             }
             None => {}
         }
+        known.add_all(left);
         for open in held_back {
             if !known.take(&open) {
                 join.join(open, &senses.pods.index, now);
