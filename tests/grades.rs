@@ -23,8 +23,8 @@ mod reading;
 
 use network::{free_port, log_in, type_command};
 use reading::{
-    EXEC, Expected, FOREIGN, INTERACTIVE, OUTSIDE, Scene, TERMINAL, WORKLOAD, add_user, cat, grade,
-    orphan,
+    EXEC, Expected, FOREIGN, INTERACTIVE, OUTSIDE, Scene, TERMINAL, WORKLOAD, add_user, cat, deep,
+    grade, orphan, orphan_in_a_pid_namespace,
 };
 
 /// How the workload itself, or a session in its container, runs a line of shell.
@@ -70,6 +70,8 @@ fn whoever_entered_is_known_and_the_workload_is_whatever_it_does_with_sessions_a
             (SESSION, &format!("setsid {cat}"), EXEC),
             (SESSION, &format!("nohup {cat}"), EXEC),
             (SESSION, &orphan, EXEC),
+            (SESSION, &orphan_in_a_pid_namespace(), EXEC),
+            (SESSION, &deep(), EXEC),
             (SESSION, &format!("su app -c '{cat}'"), EXEC),
             (AT_TERMINAL, &cat, INTERACTIVE),
             (AT_TERMINAL, &format!("{cat} | cat"), INTERACTIVE),

@@ -49,11 +49,11 @@ static LINEAGE: LruHashMap<TaskKey, TaskKey> = LruHashMap::with_max_entries(16_3
 /// hundred: 4,096 are ten such floods at once, 500 KiB. One that is evicted is told anew.
 #[map]
 static REPEATS: LruHashMap<RepeatKey, Repeats> = LruHashMap::with_max_entries(4096, 0);
-/// Key: a session in a container. Value: until when its records have used up its share, boot clock,
-/// nanoseconds. Writer and reader: `flood`. Ten for each of a hundred pods, 100 KiB. One that is
-/// evicted begins with a full share.
+/// Key: a session in a container and a kind of files. Value: until when its records have used up its share,
+/// boot clock, nanoseconds. Writer and reader: `flood`. Forty for each of a hundred pods, 400 KiB. One that
+/// is evicted begins with a full share.
 #[map]
-static PACES: LruHashMap<PaceKey, u64> = LruHashMap::with_max_entries(1024, 0);
+static PACES: LruHashMap<PaceKey, u64> = LruHashMap::with_max_entries(4096, 0);
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: an entry is made, never replaced.
 const NO_EXIST: u64 = 1;
 /// `-EEXIST` of `include/uapi/asm-generic/errno-base.h`: there is one already.
@@ -150,6 +150,13 @@ pub(crate) fn belongs_to(process: &TaskKey, session: &TaskKey) {
     if LINEAGE.insert(process, session, 0).is_err() {
         count(Counter::SessionsFull);
     }
+}
+
+/// Notes that a process belongs to no session, whatever its parent did.
+#[inline(always)]
+pub(crate) fn belongs_to_none(process: &TaskKey) {
+    // Most have never been of one.
+    let _: Result<(), i32> = LINEAGE.remove(process);
 }
 
 /// The session that a process belongs to.

@@ -28,7 +28,9 @@ pub(crate) fn on_exec<S: Structure>() -> i32 {
     if command.length != 0 {
         maps::begin_session(&key, &command);
     }
-    if !is_first(leader) {
+    if is_first(leader) {
+        maps::belongs_to_none(&key);
+    } else {
         maps::belongs_to(&key, &key);
     }
     0
@@ -41,15 +43,14 @@ pub(crate) fn on_fork<S: Structure>(parent: S, task: S) -> i32 {
     let (parent, child) = (key(parent.next(off!(task_group_leader))), key(task));
     if child.tgid != parent.tgid
         && let Some(session) = maps::session_of(&parent)
-        && !is_first(task)
     {
         maps::belongs_to(&child, &session);
     }
     0
 }
 
-/// Whether a process is the first of its pid namespace: the container's own, and so is all that it
-/// forks.
+/// Whether a process is the first of its pid namespace. One that is also in another container than its
+/// parent is that container's own, and so is all that it forks; any other one of a session stays of it.
 #[inline(always)]
 fn is_first<S: Structure>(leader: S) -> bool {
     task::nspid(leader) == 1

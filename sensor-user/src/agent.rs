@@ -237,16 +237,19 @@ async fn start_sensor(
     config: &Config,
     metrics: &StageMetrics,
 ) -> Result<(Sensor, Attributor), AgentError> {
+    let since_ns = System.sample().0;
+    let sensor = Sensor::start(&config.sensor(), metrics.kernel.clone()).await?;
     let mut attribution = AttributionConfig {
+        // As the kernel numbers it: in a pid namespace of its own an agent does not know that.
+        own_tgid: sensor.own_record().map_or(0, |own| own.tgid),
         kubelet_cgroup: config.kubelet_cgroup.clone(),
         learning: Micros::from_duration(config.learning),
-        since_ns: System.sample().0,
+        since_ns,
         ..AttributionConfig::default()
     };
     if !attribution.kubelet_roots.contains(&config.kubelet_root) {
         attribution.kubelet_roots.push(config.kubelet_root.clone());
     }
-    let sensor = Sensor::start(&config.sensor(), metrics.kernel.clone()).await?;
     let mut attributor =
         Attributor::new(attribution, sensor.own_record(), metrics.attribution.clone())?;
     attributor.restore_learning(LearnedStore::new(&config.state_dir).read());

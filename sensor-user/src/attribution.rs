@@ -71,7 +71,7 @@ impl Default for AttributionConfig {
             cgroup_root: "/sys/fs/cgroup".into(),
             kubelet_roots: vec!["/var/lib/kubelet".into()],
             kubelet_cgroup: None,
-            own_tgid: std::process::id(),
+            own_tgid: 0,
             learning: Micros::from_secs(600),
             since_ns: 0,
         }
@@ -297,9 +297,11 @@ impl Attributor {
     /// Whether the opener's session began with the container's main process, and whether that was
     /// found by comparing with it.
     fn nativeness(&mut self, record: &OpenRecord, reader: &Reader) -> (Option<bool>, bool) {
-        let known = record.missing & Missing::ANCESTORS == 0;
+        let walked = record.missing & Missing::ANCESTORS == 0;
+        // Its forks tell of it however many processes are between.
+        let followed = record.session.tgid != 0;
         let began = facts::entry(record);
-        if known
+        if (walked || followed)
             && began.tgid != 0
             && let Some(native) = self.processes.is_native(began, reader)
         {
@@ -314,8 +316,9 @@ impl Attributor {
         let entry = record.entry_pidns;
         let own_namespace = record.missing & Missing::NAMESPACES == 0 && record.pidns_level > 0;
         let native = match entry.nspid {
-            _ if !known || !own_namespace || entry.tgid == 0 => None,
-            _ if record.session.tgid != 0 => Some(false),
+            _ if !own_namespace => None,
+            _ if followed => Some(false),
+            _ if !walked || entry.tgid == 0 => None,
             1 if entry.tgid == record.entry_cgroup.tgid => Some(true),
             1 => None,
             _ => Some(false),

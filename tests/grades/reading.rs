@@ -67,6 +67,19 @@ pub(crate) fn orphan() -> String {
     format!("parent=$$; ( ({late}) & )")
 }
 
+/// The same with a child that is the first process of a pid namespace, as a container's own is.
+pub(crate) fn orphan_in_a_pid_namespace() -> String {
+    let late = format!("while [ -e /proc/$parent ]; do :; done; {} > /dev/null", cat());
+    format!("parent=$$; (unshare -U -p -f sh -c \"{late}\" &)")
+}
+
+/// A script whose shell is so many generations above the reader that no walk through parents finds it.
+pub(crate) fn deep() -> String {
+    let script =
+        format!(r#"n=$((n-1)); if [ $n -gt 0 ]; then sh -c "$script"; true; else {}; fi"#, cat());
+    format!("export n=40 script='{script}'; sh -c \"$script\"")
+}
+
 /// Lets a user `app` be, beside root.
 pub(crate) fn add_user(container: &Container) {
     let passwd = container.root().join("etc/passwd");

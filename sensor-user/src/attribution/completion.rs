@@ -96,16 +96,19 @@ fn cgroup_names(record: &mut OpenRecord, processes: &mut Processes) -> bool {
 }
 
 fn descriptors(record: &mut OpenRecord, processes: &Processes) -> bool {
-    let found = [0, 1, 2].map(|number| {
+    let mut fds = record.fds;
+    for (number, fd) in (0..).zip(&mut fds) {
+        let Ok(found) = processes.descriptor(record.tgid, number) else { return false };
         // A closed one is a fact, too.
-        let Some(found) = processes.descriptor(record.tgid, number) else { return [0; 2] };
-        let (device, mode) = found;
-        [kernel_dev(rustix::fs::major(device), rustix::fs::minor(device)), mode]
-    });
+        *fd = found.map_or(FdFacts { rdev: 0, mode: 0 }, |(device, mode)| FdFacts {
+            rdev: kernel_dev(rustix::fs::major(device), rustix::fs::minor(device)),
+            mode,
+        });
+    }
     if !processes.lives(opener(record)) {
         return false;
     }
-    record.fds = found.map(|[rdev, mode]| FdFacts { rdev, mode });
+    record.fds = fds;
     true
 }
 

@@ -7,7 +7,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{self, Read as _},
     num::NonZeroUsize,
     os::unix::fs::{DirEntryExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -153,7 +153,7 @@ impl Processes {
             self.cgroups.put(root.ino(), Some("/".to_owned()));
         }
         let mut pending = vec![(PathBuf::new(), self.cgroup_root.clone())];
-        let mut searched = 0;
+        let (mut searched, mut found) = (0, None);
         while let Some((path, directory)) = pending.pop() {
             searched += 1;
             for child in fs::read_dir(&directory).into_iter().flatten().filter_map(Result::ok) {
@@ -161,19 +161,31 @@ impl Processes {
                     continue;
                 }
                 let path = path.join(child.file_name());
-                self.cgroups.put(child.ino(), Some(format!("/{}", path.display())));
+                let name = format!("/{}", path.display());
+                if child.ino() == id {
+                    found = Some(name.clone());
+                }
+                self.cgroups.put(child.ino(), Some(name));
                 if searched + pending.len() < MAX_SEARCHED {
                     pending.push((path, child.path()));
                 }
             }
         }
-        self.cgroups.get_or_insert(id, || None).clone()
+        // Last, since what a large tree has besides may have taken its place.
+        self.cgroups.put(id, found.clone());
+        found
     }
 
     /// Device and mode of what a descriptor of a process refers to; `None` if there is none.
-    pub(super) fn descriptor(&self, tgid: u32, number: u32) -> Option<(u64, u32)> {
-        let path = self.proc_root.join(format!("{tgid}/fd/{number}"));
-        fs::metadata(path).ok().map(|found| (found.rdev(), found.mode()))
+    ///
+    /// # Errors
+    /// If that may not be known.
+    pub(super) fn descriptor(&self, tgid: u32, number: u32) -> io::Result<Option<(u64, u32)>> {
+        match fs::metadata(self.proc_root.join(format!("{tgid}/fd/{number}"))) {
+            Ok(found) => Ok(Some((found.rdev(), found.mode()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The executable of a live process.

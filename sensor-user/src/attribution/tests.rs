@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use tokentrail_ebpf::{Missing, OpenRecord, TaskKey};
+use tokentrail_ebpf::{Ancestor, Missing, OpenRecord, TaskKey};
 
 use super::{
     fixture::{
@@ -304,6 +304,16 @@ fn whoever_was_forked_in_a_session_is_of_it_whatever_its_parent_is_now() {
     let open = node.attributor().attribute(&orphan, TIMES, &PodIndex::default()).unwrap();
     assert_eq!((open.grade, open.native), (Grade::Exec, Some(false)));
     assert_eq!((open.entry.key.tgid, open.entry.comm.as_str()), (190, "sh"));
+
+    // Also where more processes are between than the kernel side's walk passes.
+    let deep = OpenRecord {
+        missing: Missing::ANCESTORS,
+        entry_cgroup: Ancestor { tgid: 0, ..orphan.entry_cgroup },
+        entry_pidns: Ancestor { tgid: 0, ..orphan.entry_pidns },
+        ..orphan
+    };
+    let open = node.attributor().attribute(&deep, TIMES, &PodIndex::default()).unwrap();
+    assert_eq!((open.grade, open.native), (Grade::Exec, Some(false)));
 
     // Also where the main process cannot be told.
     fs::remove_dir_all(node.path("proc/100")).unwrap();
