@@ -123,8 +123,8 @@ async fn what_an_ordinary_open_costs_is_told_beside_what_an_empty_program_does()
         // On the same hooks at the same time, so that whatever else goes on slows down both.
         let _empty = attach_empty(sensor.route()).unwrap();
         let programs = [program(name), format!("empty_{name}")];
-        let mut nanos = [[0; ROUNDS]; 2];
-        for round in 0..ROUNDS {
+        let mut nanos = [Vec::new(), Vec::new()];
+        for _ in 0..ROUNDS {
             let before = programs.each_ref().map(|it| runs(it));
             for _ in 0..OPENS {
                 File::open(ordinary.path()).unwrap();
@@ -133,7 +133,7 @@ async fn what_an_ordinary_open_costs_is_told_beside_what_an_empty_program_does()
                 let (count, time) = runs(program);
                 let (count, time) = (count - before[index].0, time - before[index].1);
                 assert!(count >= OPENS, "{program} ran {count} times");
-                nanos[index][round] = u64::try_from(time.as_nanos()).unwrap() / count;
+                nanos[index].push(u64::try_from(time.as_nanos()).unwrap() / count);
             }
         }
         // A processor that was taken away for a moment is in one round alone.

@@ -2,9 +2,10 @@
 //! reserved and after one was written; never touches the ring.
 //!
 //! One process in a loop: what repeats an open of the last second is counted, and the count travels
-//! with the next record. Many processes or files: each session of a container has a share of
-//! records, and what exceeds it is lost and counted. The share is less than the ring holds, so that
-//! a full one leaves room for somebody else.
+//! with the next record. Many processes: each session of a container has a share of records for each file
+//! of a token's volume, told apart by four, and one for all other files that look like a token; what exceeds
+//! it is lost and counted. So no other file hides a token, and it takes many told opens of a token to hide
+//! one. The five shares are less than the ring holds: there is room for somebody else.
 
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use tokentrail_ebpf::{ACCESS_MODE, Counter, REPEAT_NS, RepeatKey, Repeats, TaskKey};
@@ -15,8 +16,10 @@ use crate::{
     task,
 };
 
-/// Records that a session may have at once: four of five in the ring.
-const BURST: u64 = 400;
+/// Records that a share has at once; all five take four of five in the ring.
+const BURST: u64 = 80;
+/// Files of a volume that have a share of their own; the kubelet writes three, one after the other.
+const FILES: u64 = 4;
 /// Its records a second after that, as the time that each takes, nanoseconds: 200.
 const EACH_NS: u64 = 5_000_000;
 
@@ -28,8 +31,8 @@ pub(crate) struct PaceKey {
     session: TaskKey,
     /// kernfs id of the opener's cgroup.
     cgroup_id: u64,
-    /// 1 if the file is on a watched device: files that only look like a token hide none.
-    volume: u64,
+    /// Which file of a watched device, from 1 on; 0 for files that only look like a token.
+    file: u64,
 }
 
 /// An open that may get a record.
@@ -64,7 +67,7 @@ pub(crate) fn admit<S: Structure>(file: S, now: u64) -> Option<Admitted> {
     let pace = PaceKey {
         session: maps::session_of(&opener).unwrap_or(TaskKey { start_boottime_ns: 0, tgid: 0 }),
         cgroup_id: task::cgroup_id(leader),
-        volume: maps::is_volume(key.s_dev).into(),
+        file: if maps::is_volume(key.s_dev) { 1 + key.file_ino % FILES } else { 0 },
     };
     let used_up = maps::pace(&pace);
     if used_up > now + (BURST - 1) * EACH_NS {

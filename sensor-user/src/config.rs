@@ -86,7 +86,7 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub route: Option<RouteChoice>,
     /// Where the route is `exit`, see opens by 32-bit calls (`int 0x80`) too; each system call of the
-    /// machine then costs some 50 ns more
+    /// machine then takes longer
     #[arg(long)]
     pub compat_opens: bool,
     /// Also write every token open that is seen to this file, as ECS documents

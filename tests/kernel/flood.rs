@@ -4,6 +4,8 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -14,7 +16,7 @@ use tokentrail::kernel::{
 };
 use tokentrail_ebpf::OpenRecord;
 
-use super::{Bench, Volume};
+use super::{Bench, Cgroup, Volume};
 
 #[tokio::test]
 async fn what_a_process_opens_again_within_a_second_is_counted_and_the_last_time_told() {
@@ -94,22 +96,56 @@ async fn whoever_opens_too_many_files_loses_records_of_its_own_and_they_are_coun
 }
 
 #[tokio::test]
+async fn no_other_file_of_a_volume_hides_its_token() {
+    let volume = Volume::new();
+    let token = volume.path("token");
+    let number = |path: &Path| fs::metadata(path).unwrap().ino();
+    let mut others: Vec<_> = (0..2_000).map(|at| volume.path(&format!("file-{at}"))).collect();
+    for file in &others {
+        fs::File::create(file).unwrap();
+    }
+    // The files of a volume are written one after the other: two of four are never alike in this.
+    others.retain(|file| number(file) % 4 != number(&token) % 4);
+    let mut bench = Bench::start().await;
+    bench.sensor.watch_devices(&BTreeSet::from([volume.device()])).unwrap();
+    for file in &others {
+        fs::File::open(file).unwrap();
+        bench.sensor.drain(|_| {});
+    }
+    let lost = bench.metrics.lost_total(Loss::Flood);
+    assert!(lost > 0, "{} opens are more than the shares of one session", others.len());
+    // Of another process of the same session.
+    let read = Command::new("/bin/cat").arg(&token).output().unwrap();
+    assert!(read.status.success());
+    assert_eq!(bench.records_of(&token).len(), 1);
+}
+
+#[tokio::test]
 async fn a_full_ring_loses_records_and_says_how_many() {
     let (volume, decoys) = (Volume::new(), Volume::new());
     let mut bench = Bench::start().await;
     bench.sensor.watch_devices(&BTreeSet::from([volume.device()])).unwrap();
-    // Two shares are more than the ring holds.
-    let files = 380;
+    let files = 480;
     for number in 0..files {
         let folder = decoys.path(&format!("..{number}"));
         fs::create_dir(&folder).unwrap();
         fs::File::create(folder.join("token")).unwrap();
         fs::File::create(volume.path(&format!("file-{number}"))).unwrap();
     }
+    // What one session may have at once leaves room; what two have is more than the ring holds.
+    let cgroup = Cgroup::new();
+    let open_all = format!(
+        "n=0; while [ $n -lt {files} ]; do : < {0}/file-$n; : < {1}/..$n/token; n=$((n+1)); done",
+        volume.path("").display(),
+        decoys.path("").display()
+    );
+    assert!(cgroup.session(&[&open_all]).status().unwrap().success());
     let devices = [volume.device(), decoys.device()];
     let mut kept = 0_u64;
     while bench.sensor.drain(|record| kept += u64::from(devices.contains(&record.s_dev))) > 0 {}
-    let lost = bench.metrics.lost_total(Loss::RingFull);
-    assert!(lost > 0, "{} records fit", 2 * files);
-    assert!(kept + lost >= 2 * files, "{kept} kept and {lost} lost of {}", 2 * files);
+    let full = bench.metrics.lost_total(Loss::RingFull);
+    let opens = 4 * files;
+    assert!(full > 0, "{kept} records of {opens} opens fit");
+    let lost = full + bench.metrics.lost_total(Loss::Flood);
+    assert!(kept + lost >= opens, "{kept} kept and {lost} lost of {opens}");
 }

@@ -247,6 +247,10 @@ impl Set {
 /// Maps of the newest set that a new load of the programs is to go on with, and where they are pinned:
 /// who belongs to which session.
 pub(super) fn sessions(root: &Path) -> Vec<(&'static str, PathBuf)> {
+    // As in `Pins::open`: somebody else's are not ours.
+    if !fs::metadata(root).is_ok_and(|it| it.uid() == geteuid().as_raw()) {
+        return Vec::new();
+    }
     let (whole, _) = sets_in(root);
     let Some(newest) = whole.iter().rfind(|set| set.version == ABI_VERSION) else {
         return Vec::new();
