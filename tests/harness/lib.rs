@@ -39,6 +39,7 @@ mod sandbox;
 #[cfg(feature = "system-tests")]
 mod schema;
 mod wait;
+pub mod wrapped;
 
 pub use agent::{Agent, AgentSetup, Answer, tokentrail};
 pub use alerts::Alerts;
