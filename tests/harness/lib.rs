@@ -46,7 +46,7 @@ pub use alerts::Alerts;
 pub use audit::{AuditLine, AuditLog, Request, Stage, compress};
 pub use command::Finished;
 pub use container::{Container, ContainerSetup, Processes};
-pub use nats::{Broker, Login};
+pub use nats::{Broker, Login, Operator};
 pub use node::{Node, Workload};
 pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};
 pub use sandbox::Sandbox;
