@@ -286,46 +286,6 @@ fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it() {
 }
 
 #[test]
-fn a_login_by_certificate_and_nkey_is_one() {
-    // The pair that NATS's own documentation shows.
-    const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
-    const PUBLIC: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
-    let sandbox = Sandbox::create().unwrap();
-    let at = |name: &str| sandbox.folder().join(name);
-    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let certified = rcgen::generate_simple_self_signed(names).unwrap();
-    fs::write(at("tls.crt"), certified.cert.pem()).unwrap();
-    fs::write(at("tls.key"), certified.signing_key.serialize_pem()).unwrap();
-    fs::write(at("seed"), format!("{SEED}\n")).unwrap();
-    let more = format!(
-        "tls {{ cert_file: {:?}, key_file: {:?} }}\n\
-         authorization {{ users: [ {{ nkey: {PUBLIC} }} ] }}",
-        at("tls.crt"),
-        at("tls.key"),
-    );
-    let broker = Broker::bare(&sandbox, &more).unwrap();
-    let config = at("config.yaml");
-    let check = |login: &str| {
-        let text = format!(
-            "nats: {}\ncluster-name: test\nnats-ca-file: {}\n{login}",
-            broker.url(),
-            at("tls.crt").display()
-        );
-        fs::write(&config, text).unwrap();
-        let mut check = tokentrail();
-        check.args(["check", "--no-kube", "--no-sensor", "--audit-log", "/dev/null", "--config"]);
-        sandbox.run(check.arg(&config)).unwrap().output
-    };
-    assert!(check("").contains("refuses this login"));
-    let login = format!("nats-nkey-file: {}\n", at("seed").display());
-    assert!(check(&login).contains("tokentrail nats setup"), "{}", check(&login));
-    let mut setup = tokentrail();
-    let done = sandbox.run(setup.args(["nats", "setup", "--config"]).arg(&config)).unwrap();
-    assert!(done.success(), "{done:?}");
-    assert!(check(&login).contains("stream and bucket there"), "{}", check(&login));
-}
-
-#[test]
 fn what_anybody_writes_to_the_broker_is_counted_and_harms_nobody() {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();

@@ -1,8 +1,8 @@
 //! The API server's audit log: the typed subset of `audit.k8s.io/v1` that alerts are made of, and
 //! the sources that yield it.
 //!
-//! The way of a line: `tail` reads bytes from the file, or `webhook` takes them from the API server;
-//! `lines` cuts them, `scan` decides which lines may matter, `sieve` counts the others, the batch goes
+//! The way of a line: `tail` reads bytes from the file, `stdin` from a pipe, or `webhook` takes them from
+//! the API server; `lines` cuts and unwraps them, `scan` decides which lines may matter, `sieve` counts the others, the batch goes
 //! to the engine, which has `decoder` decode those that matter on its node, and once its alerts are
 //! written the engine moves the position in `checkpoint`, or has the API server answered. `canary`
 //! finds out whether that way works.
@@ -26,6 +26,7 @@ pub mod lines;
 mod metrics;
 pub mod scan;
 mod sieve;
+pub mod stdin;
 pub mod tail;
 pub mod webhook;
 

@@ -23,13 +23,16 @@ use crate::{
 mod nats;
 mod webhook;
 
+/// How late audit events may come at most. A node asks for an incident's requests as far back.
+const LONGEST_LATENESS: Duration = Duration::from_hours(12);
+
 /// Options of `tokentrail run` and `tokentrail check`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RunArgs {
     /// Configuration file (YAML); its keys are the long names of these options and a few more
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Audit log of a kube-apiserver to follow; may be given several times
+    /// Audit log of a kube-apiserver to follow, `-` is standard input; may be given several times
     #[arg(long, value_name = "FILE")]
     pub audit_log: Vec<PathBuf>,
     /// A node without the audit log is ready all the same: only control-plane nodes have one
@@ -191,6 +194,8 @@ struct FileConfig {
 pub struct Config {
     /// Audit logs to follow.
     pub audit_logs: Vec<PathBuf>,
+    /// Whether standard input is one.
+    pub audit_stdin: bool,
     /// Whether this node need not have them.
     pub audit_log_optional: bool,
     /// Where and how to take audit events over HTTPS, if at all.
@@ -312,6 +317,11 @@ impl Config {
         }
     }
 
+    /// Whether audit events come to this agent by itself, and not over the broker alone.
+    pub fn has_audit_source(&self) -> bool {
+        !self.audit_logs.is_empty() || self.audit_stdin || self.audit_webhook.is_some()
+    }
+
     fn merge(args: RunArgs, mut file: FileConfig) -> Result<Self, ConfigError> {
         let audit_webhook = webhook::resolve(args.audit_webhook, &mut file)?;
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -325,10 +335,18 @@ impl Config {
             Some(path) => Some(Access::Kubeconfig(path)),
             None => in_cluster.then_some(Access::InCluster),
         };
-        let audit_logs = if args.audit_log.is_empty() { file.audit_log } else { args.audit_log };
+        let mut audit_logs =
+            if args.audit_log.is_empty() { file.audit_log } else { args.audit_log };
+        let logs = audit_logs.len();
+        audit_logs.retain(|path| path != Path::new("-"));
+        if logs - audit_logs.len() > 1 {
+            let (first, second) = ("audit-log", "audit-log");
+            return Err(ConfigError::SameFile { path: "-".into(), first, second });
+        }
         let seconds =
             |value: Option<u32>, default| Duration::from_secs(value.unwrap_or(default).into());
         let config = Self {
+            audit_stdin: audit_logs.len() < logs,
             audit_logs,
             audit_log_optional: args.audit_log_optional || file.audit_log_optional,
             audit_webhook,
@@ -416,9 +434,10 @@ impl Config {
         if self.no_sensor && self.pin_dir.is_some() {
             return bad("pin-dir", &"set", "without the sensor there is nothing to keep attached");
         }
-        if self.no_sensor && self.audit_logs.is_empty() && self.audit_webhook.is_none() {
+        if self.no_sensor && !self.has_audit_source() {
             return bad("no-sensor", &true, "without an audit source there is nothing left to do");
         }
+        self.validate_lateness()?;
         if self.no_sensor && self.record.is_some() {
             return bad("record", &"set", "without the sensor there are no opens to record");
         }
@@ -437,6 +456,30 @@ impl Config {
                 return Err(ConfigError::SameFile { path: path.to_owned(), first, second });
             }
             named.push((path, second));
+        }
+        Ok(())
+    }
+
+    /// What comes late must find that somebody waits for it, on other nodes too.
+    fn validate_lateness(&self) -> Result<(), ConfigError> {
+        let follows = !self.audit_logs.is_empty() || self.audit_stdin;
+        let (followed, posted) = (self.audit_lateness, self.audit_webhook_lateness);
+        let patience = self.nats.as_ref().map_or(Duration::MAX, |nats| nats.patience);
+        for (is_used, key, lateness) in [
+            (follows, "audit-lateness-seconds", followed),
+            (self.audit_webhook.is_some(), "audit-webhook-lateness-seconds", posted),
+        ] {
+            let must = match lateness {
+                _ if !is_used => continue,
+                _ if lateness > LONGEST_LATENESS => "it must be at most 43200, half a day",
+                _ if lateness >= patience => {
+                    "it must be less than nats-patience-seconds, or nodes take what was opened to be \
+                     over before its requests come"
+                }
+                _ => continue,
+            };
+            let value = lateness.as_secs().to_string();
+            return Err(ConfigError::Value { key, value, must });
         }
         Ok(())
     }
@@ -486,6 +529,22 @@ mod tests {
     }
 
     #[test]
+    fn a_dash_is_standard_input_and_an_audit_source() {
+        let config = parse("{no-sensor: true, audit-log: [/a, '-'], alert-log: '-'}").unwrap();
+        assert!(config.audit_stdin && config.audit_logs == [Path::new("/a")]);
+        let config = parse("{no-sensor: true, audit-log: ['-']}").unwrap();
+        assert!(config.has_audit_source() && config.audit_logs.is_empty());
+        assert!(!parse("").unwrap().has_audit_source());
+    }
+
+    #[test]
+    fn audit_events_may_be_hours_late_where_nodes_wait_for_as_long() {
+        let late = "{audit-log: [/a], audit-lateness-seconds: 7200, nats: 'nats://a', \
+                    cluster-name: c, node-name: n, nats-patience-seconds: 10800}";
+        assert_eq!(parse(late).unwrap().audit_lateness, Duration::from_hours(2));
+    }
+
+    #[test]
     fn the_audit_canary_can_be_turned_off() {
         let every = |yaml| parse(yaml).unwrap().audit_canary_every;
         assert_eq!(every(""), Some(Duration::from_secs(300)));
@@ -507,6 +566,13 @@ mod tests {
             ("{no-sensor: true, audit-log: [/a], pin-dir: /b}", "pin-dir"),
             ("no-sensor: true", "no-sensor"),
             ("{audit-log: [/a, /a]}", "audit-log"),
+            ("{audit-log: ['-', '-']}", "audit-log"),
+            ("{audit-log: [/a], audit-lateness-seconds: 43201}", "audit-lateness-seconds"),
+            (
+                "{audit-log: [/a], audit-lateness-seconds: 3600, nats: 'nats://a', cluster-name: c, \
+                 node-name: n}",
+                "nats-patience-seconds",
+            ),
             ("{audit-log: [/a], alert-log: /a}", "alert-log"),
             ("{audit-log: [/a], rules-file: /a}", "rules-file"),
             ("- a list", "not valid"),

@@ -14,19 +14,28 @@
 )]
 
 mod btf;
+mod envelopes;
 mod lines;
 mod opens;
 mod record;
 mod scan;
 
-pub use self::{btf::btf, lines::lines, opens::opens, record::record, scan::scan};
+pub use self::{
+    btf::btf, envelopes::envelopes, lines::lines, opens::opens, record::record, scan::scan,
+};
 
 /// A property of any bytes.
 pub type Property = fn(&[u8]);
 
 /// All of them, by the names of their targets.
-pub const PROPERTIES: [(&str, Property); 5] =
-    [("btf", btf), ("lines", lines), ("opens", opens), ("record", record), ("scan", scan)];
+pub const PROPERTIES: [(&str, Property); 6] = [
+    ("btf", btf),
+    ("envelopes", envelopes),
+    ("lines", lines),
+    ("opens", opens),
+    ("record", record),
+    ("scan", scan),
+];
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use crate::{
     alert::ecs::Document,
     audit::{
         BadLine,
-        lines::{Fit, Line, without_bodies},
+        lines::{Line, without_bodies},
         scan::last_stage_timestamp,
     },
     time::Micros,
@@ -317,9 +317,9 @@ impl Replay<'_> {
                 clock.note(time);
                 ahead.read_to(time + clock.lateness(), unread);
             }
-            let judged = match line.fit {
-                Fit::TooLong => Judged::Bad(BadLine::TooLong),
-                Fit::Whole | Fit::Shortened => ahead.semantics.judge(line.bytes),
+            let judged = match line.fault() {
+                Some(reason) => Judged::Bad(reason),
+                None => ahead.semantics.judge(line.bytes),
             };
             match judged {
                 Judged::Skip => {}
@@ -416,9 +416,9 @@ impl Ahead<'_> {
         let chunk = buffer.get(..filled).unwrap_or_default();
         let file = u32::try_from(index).unwrap_or(u32::MAX);
         for_each_line(source, chunk, tally, |line, number, clock, tally| {
-            let parsed = match line.fit {
-                Fit::TooLong => Err(BadLine::TooLong),
-                Fit::Whole | Fit::Shortened => opens::parse(line.bytes),
+            let parsed = match line.fault() {
+                Some(reason) => Err(reason),
+                None => opens::parse(line.bytes),
             };
             match parsed {
                 Err(reason) => tally.bad(reason),

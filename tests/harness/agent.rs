@@ -5,6 +5,7 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File},
+    io::Write as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
@@ -31,6 +32,7 @@ pub struct AgentSetup<'sandbox> {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     kubeconfig: Option<PathBuf>,
+    stdin: bool,
 }
 
 impl<'sandbox> AgentSetup<'sandbox> {
@@ -45,7 +47,16 @@ impl<'sandbox> AgentSetup<'sandbox> {
             arguments: Vec::new(),
             environment: Vec::new(),
             kubeconfig: None,
+            stdin: false,
         }
+    }
+
+    /// With standard input as its audit log, a pipe to be written to by [`Agent::feed`].
+    #[must_use]
+    pub fn reading_stdin(mut self) -> Self {
+        self.stdin = true;
+        self.audit_log = Some("-".into());
+        self
     }
 
     /// Without an audit log of its own.
@@ -145,7 +156,7 @@ impl<'sandbox> AgentSetup<'sandbox> {
             .args(["--node-name", &self.node_name])
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
+            .stdin(if self.stdin { Stdio::piped() } else { Stdio::null() })
             .stdout(stderr.try_clone()?)
             .stderr(stderr);
         match &self.kubeconfig {
@@ -191,6 +202,20 @@ impl Agent {
             Ok(self.get("/readyz").ok().filter(|answer| answer.status == 200).map(drop))
         })
         .with_context(|| format!("the agent wrote:\n{}", self.log()))
+    }
+
+    /// Writes to its standard input.
+    ///
+    /// # Errors
+    /// If it reads none, or does not any more.
+    pub fn feed(&mut self, text: &str) -> Result<()> {
+        let stdin = self.process.child.stdin.as_mut().context("the agent reads no input")?;
+        Ok(stdin.write_all(text.as_bytes())?)
+    }
+
+    /// Ends its standard input.
+    pub fn end_input(&mut self) {
+        self.process.child.stdin = None;
     }
 
     /// Asks its HTTP side.

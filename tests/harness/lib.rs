@@ -39,13 +39,14 @@ mod sandbox;
 #[cfg(feature = "system-tests")]
 mod schema;
 mod wait;
+pub mod wrapped;
 
 pub use agent::{Agent, AgentSetup, Answer, tokentrail};
 pub use alerts::Alerts;
 pub use audit::{AuditLine, AuditLog, Request, Stage, compress};
 pub use command::Finished;
 pub use container::{Container, ContainerSetup, Processes};
-pub use nats::{Broker, Login};
+pub use nats::{Broker, Login, Operator};
 pub use node::{Node, Workload};
 pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};
 pub use sandbox::Sandbox;

@@ -21,8 +21,10 @@ use crate::{
 };
 
 mod login;
+mod operator;
 
 pub use login::Login;
+pub use operator::Operator;
 
 /// The cluster that [`Broker::start`] prepares it for.
 const CLUSTER: &str = "test";

@@ -1,5 +1,6 @@
 //! `cargo xtask fixtures`: what a real API server logs, one file for each kind of request that the
-//! product must know, recorded from a cluster of its own; and how it describes its objects.
+//! product must know, recorded from a cluster of its own; what log services of clouds make of some of
+//! these lines; and how it describes its objects.
 //!
 //! The lines are kept byte for byte. Names are always the same; uids, addresses of credentials and
 //! times are those of the recording.
@@ -16,6 +17,7 @@ use tokentrail_tests::{
     PATIENCE,
     cluster::{BOX_IMAGE, Cluster},
     wait_until,
+    wrapped::{Form, cloud_audit},
 };
 
 use crate::{
@@ -48,7 +50,29 @@ pub(crate) fn run() -> Result<()> {
     recorder.others()?;
     let description = recorder.cluster.kubectl_ok(&["get", "--raw", "/openapi/v2"])?;
     schemas::write(&serde_json::from_str(&description)?)?;
+    wrap()?;
     recorder.cluster.down()
+}
+
+/// Writes what log services of clouds make of some of the recorded lines.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub(crate) fn wrap() -> Result<()> {
+    let folder = root().join("tests/fixtures");
+    let read = |name: &str| {
+        let path = folder.join("audit").join(name);
+        fs::read_to_string(&path).with_context(|| format!("could not read {path:?}"))
+    };
+    let recorded = read("pod-allowed.ndjson")? + &read("token-request-user.ndjson")?;
+    let lines: Vec<_> = recorded.lines().collect();
+    let forms = Form::ALL.map(|form| (form.name(), form.wrap(&lines)));
+    let google = lines.iter().map(|line| cloud_audit(line)).collect();
+    for (name, text) in forms.into_iter().chain([("google-cloud-audit", google)]) {
+        let path = folder.join("wrapped").join(name).with_extension("ndjson");
+        fs::write(&path, text).with_context(|| format!("could not write {path:?}"))?;
+    }
+    Ok(())
 }
 
 struct Recorder {

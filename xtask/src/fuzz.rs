@@ -22,6 +22,8 @@ use crate::{
 pub(crate) enum Target {
     /// Kernel type information
     Btf,
+    /// Events that are wrapped in lines
+    Envelopes,
     /// Bytes to lines, long lines made short
     Lines,
     /// Documents of opens
@@ -36,6 +38,7 @@ impl Target {
     const fn name(self) -> &'static str {
         match self {
             Self::Btf => "btf",
+            Self::Envelopes => "envelopes",
             Self::Lines => "lines",
             Self::Opens => "opens",
             Self::Record => "record",
@@ -48,7 +51,7 @@ impl Target {
         match self {
             Self::Btf => None,
             Self::Record => Some("record.dict"),
-            Self::Lines | Self::Opens | Self::Scan => Some("json.dict"),
+            Self::Envelopes | Self::Lines | Self::Opens | Self::Scan => Some("json.dict"),
         }
     }
 
@@ -57,7 +60,7 @@ impl Target {
         match self {
             Self::Record => 512,
             Self::Lines => 1 << 10,
-            Self::Opens | Self::Scan => 4 << 10,
+            Self::Envelopes | Self::Opens | Self::Scan => 4 << 10,
             Self::Btf => 16 << 10,
         }
     }
@@ -65,6 +68,7 @@ impl Target {
     /// The fixtures whose lines are inputs, if there are any.
     const fn fixtures(self) -> Option<&'static str> {
         match self {
+            Self::Envelopes => Some("wrapped"),
             Self::Scan => Some("audit"),
             Self::Opens => Some("opens"),
             Self::Btf | Self::Lines | Self::Record => None,

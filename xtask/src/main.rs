@@ -70,7 +70,11 @@ enum Command {
         arguments: Vec<OsString>,
     },
     /// Record tests/fixtures/audit anew: what a real API server logs of each kind of request
-    Fixtures,
+    Fixtures {
+        /// Only tests/fixtures/wrapped, which is made of what is there; needs no API server
+        #[arg(long)]
+        wrapped: bool,
+    },
     /// Look for input that breaks a property: coverage-guided, against plain oracles
     Fuzz {
         /// Only this; all without it
@@ -120,7 +124,8 @@ fn main() -> ExitCode {
         Command::Manifests => chart::write_manifests(),
         Command::Cluster { action } => cluster::run(action),
         Command::Kubectl { arguments } => cluster::kubectl(&arguments),
-        Command::Fixtures => fixtures::run(),
+        Command::Fixtures { wrapped: false } => fixtures::run(),
+        Command::Fixtures { wrapped: true } => fixtures::wrap(),
         Command::Fuzz { target, seconds } => fuzz::run(target, seconds),
         Command::Demo { cluster: false } => demo::run(),
         Command::Demo { cluster: true } => demo::cluster::run(),

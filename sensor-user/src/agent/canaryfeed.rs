@@ -48,7 +48,8 @@ impl CanaryFeed {
         let off = |why| Self { running: None, status: Status::off(why) };
         let Some(access) = config.kube.clone() else { return off("no Kubernetes API to ask") };
         let Some(every) = config.audit_canary_every else { return off("turned off") };
-        let file = (!config.audit_logs.is_empty()).then_some(config.audit_lateness);
+        let followed = !config.audit_logs.is_empty() || config.audit_stdin;
+        let file = followed.then_some(config.audit_lateness);
         let webhook = config.audit_webhook.as_ref().map(|_| config.audit_webhook_lateness);
         let Some(patience) = file.max(webhook) else {
             return off("this node has no audit source");

@@ -29,6 +29,7 @@ use crate::{
         AuditBatch, AuditMetrics, SourceState, SourceStatus,
         checkpoint::Checkpoints,
         decoder::Decoder,
+        stdin,
         tail::{self, TailConfig},
     },
     config::Config,
@@ -118,6 +119,8 @@ struct Source {
 enum Way {
     /// From a file, whose positions are kept under this path.
     File(PathBuf),
+    /// From standard input.
+    Stdin,
     /// From an API server that posts them.
     Webhook,
     /// From audit sides elsewhere.
@@ -156,9 +159,7 @@ impl Engine {
         let now = senses.clock.now().wall;
         let rulebook = RulebookKeeper::open(rules, &config.state_dir, metrics.rulebook, now);
         // Where only what was asked for is seen, nobody knows what a workload does by itself.
-        let sees_all = config.nats.is_none()
-            || !config.audit_logs.is_empty()
-            || config.audit_webhook.is_some();
+        let sees_all = config.nats.is_none() || config.has_audit_source();
         let learning = if sees_all { Micros::from_duration(config.learning) } else { Micros::MAX };
         let settings = Settings { learning, ..Settings::new(cluster) };
         let mut engine = Self {
@@ -223,7 +224,7 @@ impl Engine {
         Ok((engine, batches))
     }
 
-    /// Starts the tasks that follow the audit logs.
+    /// Starts the tasks that follow the audit logs, standard input among them.
     fn follow(
         &mut self,
         config: &Config,
@@ -250,6 +251,24 @@ impl Engine {
             self.sources.push(Source {
                 name: format!("audit log {}", path.display()),
                 way: Way::File(path.clone()),
+                decoder,
+                lateness: Micros::from_duration(config.audit_lateness),
+                status,
+                newest_stage: None,
+            });
+        }
+        if config.audit_stdin {
+            let (status_sender, status) = watch::channel(SourceStatus::default());
+            let (source, name) = (self.sources.len(), stdin::NAME.to_owned());
+            let decoder = Decoder::new(name.clone(), metrics.clone());
+            let (sender, metrics) = (sender.clone(), metrics.clone());
+            tasks.spawn(async move {
+                stdin::follow(source, sender, status_sender, metrics).await;
+                AgentError::Ended { part: stdin::NAME, why: "nobody takes its batches".to_owned() }
+            });
+            self.sources.push(Source {
+                name,
+                way: Way::Stdin,
                 decoder,
                 lateness: Micros::from_duration(config.audit_lateness),
                 status,

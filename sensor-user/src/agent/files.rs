@@ -8,7 +8,11 @@ use std::{
     path::Path,
 };
 
-use crate::{audit::webhook::WebhookConfig, config::Config, kernel::Finding};
+use crate::{
+    audit::{stdin, webhook::WebhookConfig},
+    config::Config,
+    kernel::Finding,
+};
 
 /// What `run` reads and writes with this configuration, one finding each. Changes nothing.
 pub fn look(config: &Config) -> Vec<Finding> {
@@ -20,9 +24,12 @@ pub fn look(config: &Config) -> Vec<Finding> {
             finding("audit log", readable(path).map(|()| path.display().to_string()).map_err(why))
         })
         .collect();
+    if config.audit_stdin {
+        findings.push(finding("audit log", Ok(stdin::NAME.to_owned())));
+    }
     if let Some(webhook) = &config.audit_webhook {
         findings.push(finding("audit webhook", listens(webhook)));
-    } else if config.audit_logs.is_empty() {
+    } else if !config.has_audit_source() {
         let detail = if config.nats.is_some() {
             "none: requests come over NATS"
         } else {

@@ -17,12 +17,13 @@ pub struct Decoder {
     source: String,
     metrics: AuditMetrics,
     logged_bad_lines: u32,
+    logged_cloud_audit: bool,
 }
 
 impl Decoder {
     /// One for a source of this name.
     pub fn new(source: String, metrics: AuditMetrics) -> Self {
-        Self { source, metrics, logged_bad_lines: 0 }
+        Self { source, metrics, logged_bad_lines: 0, logged_cloud_audit: false }
     }
 
     /// The record of a line that ends at this offset, if it is of interest.
@@ -60,6 +61,17 @@ impl Decoder {
     /// Notes a line that cannot be used.
     pub(super) fn refuse(&mut self, end: u64, reason: BadLine) {
         self.metrics.bad(reason).inc();
+        if reason == BadLine::CloudAudit {
+            if !std::mem::replace(&mut self.logged_cloud_audit, true) {
+                let source = &self.source;
+                warn!(
+                    source,
+                    "these are entries of Google Cloud's audit log: they name no pod, so nothing of them \
+                     can be joined with a token that was opened, and they are counted as bad lines"
+                );
+            }
+            return;
+        }
         if self.logged_bad_lines < LOGGED_BAD_LINES {
             self.logged_bad_lines += 1;
             let source = &self.source;

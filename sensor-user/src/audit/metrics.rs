@@ -25,17 +25,20 @@ pub enum BadLine {
     BadTime,
     /// More than 64 KiB would have to be kept, bodies not counted.
     TooLong,
+    /// An entry of Google Cloud's audit log: no `audit.k8s.io` event, and it names no pod.
+    CloudAudit,
 }
 
 impl BadLine {
     /// All reasons, so that each counter is there before its first case.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Blank,
         Self::NotJson,
         Self::WrongKind,
         Self::WrongShape,
         Self::BadTime,
         Self::TooLong,
+        Self::CloudAudit,
     ];
 
     /// Label value, snake case.
@@ -47,6 +50,7 @@ impl BadLine {
             Self::WrongShape => "wrong_shape",
             Self::BadTime => "bad_time",
             Self::TooLong => "too_long",
+            Self::CloudAudit => "cloud_audit",
         }
     }
 }

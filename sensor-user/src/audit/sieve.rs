@@ -8,7 +8,7 @@ use memchr::memrchr;
 
 use crate::{
     audit::{
-        AuditMetrics, BadLine, ReadLine, ReadRecord,
+        AuditMetrics, ReadLine, ReadRecord,
         decoder::Decoder,
         lines::{Fit, Line, Lines},
         scan::{Glance, Interest, glance, last_stage_timestamp},
@@ -76,10 +76,7 @@ impl Sieve {
         if line.carried {
             self.note_stage(last_stage_timestamp(line.bytes));
         }
-        let glance = match line.fit {
-            Fit::Whole | Fit::Shortened => glance(line.bytes, &Interest::LIVE),
-            Fit::TooLong => Glance::Bad(BadLine::TooLong),
-        };
+        let glance = line.fault().map_or_else(|| glance(line.bytes, &Interest::LIVE), Glance::Bad);
         match glance {
             Glance::Skip => {
                 self.metrics.skipped.inc();

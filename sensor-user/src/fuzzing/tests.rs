@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{PROPERTIES, opens, scan};
+use super::{PROPERTIES, envelopes, opens, scan};
 
 fn files(folder: &Path) -> Vec<Vec<u8>> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
@@ -25,7 +25,9 @@ fn what_was_kept_of_fuzzing_holds() {
 
 #[test]
 fn real_lines_are_scanned_and_read_as_a_full_parse_reads_them() {
-    for (folder, property) in [("audit", scan as super::Property), ("opens", opens)] {
+    for (folder, property) in
+        [("audit", scan as super::Property), ("opens", opens), ("wrapped", envelopes)]
+    {
         for file in files(&tests().join("fixtures").join(folder)) {
             assert!(!file.is_empty());
             file.split(|byte| *byte == b'\n').for_each(property);

@@ -159,12 +159,13 @@ pub(super) async fn connect(
     let servers = config.servers.join(", ");
     let client = options.connect(&config.servers[..]).await.map_err(|error| {
         let reason = with_causes(&error);
+        let says = |word: &&str| reason.contains(*word);
         match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                 ConnectionError::Login { servers: servers.clone() }
             }
             ConnectErrorKind::Tls => ConnectionError::Tls { servers: servers.clone(), reason },
-            _ if reason.contains("certificate") || reason.contains("InvalidContentType") => {
+            _ if ["certificate", "InvalidContentType", "fatal alert"].iter().any(says) => {
                 ConnectionError::Tls { servers: servers.clone(), reason }
             }
             ConnectErrorKind::ServerParse

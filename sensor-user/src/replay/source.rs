@@ -58,12 +58,12 @@ impl Content {
         }
     }
 
-    /// Longest line that is kept whole, bytes. An open's document is worth nothing without its
-    /// process, which the shortening of audit lines might take for a body.
-    fn longest_line(self) -> usize {
+    /// Its line assembler. An open's document is worth nothing without its process, which the
+    /// shortening of audit lines might take for a body.
+    fn lines(self) -> Lines {
         match self {
-            Self::Opens | Self::Alerts => 1 << 20,
-            Self::Audit | Self::Posts => crate::audit::lines::MAX_LINE,
+            Self::Opens | Self::Alerts => Lines::with_longest(1 << 20),
+            Self::Audit | Self::Posts => Lines::new(0),
         }
     }
 
@@ -82,6 +82,15 @@ impl Content {
         let kind = line.pointer("/event/dataset").and_then(Value::as_str);
         let content = if kind == Some(DATASET) { Self::Alerts } else { Self::Opens };
         has("@timestamp").then(|| (content, time("@timestamp")))
+    }
+
+    /// The same of an audit log's line, or of the first event that is wrapped in it.
+    fn of_audit(line: &[u8]) -> Option<(Self, Option<Micros>)> {
+        let mut lines = Lines::new(0);
+        if let Some(event) = lines.next_line(&mut &*line) {
+            return Self::of(event.bytes);
+        }
+        Self::of(lines.finish()?.bytes)
     }
 
     /// What a line is that does not end in what was read of it: whatever is longer than that is an
@@ -149,9 +158,13 @@ impl Source {
         let is_cut = head.len() == CHUNK && !head.contains(&b'\n');
         for line in without_mark(&head).split(|byte| *byte == b'\n') {
             if is_cut {
-                found = Content::of_beginning(line);
+                let wrapped = || Some(Content::of_audit(line)?.0);
+                found = Content::of_beginning(line).or_else(wrapped);
             } else if found.is_none() || content == Content::Opens {
-                let recognised = Content::of(line);
+                let recognised = match content {
+                    Content::Audit => Content::of_audit(line),
+                    Content::Opens | Content::Alerts | Content::Posts => Content::of(line),
+                };
                 // Alerts may stand among other documents of one index.
                 let content = recognised.map(|(content, _)| content);
                 found = found.filter(|it| *it != Content::Alerts).or(content).or(found);
@@ -238,8 +251,7 @@ impl Source {
 
 impl State {
     fn reading(read: Box<dyn Read>, content: Content) -> Self {
-        let lines = Lines::with_longest(content.longest_line());
-        Self::Reading(Box::new(Reading { read, lines, line: 0 }))
+        Self::Reading(Box::new(Reading { read, lines: content.lines(), line: 0 }))
     }
 }
 

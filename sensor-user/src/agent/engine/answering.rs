@@ -51,7 +51,7 @@ pub(super) struct Answering {
     /// Log files that can be searched.
     logs: Vec<PathBuf>,
     /// Whether there is a source that cannot.
-    posted: bool,
+    unsearchable: bool,
     asks: mpsc::Receiver<Asks>,
     queue: mpsc::Sender<Answer>,
     queued: u64,
@@ -89,7 +89,7 @@ pub(super) enum Event {
 pub(super) struct Ends {
     pub(super) own: String,
     pub(super) logs: Vec<PathBuf>,
-    pub(super) posted: bool,
+    pub(super) unsearchable: bool,
     pub(super) look_back: usize,
     pub(super) asks: mpsc::Receiver<Asks>,
     pub(super) queue: mpsc::Sender<Answer>,
@@ -100,14 +100,14 @@ pub(super) struct Ends {
 
 impl Answering {
     pub(super) fn new(ends: Ends, now: Micros) -> Self {
-        let Ends { own, logs, posted, look_back, asks, queue, done, reached, metrics } = ends;
+        let Ends { own, logs, unsearchable, look_back, asks, queue, done, reached, metrics } = ends;
         Self {
             own,
             asked: Asked::default(),
             recent: Recent::new(look_back, now),
             introduced: LruCache::new(INTRODUCED),
             logs,
-            posted,
+            unsearchable,
             asks,
             queue,
             queued: 0,
@@ -265,7 +265,7 @@ impl Answering {
             if self.recent.reaches(interest.from) {
                 continue;
             }
-            if self.posted {
+            if self.unsearchable {
                 self.metrics.beyond_reach.inc();
             }
             if !self.logs.is_empty() {

@@ -23,6 +23,12 @@ impl Asking {
     pub(super) fn new(interests: watch::Sender<Vec<Interest>>) -> Self {
         Self { interests }
     }
+
+    /// What is asked.
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> Vec<Interest> {
+        self.interests.borrow().clone()
+    }
 }
 
 impl Engine {

@@ -30,8 +30,7 @@ impl Engine {
     ) {
         let Some(nats) = &config.nats else { return };
         let (mut link, shown) = Link::new(nats.clone(), metrics.clone());
-        let posted = config.audit_webhook.is_some();
-        if posted || !config.audit_logs.is_empty() {
+        if config.has_audit_source() {
             let (queue, queued) = mpsc::channel(QUEUE);
             let (asks, heard) = mpsc::channel(ASKS);
             let (done, finished) = watch::channel(0);
@@ -40,7 +39,7 @@ impl Engine {
             let ends = Ends {
                 own: nats.names.node().to_owned(),
                 logs: config.audit_logs.clone(),
-                posted,
+                unsearchable: config.audit_webhook.is_some() || config.audit_stdin,
                 look_back: nats.look_back,
                 asks: heard,
                 queue,

@@ -21,14 +21,15 @@ impl Engine {
             let failure = failure.map_or(Ok(()), |failure| Err(failure.to_string()));
             conditions.push(("sensor".to_owned(), failure.into()));
         }
-        let (mut files, mut webhooks) = (0_usize, 0_usize);
+        let (mut files, mut streams) = (0_usize, Vec::new());
         for source in &self.sources {
             if self.may_be_absent(source) {
                 continue;
             }
             match source.way {
                 Way::File(_) => files += 1,
-                Way::Webhook => webhooks += 1,
+                Way::Stdin => streams.push("standard input"),
+                Way::Webhook => streams.push("a webhook"),
                 // The broker has a condition of its own.
                 Way::Nats => continue,
             }
@@ -59,12 +60,12 @@ impl Engine {
             report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
             report.opens = self.senses.sensor().map(|sensor| (&sensor.metrics()).into());
-            report.audit = match (files, webhooks) {
-                (0, 0) if broker.is_some() => "audit sides over NATS".to_owned(),
-                (0, 0) => "none: this node only sees opens, alerts need an audit source".to_owned(),
-                (count, 0) => format!("{count} file(s) on this node"),
-                (0, _) => "a webhook on this node".to_owned(),
-                (count, _) => format!("{count} file(s) and a webhook on this node"),
+            let files = Some(files).filter(|it| *it > 0).map(|it| format!("{it} file(s)"));
+            let sources: Vec<&str> = files.as_deref().into_iter().chain(streams).collect();
+            report.audit = match sources.as_slice() {
+                [] if broker.is_some() => "audit sides over NATS".to_owned(),
+                [] => "none: this node only sees opens, alerts need an audit source".to_owned(),
+                sources => format!("{} on this node", sources.join(" and ")),
             };
             report.nats = broker;
         });

@@ -18,6 +18,8 @@ use crate::{
     nats::{answering::Asks, interest::Interest},
 };
 
+mod late;
+
 struct Scene {
     engine: Engine,
     batches: mpsc::Receiver<AuditBatch>,
@@ -48,6 +50,7 @@ async fn scene_with(directory: TempDir, more: serde_json::Value) -> Scene {
         "audit-webhook-cert-file": at("tls.crt"),
         "audit-webhook-key-file": at("tls.key"),
         "audit-webhook-token-file": at("tokens"),
+        "no-sensor": true,
     });
     file.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
     std::fs::write(at("config.yaml"), file.to_string()).unwrap();
@@ -56,7 +59,6 @@ async fn scene_with(directory: TempDir, more: serde_json::Value) -> Scene {
         audit_log: vec![at("audit.log")],
         alert_log: Some(at("alerts.ndjson")),
         state_dir: Some(at("state")),
-        no_sensor: true,
         no_kube: true,
         ..RunArgs::default()
     })

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     audit::{
         AuditRecord,
-        lines::{Fit, Lines},
+        lines::Lines,
         scan::{Interest, Scan, classify},
     },
     time::Micros,
@@ -85,7 +85,7 @@ fn judge(
 ) -> bool {
     let mut rest = chunk;
     while let Some(line) = lines.next_line(&mut rest) {
-        if line.fit != Fit::TooLong
+        if line.fault().is_none()
             && let Scan::Record(record) = classify(line.bytes, interest)
             && !take(Some(record))
         {

@@ -141,6 +141,23 @@ fn rotate(path: &Path, number: u32) {
 }
 
 #[tokio::test]
+async fn of_a_line_that_wraps_events_each_is_handed_on_and_the_position_is_that_of_the_line() {
+    let wrapped = |id: &str| serde_json::json!({"properties": {"log": line(id)}}).to_string();
+    let (first, rest) =
+        (format!(r#"{{"records":[{},"#, wrapped("a")), format!("{}]}}\n", wrapped("b")));
+    let mut tail = Following::start(|path| append(path, &format!("{}\n", wrapped("before"))));
+    tail.open().await;
+    append(&tail.path, &first);
+    tail.expect(&["a"]).await;
+    // The writer has the rest to come. Who starts now begins with the line, which is not done.
+    let mut tail = tail.restart(|path| append(path, &rest)).await;
+    tail.expect(&["a", "b"]).await;
+    let mut tail = tail.restart(|path| append(path, &format!("{}\n", wrapped("c")))).await;
+    tail.expect(&["c"]).await;
+    assert_eq!(tail.metrics.bad(BadLine::NotJson).get(), 0);
+}
+
+#[tokio::test]
 async fn an_existing_file_is_followed_from_its_end_and_the_first_batch_says_where() {
     let mut tail = Following::start(|path| append(path, &line("old")));
     let first = tail.batch().await;

@@ -37,7 +37,7 @@ fn scene(queue: usize, logs: Vec<PathBuf>) -> Scene {
     let metrics = NatsMetrics::default();
     let ends = Ends {
         own: "own".to_owned(),
-        posted: logs.is_empty(),
+        unsearchable: logs.is_empty(),
         logs,
         look_back: 1 << 20,
         asks: heard,

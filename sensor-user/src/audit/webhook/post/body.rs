@@ -12,7 +12,7 @@ use flate2::write::GzDecoder;
 use super::lock;
 use crate::audit::{
     ReadRecord,
-    lines::Lines,
+    lines::{Lines, MAX_LINE},
     sieve::Sieve,
     webhook::{items::Items, metrics::BadBody},
 };
@@ -51,7 +51,8 @@ impl Reader {
             unpack,
             room: max_bytes,
             items: Items::default(),
-            lines: Lines::new(0),
+            // An `EventList` is what the API server itself posts: nothing is wrapped in it.
+            lines: Lines::with_longest(MAX_LINE),
             records: Vec::new(),
             read: 0,
             fault: gzip.err(),
