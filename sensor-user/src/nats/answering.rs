@@ -251,8 +251,39 @@ fn is_full(error: &PublishError) -> bool {
         return true;
     }
     let refusal = std::error::Error::source(error).and_then(|it| it.downcast_ref());
-    refusal.is_some_and(|error: &jetstream::Error| {
-        [ErrorCode::STREAM_STORE_FAILED, ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM]
-            .contains(&error.error_code())
-    })
+    refusal.is_some_and(is_for_good)
+}
+
+/// Whether the stream refuses by its own bounds. What its disk refuses comes under the same code.
+fn is_for_good(refusal: &jetstream::Error) -> bool {
+    match refusal.error_code() {
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => true,
+        ErrorCode::STREAM_STORE_FAILED => refusal.to_string().starts_with("maximum "),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_streams_bounds_refuse_is_refused_for_good_and_what_its_disk_refuses_is_not() {
+        // As nats-server words them.
+        let cases = [
+            (10077, "maximum messages per subject exceeded", true),
+            (10077, "maximum bytes exceeded", true),
+            (10077, "maximum messages exceeded", true),
+            (10054, "message size exceeds maximum allowed", true),
+            (10077, "write /data/msgs/7.blk: no space left on device", false),
+            (10077, "store is closed", false),
+            (10023, "insufficient resources", false),
+            (10002, "resource limits exceeded for account", false),
+        ];
+        for (code, text, expected) in cases {
+            let refusal = serde_json::json!({"code": 503, "err_code": code, "description": text});
+            let refusal: jetstream::Error = serde_json::from_value(refusal).unwrap();
+            assert_eq!(is_for_good(&refusal), expected, "{text}");
+        }
+    }
 }
