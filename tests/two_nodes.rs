@@ -272,9 +272,8 @@ fn play(
     let ballast = fill(disk)?;
     scene.ask(open)?;
     scene.attack(whole)?;
-    scene.wait_until_unready()?;
     fs::remove_file(ballast)?;
-    // A server of 2.9 that finds no space answers nothing any more, until it is killed and started anew.
+    // A server of 2.9 may answer nothing any more by now, until it is killed and started anew.
     broker.kill()?;
     broker.start_again()?;
     scene.alert(open)?;
