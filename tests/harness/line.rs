@@ -16,13 +16,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     command::run_silent,
-    sandbox::{Sandbox, Undo},
+    sandbox::{Sandbox, Undo, report},
 };
 
 /// Addresses that belong to nobody (RFC 5737): a network for each line.
 const NETWORKS: [[u8; 3]; 2] = [[192, 0, 2], [198, 51, 100]];
 
-/// A line between two networks. It goes with the sandbox.
+/// A line between two networks. It goes when this is dropped.
 pub struct Line {
     near: PathBuf,
     far: PathBuf,
@@ -93,6 +93,13 @@ impl Line {
     fn address(&self, last: u8) -> IpAddr {
         let [first, second, third] = NETWORKS[self.number];
         Ipv4Addr::new(first, second, third, last).into()
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // Connections that were cut keep a network alive for minutes, and with it all that is in it.
+        report(ip(&self.near, &format!("link del {}", self.name())));
     }
 }
 
