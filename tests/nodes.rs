@@ -24,10 +24,10 @@ struct Scene<'sandbox> {
 }
 
 impl<'sandbox> Scene<'sandbox> {
-    fn new(sandbox: &'sandbox Sandbox, broker: &Broker<'_>) -> Self {
+    fn new(sandbox: &'sandbox Sandbox, broker: &Broker<'sandbox>) -> Self {
         let mut node = Node::new(sandbox).unwrap();
         node.agent = node.agent.without_audit_log().args(broker.arguments());
-        let side = side(sandbox, "node-a", &node.audit, broker);
+        let side = broker.side("node-a", &node.audit);
         Self { node, side }
     }
 
@@ -50,21 +50,6 @@ impl<'sandbox> Scene<'sandbox> {
         side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
         victim
     }
-}
-
-/// An agent that follows a log for others.
-fn side<'sandbox>(
-    sandbox: &'sandbox Sandbox,
-    name: &str,
-    log: &AuditLog,
-    broker: &Broker<'_>,
-) -> AgentSetup<'sandbox> {
-    AgentSetup::new(sandbox, log.path())
-        .node_name(name)
-        .state(sandbox.folder().join(format!("state-{name}")))
-        .alert_log(sandbox.folder().join(format!("alerts-{name}.ndjson")))
-        .args(["--no-sensor".to_owned()])
-        .args(broker.arguments())
 }
 
 /// Waits until it knows that pods are asked about.
@@ -213,8 +198,8 @@ fn requests_spread_over_two_logs_are_one_incident_and_two_readers_of_a_log_are_o
     let broker = Broker::start(&sandbox).unwrap();
     let scene = Scene::new(&sandbox, &broker);
     let other = AuditLog::create(sandbox.folder().join("other.log")).unwrap();
-    let twin = side(&sandbox, "node-a2", &scene.node.audit, &broker);
-    let other_side = side(&sandbox, "node-c", &other, &broker);
+    let twin = broker.side("node-a2", &scene.node.audit);
+    let other_side = broker.side("node-c", &other);
     let sides = [&scene.side, &twin, &other_side].map(|it| it.start().unwrap());
     let _agent = scene.node.agent.start().unwrap();
     let victim = scene.node.workload().unwrap();

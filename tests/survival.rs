@@ -3,9 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     hash::{BuildHasher as _, RandomState},
-    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -17,7 +16,7 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 use tokentrail_tests::{
-    Agent, AuditLine, Node, PATIENCE, Pod, Request, Sandbox, Stage, compress,
+    Agent, AuditLine, Node, PATIENCE, Pod, Request, Sandbox, Stage, compress, fill,
     machine::cgroup_hierarchies, wait_until,
 };
 
@@ -234,7 +233,7 @@ fn opens_wait_while_the_state_directory_has_no_space_and_then_survive_the_agent(
     node.agent = node.agent.state(disk.join("state"));
     let mut agent = node.agent.start().unwrap();
     let [told, untold] = [node.workload().unwrap(), node.workload().unwrap()];
-    let ballast = fill(&disk);
+    let ballast = fill(&disk).unwrap();
     told.attack().unwrap();
     untold.attack().unwrap();
     node.request_by(&told.pod).unwrap();
@@ -280,22 +279,9 @@ fn nothing_of_the_agent_stays_behind() {
     }
 }
 
-/// Leaves no space in this folder's file system.
-fn fill(folder: &Path) -> PathBuf {
-    let path = folder.join("ballast");
-    let mut file = File::create(&path).unwrap();
-    let full = loop {
-        if let Err(error) = file.write(&[0; 4096]) {
-            break error;
-        }
-    };
-    assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
-    path
-}
-
 /// As [`fill`], but a piece of an alert still fits.
 fn fill_but_a_page(folder: &Path) -> PathBuf {
-    let ballast = fill(folder);
+    let ballast = fill(folder).unwrap();
     let size = fs::metadata(&ballast).unwrap().len();
     OpenOptions::new().write(true).open(&ballast).unwrap().set_len(size - PAGE).unwrap();
     ballast

@@ -3,8 +3,7 @@
 //! reads the webhook's configuration when it starts.
 
 use std::{
-    fs::{self, File},
-    io::{ErrorKind, Write as _},
+    fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -19,7 +18,7 @@ use serde_json::{Value, json};
 use tokentrail_tests::{
     Alerts, PATIENCE, Sandbox, TOKEN_PATH,
     cluster::{Cluster, ClusterNode, Options, victim::Victim},
-    tokentrail, wait_until,
+    fill, tokentrail, wait_until,
 };
 
 /// A name that no developer uses.
@@ -253,8 +252,8 @@ impl Scene<'_> {
 
     /// Nothing is acknowledged then, and the API server comes again and again with the same.
     fn while_alerts_find_no_space_posts_are_shed(&self, agent: &Agent<'_>) -> Result<()> {
-        let filler = self.alerts.path().with_file_name("filler");
-        fill(&filler)?;
+        let disk = self.alerts.path().parent().context("it has no folder")?;
+        let filler = fill(disk)?;
         let victim = self.victim()?;
         victim.exec(&["-it"], &read_and_ask(&victim))?;
         agent.wait_for_metric("tokentrail_alert_log_pending_lines", 1)?;
@@ -277,18 +276,6 @@ fn read_and_ask(victim: &Victim<'_>) -> String {
 
 fn requests(answer: &str) -> String {
     format!("tokentrail_audit_webhook_requests_total{{answer=\"{answer}\"}}")
-}
-
-/// Writes a file until there is no space left beside it.
-fn fill(path: &Path) -> Result<()> {
-    let mut file = File::create(path)?;
-    loop {
-        match file.write(&[0; 4096]) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 fn run() -> Result<()> {

@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 
 use crate::{
     command::{Finished, run_with_input, run_with_pipes, run_with_terminal},
+    line::Line,
     machine::{find_program, obstacle_to_containers},
     sandbox::{Ledger, Undo},
 };
@@ -49,7 +50,7 @@ mod pki;
 mod teardown;
 pub mod victim;
 
-pub use images::BOX_IMAGE;
+pub use images::{BOX_IMAGE, KUBECTL_IMAGE};
 pub use layout::Network;
 pub use network::CutOff;
 pub use node::{ClusterNode, Fault};
@@ -109,6 +110,15 @@ pub fn obstacle_to_clusters() -> Option<String> {
         let missing = PROGRAMS.into_iter().find(|program| find_program(program).is_none())?;
         Some(format!("{missing} is not installed"))
     })
+}
+
+/// Another API server of a cluster; it ends when this is dropped.
+pub struct ApiServer {
+    /// Where it listens, in the nodes' networks.
+    pub address: String,
+    /// Its audit log; the folder holds nothing else.
+    pub audit_log: PathBuf,
+    _until_dropped: Fault,
 }
 
 /// A cluster that is up.
@@ -368,6 +378,16 @@ impl Cluster {
         self.nodes.iter().try_for_each(|node| node.import(archive))
     }
 
+    /// Puts an image with `kubectl` on all nodes, for pods that look after the cluster.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn import_kubectl(&self) -> Result<()> {
+        let archive = self.layout.folder().join("kubectl.tar");
+        images::write_kubectl(&archive, &self.layout.program("kubectl"))?;
+        self.import_image(&archive)
+    }
+
     /// Stops the API server as a machine that hangs would, until the result is dropped.
     ///
     /// # Errors
@@ -385,7 +405,41 @@ impl Cluster {
     pub fn restart_api_server(&self, args: &[String]) -> Result<()> {
         node::stop(&self.layout, control_plane::API_SERVER)?;
         control_plane::start_api_server(&self.layout, &self.network, args)?;
-        control_plane::wait_for_api_server(&self.layout)
+        self.wait_for_api_server()
+    }
+
+    /// Starts another API server beside the one that all know, on the same store and with an audit log of its
+    /// own. It goes when the result is dropped.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn another_api_server(&self) -> Result<ApiServer> {
+        let name = control_plane::OTHER_API_SERVER;
+        control_plane::start_other_api_server(&self.layout, &self.network)?;
+        let layout = self.layout.clone();
+        let server = ApiServer {
+            address: format!("{}:{}", self.network.node_ip(0), self.network.api_port + 1),
+            audit_log: self.layout.other_audit_log(),
+            _until_dropped: Fault::new(move || node::stop(&layout, name)),
+        };
+        control_plane::wait_for_api_server(&self.layout, name, &server.address)?;
+        Ok(server)
+    }
+
+    /// Lays a line from the first node to a network of its own (see [`Sandbox::network`]), which all nodes and
+    /// pods then reach.
+    ///
+    /// # Errors
+    /// If it cannot be laid.
+    ///
+    /// [`Sandbox::network`]: crate::Sandbox::network
+    pub fn line_to(&self, far: &Path) -> Result<Line> {
+        network::line_to(&self.layout, &self.network, &self.nodes, far)
+    }
+
+    fn wait_for_api_server(&self) -> Result<()> {
+        let name = control_plane::API_SERVER;
+        control_plane::wait_for_api_server(&self.layout, name, &self.api_server())
     }
 
     /// Every component that was started, and whether it is running.
@@ -427,7 +481,7 @@ impl Cluster {
                 .iter()
                 .map(|node| scope.spawn(|| node.start_containerd(&image)))
                 .collect();
-            let ready = control_plane::wait_for_api_server(layout);
+            let ready = self.wait_for_api_server();
             for node in nodes {
                 node.join().map_err(|_| anyhow!("a thread that starts a node panicked"))??;
             }

@@ -8,7 +8,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustix::{
     fs::{Mode, OFlags, open},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -35,6 +35,20 @@ impl Finished {
     pub fn success(&self) -> bool {
         self.code == Some(0)
     }
+}
+
+/// Runs a program that says nothing unless it fails.
+pub(crate) fn run_silent(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("could not start {:?}", command.get_program()))?;
+    if !output.status.success() {
+        let args: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` failed: {}", args.join(" "), said.trim());
+    }
+    Ok(())
 }
 
 /// Runs a program whose input is empty and whose output goes through pipes.

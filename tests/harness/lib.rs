@@ -11,6 +11,7 @@
 //!        └─ Alerts ── what it wrote
 //!
 //! Broker ── a NATS server between agents, with its data in the sandbox
+//!   └─ Line ── its own network, and the line to it, to be cut
 //!
 //! Node ── all of these together: what most tests begin with
 //!   └─ Workload ── a pod with one container, to be attacked
@@ -31,6 +32,8 @@ mod cgroups;
 pub mod cluster;
 mod command;
 mod container;
+mod disk;
+mod line;
 pub mod machine;
 mod nats;
 mod node;
@@ -46,6 +49,8 @@ pub use alerts::Alerts;
 pub use audit::{AuditLine, AuditLog, Request, Stage, compress};
 pub use command::Finished;
 pub use container::{Container, ContainerSetup, Processes};
+pub use disk::fill;
+pub use line::{Line, in_network};
 pub use nats::{Broker, Login, Operator};
 pub use node::{Node, Workload};
 pub use pod::{Pod, SERVICE_ACCOUNT_FOLDER, TOKEN_PATH};

@@ -11,10 +11,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    mount::MountFlags,
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::{
-    agent::{free_address, tokentrail},
+    agent::{AgentSetup, free_address, tokentrail},
+    audit::AuditLog,
+    line::Line,
     machine::find_program,
     sandbox::{Process, Sandbox},
     wait::{PATIENCE, wait_until},
@@ -28,12 +33,19 @@ pub use operator::Operator;
 
 /// The cluster that [`Broker::start`] prepares it for.
 const CLUSTER: &str = "test";
+/// Where one listens that has a network of its own.
+const PORT: u16 = 4222;
+
+/// The folder in the sandbox where it stores.
+const STORE: &str = "jetstream";
 
 /// A NATS server. Dropping it kills it.
 pub struct Broker<'sandbox> {
     sandbox: &'sandbox Sandbox,
     address: SocketAddr,
     configuration: PathBuf,
+    /// The network that it is in, if not this program's.
+    network: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -53,9 +65,17 @@ impl<'sandbox> Broker<'sandbox> {
     /// # Errors
     /// If there is none, or it does not come up.
     pub fn bare(sandbox: &'sandbox Sandbox, more: &str) -> Result<Self> {
-        let jetstream =
-            format!("jetstream {{ store_dir: {:?} }}\n{more}", sandbox.folder().join("jetstream"));
-        Self::configured(sandbox, &jetstream)
+        Self::configured(sandbox, &with_jetstream(sandbox, more))
+    }
+
+    /// Starts one at the far end of a line, with more in its configuration; the caller is in the network at
+    /// the near end. It is reached over other lines that end there, too.
+    ///
+    /// # Errors
+    /// If there is none, or it does not come up.
+    pub fn behind(sandbox: &'sandbox Sandbox, line: &Line, more: &str) -> Result<Self> {
+        let address = SocketAddr::new(line.far_ip(), PORT);
+        Self::at(sandbox, address, Some(line.far().to_owned()), &with_jetstream(sandbox, more))
     }
 
     /// Starts one with this configuration but for its address.
@@ -63,17 +83,48 @@ impl<'sandbox> Broker<'sandbox> {
     /// # Errors
     /// If there is none, or it does not come up.
     pub fn configured(sandbox: &'sandbox Sandbox, more: &str) -> Result<Self> {
-        let address = free_address()?;
-        let configuration = sandbox.folder().join(format!("nats-{}.conf", address.port()));
-        fs::write(&configuration, format!("listen: \"{address}\"\n{more}\n"))?;
-        let mut broker = Self { sandbox, address, configuration, process: None };
+        Self::at(sandbox, free_address()?, None, more)
+    }
+
+    fn at(
+        sandbox: &'sandbox Sandbox,
+        address: SocketAddr,
+        network: Option<PathBuf>,
+        more: &str,
+    ) -> Result<Self> {
+        let port = address.port();
+        let configuration = sandbox.folder().join(format!("nats-{port}.conf"));
+        let listen =
+            if network.is_some() { format!("0.0.0.0:{port}") } else { address.to_string() };
+        fs::write(&configuration, format!("listen: \"{listen}\"\n{more}\n"))?;
+        let mut broker = Self { sandbox, address, configuration, network, process: None };
         broker.start_again()?;
         Ok(broker)
     }
 
     /// What an agent needs to find it.
     pub fn arguments(&self) -> [String; 4] {
-        ["--nats".to_owned(), self.url(), "--cluster-name".to_owned(), CLUSTER.to_owned()]
+        Self::arguments_for(&self.url())
+    }
+
+    /// What an agent needs that finds it over this line.
+    pub fn arguments_over(&self, line: &Line) -> [String; 4] {
+        Self::arguments_for(&format!("nats://{}:{}", line.far_ip(), self.address.port()))
+    }
+
+    fn arguments_for(url: &str) -> [String; 4] {
+        ["--nats", url, "--cluster-name", CLUSTER].map(str::to_owned)
+    }
+
+    /// An agent without a sensor that follows a log for others.
+    pub fn side(&self, name: &str, log: &AuditLog) -> AgentSetup<'sandbox> {
+        let folder = self.sandbox.folder();
+        AgentSetup::new(self.sandbox, log.path())
+            .node_name(name)
+            .state(folder.join(format!("state-{name}")))
+            .alert_log(folder.join(format!("alerts-{name}.ndjson")))
+            .args(["--no-sensor".to_owned()])
+            .args(self.arguments())
     }
 
     /// Where it is.
@@ -86,8 +137,17 @@ impl<'sandbox> Broker<'sandbox> {
     /// # Errors
     /// If that fails.
     pub fn set_up(&self) -> Result<()> {
+        self.set_up_with(&[])
+    }
+
+    /// The same, with further options.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn set_up_with(&self, options: &[&str]) -> Result<()> {
         let mut command = tokentrail();
-        let done = self.sandbox.run(command.args(["nats", "setup"]).args(self.arguments()))?;
+        command.args(["nats", "setup"]).args(self.arguments()).args(options);
+        let done = self.sandbox.run(&mut command)?;
         ensure!(done.success(), "{done:?}");
         Ok(())
     }
@@ -103,7 +163,14 @@ impl<'sandbox> Broker<'sandbox> {
             .append(true)
             .create(true)
             .open(self.configuration.with_extension("log"))?;
-        let mut command = Command::new(program);
+        let mut command = match &self.network {
+            Some(network) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", network.display())).arg("--").arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         command.arg("--config").arg(&self.configuration);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = self.sandbox.ledger().spawn(&mut command);
@@ -180,10 +247,25 @@ impl<'sandbox> Broker<'sandbox> {
         Ok(stream)
     }
 
+    /// Gives the next one in this sandbox a disk of its own, and returns where that is.
+    ///
+    /// # Errors
+    /// If it cannot be mounted (needs root).
+    pub fn disk(sandbox: &Sandbox) -> Result<PathBuf> {
+        sandbox.tmpfs(STORE, MountFlags::empty(), c"size=16m")
+    }
+
     /// What it wrote to its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.configuration.with_extension("log")).unwrap_or_default()
     }
+}
+
+/// JetStream on disk. How much fits there is left to the disk: the server takes three quarters of what is free
+/// for its limit, and refuses what needs more from the start.
+fn with_jetstream(sandbox: &Sandbox, more: &str) -> String {
+    let folder = sandbox.folder().join(STORE);
+    format!("jetstream {{ store_dir: {folder:?}, max_file_store: 8GB }}\n{more}")
 }
 
 /// One line, byte by byte: nothing behind it is taken.

@@ -153,7 +153,8 @@ fn whole_program() -> Result<Outcome> {
 }
 
 fn cluster() -> Result<Outcome> {
-    let programs = match cluster::prepare() {
+    let prepared = debian::install(&[debian::NATS_SERVER]).and_then(|()| cluster::prepare());
+    let programs = match prepared {
         Ok(programs) => programs,
         Err(error) => return Ok(Outcome::NotSetUp(format!("{error:#}"))),
     };

@@ -21,6 +21,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{self, MissedTickBehavior},
 };
+use tracing::warn;
 
 use super::{
     NatsMetrics,
@@ -33,6 +34,7 @@ use super::{
 use crate::{
     audit::{AuditRecord, Stage},
     correlation::ids::RequestId,
+    errors::with_causes,
 };
 
 /// Records on their way to the broker at once.
@@ -41,6 +43,8 @@ const IN_FLIGHT: usize = 256;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often it says so while somebody asks, and while nobody does.
 const SAID: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
+/// How often it is said that answers are given up.
+const GIVEN_UP: Duration = Duration::from_mins(1);
 
 /// A record for a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +100,8 @@ pub struct Answerer {
     waiting: VecDeque<Answer>,
     /// How many the broker has taken or refused for good.
     done: watch::Sender<u64>,
+    /// When it was last said that the broker refuses some for good.
+    given_up: Option<Instant>,
     metrics: NatsMetrics,
 }
 
@@ -112,7 +118,7 @@ impl Answerer {
         done: watch::Sender<u64>,
         metrics: NatsMetrics,
     ) -> Self {
-        Self { queue, asks, reached, waiting: VecDeque::new(), done, metrics }
+        Self { queue, asks, reached, waiting: VecDeque::new(), done, given_up: None, metrics }
     }
 
     /// Answers until the connection is of no use any more.
@@ -206,14 +212,30 @@ impl Answerer {
     /// What the broker said of the record that waits first.
     fn take(&mut self, result: &Result<PublishAck, PublishError>) -> Result<(), ConnectionError> {
         match result {
-            Ok(ack) if ack.duplicate => self.metrics.duplicates.inc(),
-            Ok(_) => self.metrics.published.inc(),
-            Err(error) if is_full(error) => self.metrics.overflown.inc(),
+            Ok(ack) => {
+                let taken = &self.metrics;
+                if ack.duplicate { &taken.duplicates } else { &taken.published }.inc();
+            }
+            Err(error) if is_full(error) => self.give_up(error),
             Err(error) => return Err(ConnectionError::failed("publish an answer", error)),
-        };
+        }
         self.waiting.pop_front();
         self.done.send_modify(|done| *done += 1);
         Ok(())
+    }
+
+    /// The broker never takes the record that waits first: that is counted, and said once a minute.
+    fn give_up(&mut self, why: &PublishError) {
+        self.metrics.overflown.inc();
+        if self.given_up.is_none_or(|said| said.elapsed() >= GIVEN_UP) {
+            self.given_up = Some(Instant::now());
+            let node = self.waiting.front().map_or("", |answer| &*answer.node);
+            let why = with_causes(why);
+            warn!(
+                node,
+                why, "answers are lost: NATS has no room for more; is the node away, or flooded?"
+            );
+        }
     }
 }
 
@@ -251,8 +273,39 @@ fn is_full(error: &PublishError) -> bool {
         return true;
     }
     let refusal = std::error::Error::source(error).and_then(|it| it.downcast_ref());
-    refusal.is_some_and(|error: &jetstream::Error| {
-        [ErrorCode::STREAM_STORE_FAILED, ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM]
-            .contains(&error.error_code())
-    })
+    refusal.is_some_and(is_for_good)
+}
+
+/// Whether the stream refuses by its own bounds. What its disk refuses comes under the same code.
+fn is_for_good(refusal: &jetstream::Error) -> bool {
+    match refusal.error_code() {
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => true,
+        ErrorCode::STREAM_STORE_FAILED => refusal.to_string().starts_with("maximum "),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_streams_bounds_refuse_is_refused_for_good_and_what_its_disk_refuses_is_not() {
+        // As nats-server words them.
+        let cases = [
+            (10077, "maximum messages per subject exceeded", true),
+            (10077, "maximum bytes exceeded", true),
+            (10077, "maximum messages exceeded", true),
+            (10054, "message size exceeds maximum allowed", true),
+            (10077, "write /data/msgs/7.blk: no space left on device", false),
+            (10077, "store is closed", false),
+            (10023, "insufficient resources", false),
+            (10002, "resource limits exceeded for account", false),
+        ];
+        for (code, text, expected) in cases {
+            let refusal = serde_json::json!({"code": 503, "err_code": code, "description": text});
+            let refusal: jetstream::Error = serde_json::from_value(refusal).unwrap();
+            assert_eq!(is_for_good(&refusal), expected, "{text}");
+        }
+    }
 }

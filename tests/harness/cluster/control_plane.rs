@@ -13,6 +13,8 @@ use crate::wait::{PATIENCE, wait_until};
 
 /// The API server, as a component.
 pub(crate) const API_SERVER: &str = "kube-apiserver";
+/// Another one beside it.
+pub(crate) const OTHER_API_SERVER: &str = "kube-apiserver-2";
 
 /// Who may not fill the audit log: what the cluster does for itself.
 const UNHEARD: [&str; 3] =
@@ -20,6 +22,26 @@ const UNHEARD: [&str; 3] =
 
 /// Starts the API server and what it stores in.
 pub(crate) fn start_api_server(layout: &Layout, network: &Network, more: &[String]) -> Result<()> {
+    start(layout, network, API_SERVER, more)
+}
+
+/// Starts another one on the same store, with a port and a log of its own.
+pub(crate) fn start_other_api_server(layout: &Layout, network: &Network) -> Result<()> {
+    let log = layout.other_audit_log();
+    if let Some(folder) = log.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("could not create {folder:?}"))?;
+    }
+    // The last of an option counts.
+    let more = [
+        format!("--secure-port={}", network.api_port + 1),
+        format!("--audit-log-path={}", log.display()),
+        // The service stays the first one's.
+        "--endpoint-reconciler-type=none".to_owned(),
+    ];
+    start(layout, network, OTHER_API_SERVER, &more)
+}
+
+fn start(layout: &Layout, network: &Network, component: &str, more: &[String]) -> Result<()> {
     let folder = layout.folder();
     let [first, _] = NODE_NAMES;
     if !components::is_running(layout, "etcd") {
@@ -37,7 +59,7 @@ pub(crate) fn start_api_server(layout: &Layout, network: &Network, more: &[Strin
     fs::write(&policy, audit_policy().to_string())
         .with_context(|| format!("could not write {policy:?}"))?;
     let program = layout.program(API_SERVER);
-    let mut server = components::command(layout, first, API_SERVER, &program)?;
+    let mut server = components::command(layout, first, component, &program)?;
     for (option, file) in [
         ("tls-cert-file", "apiserver.crt"),
         ("tls-private-key-file", "apiserver.key"),
@@ -66,7 +88,7 @@ pub(crate) fn start_api_server(layout: &Layout, network: &Network, more: &[Strin
         .arg(format!("--audit-policy-file={}", policy.display()))
         .arg(format!("--audit-log-path={}", layout.audit_log().display()))
         .args(more);
-    components::start(layout, API_SERVER, &server)
+    components::start(layout, component, &server)
 }
 
 /// Starts those who need an API server that answers.
@@ -97,10 +119,11 @@ pub(crate) fn start_controllers(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the API server says that it is ready.
-pub(crate) fn wait_for_api_server(layout: &Layout) -> Result<()> {
-    wait_until(PATIENCE, "the API server is ready", || {
-        for component in ["etcd", API_SERVER] {
+/// Waits until an API server says that it is ready.
+pub(crate) fn wait_for_api_server(layout: &Layout, component: &str, address: &str) -> Result<()> {
+    let server = format!("--server=https://{address}");
+    wait_until(PATIENCE, &format!("{component} is ready"), || {
+        for component in ["etcd", component] {
             if !components::is_running(layout, component) {
                 bail!(
                     "{component} ended; it wrote:\n{}",
@@ -109,7 +132,7 @@ pub(crate) fn wait_for_api_server(layout: &Layout) -> Result<()> {
             }
         }
         let mut ask = super::kubectl_command(layout)?;
-        let answer = ask.args(["get", "--raw=/readyz"]).output()?;
+        let answer = ask.args(["get", "--raw=/readyz", &server]).output()?;
         if answer.status.success() {
             return Ok(Some(()));
         }
@@ -117,9 +140,7 @@ pub(crate) fn wait_for_api_server(layout: &Layout) -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
         Ok(None)
     })
-    .with_context(|| {
-        format!("the API server wrote:\n{}", components::end_of_log(layout, API_SERVER))
-    })
+    .with_context(|| format!("{component} wrote:\n{}", components::end_of_log(layout, component)))
 }
 
 /// Every request of everybody else, without bodies.

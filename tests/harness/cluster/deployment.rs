@@ -9,13 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{Cluster, ClusterNode};
 use crate::{
     agent::{Answer, sum_of_samples},
     alerts::Alerts,
-    command::run_with_pipes,
+    command::{Finished, run_with_pipes},
     wait::{PATIENCE, wait_until},
 };
 
@@ -95,6 +96,29 @@ impl<'cluster> Deployment<'cluster> {
             bail!("helm failed: {}{}", done.output, done.errors);
         }
         Ok(())
+    }
+
+    /// `helm test` of a node's release, with what it writes.
+    ///
+    /// # Errors
+    /// If Helm does not start or end; not if the test fails.
+    pub fn test(&self, node: &ClusterNode) -> Result<Finished> {
+        let mut command = self.cluster.command(&self.package.helm)?;
+        command
+            .args(["test", &release(node), "--namespace", NAMESPACE, "--kubeconfig"])
+            .arg(self.cluster.kubeconfig());
+        run_with_pipes(&self.cluster.ledger, &mut command)
+    }
+
+    /// Ends a node's agent as an operating system does that has no time: `kill -9`. Its kubelet starts the
+    /// next one, later each time.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn kill(&self, node: &ClusterNode) -> Result<()> {
+        let pid = self.pid(node)?;
+        let pid = Pid::from_raw(pid.cast_signed()).context("0 is no process")?;
+        kill_process(pid, Signal::KILL).with_context(|| format!("could not kill {pid:?}"))
     }
 
     /// Waits until the agents of all nodes are as their releases say, and ready.

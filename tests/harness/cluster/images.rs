@@ -17,15 +17,32 @@ use crate::machine::find_program;
 /// The image of the tests' pods: a userland, and `apicall` to talk to the API server.
 pub const BOX_IMAGE: &str = "registry.test/box:1";
 
-/// What a pod of that image does unless told otherwise: nothing, and it ends when it is asked to.
+/// The same with `kubectl`: for pods that do what an administrator does.
+pub const KUBECTL_IMAGE: &str = "registry.test/kubectl:1";
+
+/// What a pod of these images does unless told otherwise: nothing, and it ends when it is asked to.
 const REST: &str = "trap 'exit 0' TERM; while true; do sleep 3600 & wait $!; done";
 
-/// Writes the image as an archive. It serves for pods' sandboxes too.
+/// Writes the image of pods as an archive. It serves for their sandboxes too.
 ///
 /// # Errors
 /// If busybox is not installed, or the archive cannot be written.
 pub(crate) fn write_box(archive: &Path, apicall: &Path) -> Result<()> {
-    let layer = layer(apicall).context("could not put together a layer of busybox and apicall")?;
+    write(archive, BOX_IMAGE, "apicall", apicall)
+}
+
+/// Writes the image with `kubectl` as an archive.
+///
+/// # Errors
+/// As [`write_box`].
+pub(crate) fn write_kubectl(archive: &Path, kubectl: &Path) -> Result<()> {
+    write(archive, KUBECTL_IMAGE, "kubectl", kubectl)
+}
+
+/// Writes an image of busybox and one program.
+fn write(archive: &Path, image: &str, name: &str, program: &Path) -> Result<()> {
+    let layer = layer(name, program)
+        .with_context(|| format!("could not put together a layer of busybox and {name}"))?;
     let layer_id = digest(&layer);
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
@@ -37,7 +54,7 @@ pub(crate) fn write_box(archive: &Path, apicall: &Path) -> Result<()> {
     let config_name = format!("{}.json", digest(config.as_bytes()));
     let layer_name = format!("{layer_id}/layer.tar");
     let manifest = json!([
-        {"Config": config_name, "RepoTags": [BOX_IMAGE], "Layers": [layer_name]},
+        {"Config": config_name, "RepoTags": [image], "Layers": [layer_name]},
     ])
     .to_string();
 
@@ -51,7 +68,7 @@ pub(crate) fn write_box(archive: &Path, apicall: &Path) -> Result<()> {
     Ok(())
 }
 
-fn layer(apicall: &Path) -> Result<Vec<u8>> {
+fn layer(name: &str, program: &Path) -> Result<Vec<u8>> {
     let busybox = find_program("busybox").context("busybox (static) is not installed")?;
     let applets = Command::new(&busybox).arg("--list").output()?;
     let applets = String::from_utf8_lossy(&applets.stdout).into_owned();
@@ -66,7 +83,7 @@ fn layer(apicall: &Path) -> Result<Vec<u8>> {
     let users = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
     add_file(&mut layer, "etc/passwd", users.as_bytes(), 0o644)?;
     add_file(&mut layer, "bin/busybox", &fs::read(&busybox)?, 0o755)?;
-    add_file(&mut layer, "bin/apicall", &fs::read(apicall)?, 0o755)?;
+    add_file(&mut layer, &format!("bin/{name}"), &fs::read(program)?, 0o755)?;
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         add_link(&mut layer, &format!("bin/{applet}"), "busybox")?;
     }

@@ -93,6 +93,11 @@ impl Layout {
         self.folder().join("audit/audit.log")
     }
 
+    /// That of another API server.
+    pub(crate) fn other_audit_log(&self) -> PathBuf {
+        self.folder().join("audit-2/audit.log")
+    }
+
     /// What a component wrote.
     pub(crate) fn log(&self, component: &str) -> PathBuf {
         self.folder().join("log").join(component)

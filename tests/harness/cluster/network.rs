@@ -1,23 +1,20 @@
 //! The nodes' network namespaces: how they are joined, and how a part of them is cut off for a
 //! while. Nothing here touches the machine's own network.
 
-use std::{
-    fs::File,
-    net::IpAddr,
-    os::fd::AsFd as _,
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-};
+use std::{net::IpAddr, path::Path};
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use anyhow::{Result, bail};
 
 use super::{
     components,
     layout::{Layout, Network, subnet},
+    node::ClusterNode,
 };
-use crate::agent::{Answer, http_get};
+use crate::{
+    agent::{Answer, http_get},
+    command::run_silent,
+    line::{Line, create_network, in_network},
+};
 
 /// The bridge of a node's pods.
 pub(crate) const BRIDGE: &str = "cni0";
@@ -25,9 +22,7 @@ pub(crate) const BRIDGE: &str = "cni0";
 /// Makes the nodes' namespaces and joins them as one wire would.
 pub(crate) fn create(layout: &Layout, network: &Network, nodes: &[&str]) -> Result<()> {
     for node in nodes {
-        let file = layout.netns(node);
-        File::create_new(&file).with_context(|| format!("could not create {file:?}"))?;
-        run(Command::new("unshare").arg(format!("--net={}", file.display())).arg("true"))?;
+        create_network(&layout.netns(node))?;
     }
     if let [one, other] = nodes {
         // Made inside: there is no moment at which the machine itself has these interfaces.
@@ -62,6 +57,24 @@ pub(crate) fn create(layout: &Layout, network: &Network, nodes: &[&str]) -> Resu
         )?;
     }
     Ok(())
+}
+
+/// Lays a line from the first node to another network. Pods reach it as they reach each other: by their own
+/// addresses.
+pub(crate) fn line_to(
+    layout: &Layout,
+    network: &Network,
+    nodes: &[ClusterNode],
+    far: &Path,
+) -> Result<Line> {
+    let [first, others @ ..] = nodes else { bail!("there is no node") };
+    let line = Line::lay(&first.netns(), far, 0)?;
+    line.route_back("default")?;
+    for node in others {
+        let (ip, first) = (line.far_ip(), network.node_ip(0));
+        in_node(layout, node.name(), &format!("ip route replace {ip} via {first}"))?;
+    }
+    Ok(line)
 }
 
 /// Whose packets to the API server are dropped.
@@ -99,34 +112,11 @@ pub(crate) fn cut_off(
 
 /// Asks an HTTP server that a node can reach, such as one of its pods'.
 pub(crate) fn get(layout: &Layout, node: &str, url: &str) -> Result<Answer> {
-    let netns = layout.netns(node);
-    let namespace = File::open(&netns).with_context(|| format!("could not open {netns:?}"))?;
-    // A thread of its own: it never comes back to this program's network.
-    let ask = || -> Result<Answer> {
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-            .with_context(|| format!("could not enter {netns:?}"))?;
-        http_get(url)
-    };
-    thread::scope(|scope| scope.spawn(ask).join())
-        .unwrap_or_else(|_| Err(anyhow!("the thread that asked {url} panicked")))
+    in_network(&layout.netns(node), || http_get(url))
 }
 
 /// Runs a line of shell in a node's network.
 fn in_node(layout: &Layout, node: &str, line: &str) -> Result<()> {
     let mut command = components::command(layout, node, "setup", Path::new("sh"))?;
-    run(command.args(["-ec", line]))
-}
-
-/// Runs a program that says nothing unless it fails.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("could not start {:?}", command.get_program()))?;
-    if !output.status.success() {
-        let args: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`{}` failed: {}", args.join(" "), said.trim());
-    }
-    Ok(())
+    run_silent(command.args(["-ec", line]))
 }

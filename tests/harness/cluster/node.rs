@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     agent::Answer,
+    command::run_silent,
     machine::cgroup_hierarchies,
     wait::{PATIENCE, wait_until},
 };
@@ -102,7 +103,7 @@ impl ClusterNode {
     /// Puts the image of an archive into its containerd.
     pub(crate) fn import(&self, archive: &Path) -> Result<()> {
         let socket = self.containerd_socket();
-        network::run(
+        run_silent(
             Command::new("ctr")
                 .arg("--address")
                 .arg(socket)

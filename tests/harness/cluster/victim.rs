@@ -87,8 +87,13 @@ impl<'cluster> Victim<'cluster> {
 
     /// Whether a document of an alert log is an alert of R1 about its token.
     pub fn is_of(&self, document: &Value) -> bool {
+        self.is_told("alert", document)
+    }
+
+    /// Whether it is what R1 tells of this kind about its token.
+    pub fn is_told(&self, kind: &str, document: &Value) -> bool {
         let text = |pointer| document.pointer(pointer).and_then(Value::as_str);
-        text("/tokentrail/kind") == Some("alert")
+        text("/tokentrail/kind") == Some(kind)
             && text("/rule/id") == Some(R1)
             && text("/orchestrator/resource/id") == Some(&self.uid)
     }

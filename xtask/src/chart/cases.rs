@@ -529,6 +529,8 @@ pub(super) const CASES: &[Case] = &[
         Renders(&[
             ("Pod metadata annotations helm.sh/hook", Is(r#""test""#)),
             ("Pod spec containers test image", Is(r#""registry.example/kubectl:1""#)),
+            // What has the agents' name is the DaemonSet's to delete.
+            ("Pod metadata labels app.kubernetes.io/name", Is(r#""tokentrail-test""#)),
             ("Role metadata annotations helm.sh/hook", Is(r#""test""#)),
             (
                 "Role metadata annotations helm.sh/hook-delete-policy",
