@@ -151,7 +151,7 @@ impl Answerer {
         }
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut said: Option<(Reached, Instant)> = None;
+        let mut said: Option<Instant> = None;
         let mut saying: Option<Said> = None;
         loop {
             tokio::select! {
@@ -176,9 +176,9 @@ impl Answerer {
                 _ = look.tick(), if saying.is_none() => {
                     let reached = *self.reached.borrow();
                     if let Some(reached) = reached
-                        && said.is_none_or(|(before, at)| is_due(reached, before, at.elapsed()))
+                        && said.is_none_or(|at| at.elapsed() >= every(reached))
                     {
-                        said = Some((reached, Instant::now()));
+                        said = Some(Instant::now());
                         saying = Some(say(bucket, names, reached.covered));
                     }
                 }
@@ -239,11 +239,10 @@ impl Answerer {
     }
 }
 
-/// Whether something new is to be said by now.
-fn is_due(reached: Reached, before: Reached, since: Duration) -> bool {
-    let every = if reached.asked { SAID.0 } else { SAID.1 };
-    // Who has just asked waits for nothing but to hear that this was seen.
-    reached.covered.seen != before.covered.seen || since >= every
+/// How often it is said how far this side is. Not with each question that it has seen: all nodes hear it, and
+/// in a large cluster somebody asks all the time.
+fn every(reached: Reached) -> Duration {
+    if reached.asked { SAID.0 } else { SAID.1 }
 }
 
 fn say(bucket: &Bucket, names: &Names, covered: Covered) -> Said {

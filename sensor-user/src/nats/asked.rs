@@ -46,7 +46,7 @@ pub struct Wanted {
 }
 
 impl Asked {
-    /// Whether this node may ask, beside all that do.
+    /// Whether this node may ask something, beside all that do.
     pub fn has_room(&self, node: &str) -> bool {
         self.nodes.len() < NODES || self.nodes.contains_key(node)
     }
@@ -54,6 +54,9 @@ impl Asked {
     /// Takes all that a node asks by now, and that has room. Returns what it had not asked before.
     pub fn take(&mut self, node: &str, interests: Vec<Interest>, now: Micros) -> Vec<Interest> {
         let before = self.remove(node);
+        if interests.is_empty() {
+            return Vec::new();
+        }
         let reaches = |interest: &Interest| {
             let before = before.get(&interest.pod);
             // Later ends are of requests that are yet to come, or are among those that are answered.
@@ -91,7 +94,7 @@ impl Asked {
 
     /// Forgets what was not said for too long.
     pub fn forget(&mut self, now: Micros) {
-        let over = |asker: &Asker| now - asker.said > FORGOTTEN || asker.interests.is_empty();
+        let over = |asker: &Asker| now - asker.said > FORGOTTEN;
         let over: Vec<String> =
             self.nodes.iter().filter(|(_, it)| over(it)).map(|(node, _)| node.clone()).collect();
         for node in over {
@@ -368,7 +371,6 @@ mod tests {
         asked.forget(FORGOTTEN + Micros(1));
         assert!(!asked.has_pod("p") && asked.has_pod("q"));
         asked.take("b", Vec::new(), Micros(2));
-        asked.forget(Micros(2));
         assert!(asked.is_empty() && !asked.has_pod("q"));
     }
 
@@ -380,6 +382,8 @@ mod tests {
             asked.take(&format!("n{node}"), vec![Interest::example("p", 0, 1)], Micros(0));
         }
         assert!(!asked.has_room("one more") && asked.has_room("n0"));
+        asked.take("n1", Vec::new(), Micros(0));
+        assert!(asked.has_room("one more"), "who asks for nothing takes no room");
         let new = asked.take("n0", vec![Interest::example("q", 0, 1)], Micros(0));
         assert_eq!((new.len(), asked.has_pod("q")), (1, true));
     }

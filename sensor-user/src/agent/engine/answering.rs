@@ -230,7 +230,7 @@ impl Answering {
         let mut next = Some(first);
         while let Some(Asks { node, interests, revision }) = next {
             self.seen = self.seen.max(revision);
-            if !self.asked.has_room(&node) {
+            if !interests.is_empty() && !self.asked.has_room(&node) {
                 self.metrics.refused(Refused::Bounds).inc();
             } else if node != self.own {
                 for interest in self.asked.take(&node, interests, now) {
