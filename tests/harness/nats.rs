@@ -255,6 +255,11 @@ impl<'sandbox> Broker<'sandbox> {
         sandbox.tmpfs(STORE, MountFlags::empty(), c"size=16m")
     }
 
+    /// Its process, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        Some(self.process.as_ref()?.child.id())
+    }
+
     /// What it wrote to its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.configuration.with_extension("log")).unwrap_or_default()

@@ -56,6 +56,18 @@ impl Pod {
         Ok(pod)
     }
 
+    /// One of another machine, of this name, which is its uid as well: nothing of it is here.
+    pub fn elsewhere(name: &str) -> Self {
+        Self {
+            uid: name.to_owned(),
+            name: name.to_owned(),
+            namespace: "shop".to_owned(),
+            service_account: "cart".to_owned(),
+            token: String::new(),
+            volume: PathBuf::new(),
+        }
+    }
+
     /// The volume on the node: `…/pods/<uid>/volumes/kubernetes.io~projected/kube-api-access-…`.
     pub fn volume(&self) -> &Path {
         &self.volume

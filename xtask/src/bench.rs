@@ -3,7 +3,7 @@
 //! A benchmark, not a test: it says which bars are met and fails only if it cannot measure. What
 //! is compared is measured in one run, in turns, since machines differ and change while they work.
 
-use std::{fs, thread};
+use std::{fs, path::PathBuf, thread};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
@@ -12,10 +12,11 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use crate::{
     bench::report::Row,
     build, debian,
-    shell::{announce, say},
+    shell::{announce, cargo, run as shell, say, target_dir},
 };
 
 mod cluster;
+mod fleet;
 mod flood;
 mod index;
 mod latency;
@@ -36,6 +37,8 @@ pub(crate) enum Part {
     Rest,
     /// Latency, CPU and memory of an agent behind an API server that writes 50,000 lines a second
     Tail,
+    /// Traffic, delay and CPU of thousands of simulated nodes behind one audit log of 50,000 lines a second
+    Fleet,
     /// An audit log of a gigabyte through `replay`, against jq, DuckDB and a typed pass
     Replay,
 }
@@ -70,6 +73,9 @@ pub(crate) fn run(part: Option<Part>, in_cluster: bool) -> Result<()> {
     if wanted(Part::Tail) {
         tables.push(("50,000 audit lines a second", tail::measure()?));
     }
+    if wanted(Part::Fleet) {
+        tables.push(("many nodes, one broker", fleet::measure()?));
+    }
     if wanted(Part::Replay) {
         tables.push(("replay, one thread", replay::measure()?));
     }
@@ -79,6 +85,18 @@ pub(crate) fn run(part: Option<Part>, in_cluster: bool) -> Result<()> {
         report::print(title, rows);
     }
     Ok(())
+}
+
+/// An optimised program that measures or is measured, with the very object that the agent has.
+fn example(name: &str) -> Result<PathBuf> {
+    announce(format_args!("building {name}"));
+    shell(
+        cargo()
+            .args(["build", "--release", "--package", "tokentrail"])
+            .args(["--features", "bench", "--example", name])
+            .env("TOKENTRAIL_BPF_OBJECT", build::bpf_object_path()),
+    )?;
+    Ok(target_dir().join("release/examples").join(name))
 }
 
 /// The last CPU that this process may use: interrupts prefer the first.

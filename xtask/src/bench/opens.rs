@@ -23,11 +23,10 @@ use tokentrail_tests::{
 
 use crate::{
     bench::{
-        flood, last_cpu,
+        example, flood, last_cpu,
         report::{Row, median, quantile},
     },
-    build,
-    shell::{announce, cargo, program, read, run as shell, target_dir},
+    shell::{announce, program, read},
 };
 
 /// Rounds that count: odd, so that the median is one round's own figure.
@@ -42,7 +41,7 @@ const ARRIVALS: usize = 1000;
 /// # Errors
 /// If a variant cannot be attached or the loop cannot run.
 pub(crate) fn measure() -> Result<Vec<Row>> {
-    let helper = build_helper()?;
+    let helper = example("measure_opens")?;
     let sandbox = Sandbox::create()?;
     // Not in the folder of the audit log, which the agent watches.
     let folder = sandbox.folder().join("elsewhere");
@@ -276,18 +275,6 @@ fn arrivals(helper: &Path) -> Result<Vec<Row>> {
         row("50 % of a token's opens arrive within", p50),
         row("99 % of a token's opens arrive within", p99).at_most(p99, 1.0, "ms"),
     ])
-}
-
-/// The optimised half, with the very object that the agent has.
-fn build_helper() -> Result<PathBuf> {
-    announce("the measured loop and the empty programs");
-    shell(
-        cargo()
-            .args(["build", "--release", "--package", "tokentrail"])
-            .args(["--features", "bench", "--example", "measure_opens"])
-            .env("TOKENTRAIL_BPF_OBJECT", build::bpf_object_path()),
-    )?;
-    Ok(target_dir().join("release/examples/measure_opens"))
 }
 
 fn rows(rounds: &[Round]) -> Vec<Row> {

@@ -19,12 +19,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     bench::{
-        last_cpu,
+        example, last_cpu,
         replay::generate::{Opens, audit, opens},
         report::Row,
     },
     debian,
-    shell::{announce, cache_dir, cargo, program, run, target_dir},
+    shell::{announce, cache_dir, program, run, target_dir},
 };
 
 pub(super) mod generate;
@@ -143,14 +143,7 @@ impl Bench {
         }
         let slice = folder.join("slice.ndjson");
         copy(&mut File::open(&log)?.take(SLICE), &mut File::create(slice)?)?;
-        announce("the typed pass");
-        run(cargo().args(["build", "--release", "--package", "tokentrail"]).args([
-            "--features",
-            "bench",
-            "--example",
-            "typed_pass",
-        ]))?;
-        let pass = target_dir().join("release/examples/typed_pass");
+        let pass = example("typed_pass")?;
         Ok(Self { folder, log, pass, python: python()?, cpu: last_cpu()?.to_string() })
     }
 

@@ -14,9 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tokentrail_tests::{AgentSetup, AuditLine, PATIENCE, Pod, Request, Sandbox, Stage};
+use tokentrail_tests::{AgentSetup, AuditLine, NODE_NAME, PATIENCE, Pod, Request, Sandbox, Stage};
 
-use self::{crowd::Crowd, log::Log};
 use super::{
     latency::AlertLines,
     report::{Row, quantile},
@@ -27,10 +26,12 @@ use crate::shell::announce;
 mod crowd;
 mod log;
 
+pub(super) use self::{crowd::Crowd, log::Log};
+
 /// Lines a second.
-const RATE: u32 = 50_000;
+pub(super) const RATE: u32 = 50_000;
 /// How long.
-const LASTS: Duration = Duration::from_secs(30);
+pub(super) const LASTS: Duration = Duration::from_secs(30);
 /// Between two bursts of lines: an API server's audit backend wakes up, writes what has come
 /// meanwhile, one write a line, and sleeps.
 const TURN: Duration = Duration::from_millis(2);
@@ -39,6 +40,16 @@ const PODS: u32 = 240;
 /// Turns from an open to its request's line: a request's way into the log takes no less.
 const TURNS_TO_REQUEST: u32 = 4;
 
+/// A request among everybody's.
+pub(super) struct Planted {
+    /// Of which pod.
+    pub(super) pod: Pod,
+    /// On which node.
+    pub(super) node: String,
+    /// Whether its token is opened here just before.
+    pub(super) opened: bool,
+}
+
 /// Measures.
 ///
 /// # Errors
@@ -46,7 +57,8 @@ const TURNS_TO_REQUEST: u32 = 4;
 pub(crate) fn measure() -> Result<Vec<Row>> {
     let mut crowd = Crowd::generate()?;
     let sandbox = Sandbox::create()?;
-    let pods: Vec<Pod> = (0..PODS).map(|_| Pod::create(&sandbox)).collect::<Result<_>>()?;
+    let pods: Vec<Planted> =
+        (0..PODS).map(|_| Planted::on_this_node(&sandbox)).collect::<Result<_>>()?;
     let mut log = Log::create(sandbox.folder().join("audit.log"))?;
     let setup = AgentSetup::new(&sandbox, log.path());
     let agent = setup.start()?;
@@ -84,34 +96,46 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
     ])
 }
 
-/// Writes everybody's lines at their pace; opens the tokens and writes what is done with them. Tells
-/// when the write of each pod's line began, by its uid.
-fn write<'pods>(
+impl Planted {
+    /// Of a new pod of this node.
+    pub(super) fn on_this_node(sandbox: &Sandbox) -> Result<Self> {
+        Ok(Self { pod: Pod::create(sandbox)?, node: NODE_NAME.to_owned(), opened: true })
+    }
+
+    fn line(&self) -> Result<String> {
+        let line = AuditLine::recorded(Request::ListPods, Stage::ResponseComplete, &self.pod)?;
+        let node = |name: &str| format!("{name:?}");
+        Ok(line.text().replace(&node(NODE_NAME), &node(&self.node)) + "\n")
+    }
+}
+
+/// Writes everybody's lines at their pace and what is planted evenly among them, after its token was opened.
+/// Tells when the write of each planted line began, by its pod's uid.
+pub(super) fn write<'pods>(
     log: &mut Log,
     crowd: &mut Crowd,
-    pods: &'pods [Pod],
+    planted: &'pods [Planted],
 ) -> Result<HashMap<&'pods str, Instant>> {
     let turns = u32::try_from(LASTS.as_nanos() / TURN.as_nanos())?;
     let lines_a_turn = RATE / (turns / u32::try_from(LASTS.as_secs())?);
-    let turns_a_pod = turns / PODS;
+    let turns_a_pod = turns / u32::try_from(planted.len())?;
     let mut written = HashMap::new();
     let start = Instant::now();
     for turn in 0..turns {
-        let pod_at = |turn: u32| pods.get(usize::try_from(turn / turns_a_pod).ok()?);
+        let here = usize::try_from(turn / turns_a_pod).ok().and_then(|index| planted.get(index));
         if turn % turns_a_pod == 0
-            && let Some(pod) = pod_at(turn)
+            && let Some(Planted { pod, opened: true, .. }) = here
         {
             File::open(pod.volume().join("token")).context("could not open a token")?;
         }
-        let asking = (turn % turns_a_pod == TURNS_TO_REQUEST).then(|| pod_at(turn)).flatten();
+        let asking = here.filter(|_| turn % turns_a_pod == TURNS_TO_REQUEST);
         // Somewhere among the others' lines.
         let place = turn / turns_a_pod % lines_a_turn;
         crowd.turn();
         for number in 0..lines_a_turn {
-            if let Some(pod) = asking.filter(|_| number == place) {
-                let line = AuditLine::recorded(Request::ListPods, Stage::ResponseComplete, pod)?;
-                let began = log.append(format!("{}\n", line.text()).as_bytes())?;
-                written.insert(pod.uid.as_str(), began);
+            if let Some(planted) = asking.filter(|_| number == place) {
+                let began = log.append(planted.line()?.as_bytes())?;
+                written.insert(planted.pod.uid.as_str(), began);
             }
             log.append(crowd.next_line())?;
         }
@@ -122,15 +146,15 @@ fn write<'pods>(
 }
 
 /// From the write of each line to the alert about its pod, milliseconds.
-fn latencies(
+pub(super) fn latencies(
     mut written: HashMap<&str, Instant>,
     alerts: &Receiver<(Instant, Value)>,
 ) -> Result<Vec<f64>> {
-    let mut latencies = Vec::new();
+    let (all, mut latencies) = (written.len(), Vec::new());
     while !written.is_empty() {
         let (seen, alert) = alerts
             .recv_timeout(PATIENCE)
-            .with_context(|| format!("{} of {PODS} alerts did not come", written.len()))?;
+            .with_context(|| format!("{} of {all} alerts did not come", written.len()))?;
         let pod = alert.pointer("/orchestrator/resource/id").and_then(Value::as_str);
         let began = pod.and_then(|uid| written.remove(uid));
         let began = began.with_context(|| format!("nothing asked for this alert: {alert}"))?;

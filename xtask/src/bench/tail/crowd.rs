@@ -13,7 +13,7 @@ const SEED: u64 = 20_260_102;
 const DIFFERENT: u64 = 50_000_000;
 
 /// Lines without end.
-pub(super) struct Crowd {
+pub(in crate::bench) struct Crowd {
     text: Vec<u8>,
     lines: Vec<Line>,
     next: usize,
@@ -29,7 +29,7 @@ struct Line {
 
 impl Crowd {
     /// Makes the lines, or takes those of an earlier time.
-    pub(super) fn generate() -> Result<Self> {
+    pub(in crate::bench) fn generate() -> Result<Self> {
         let folder = target_dir().join("bench/tail");
         fs::create_dir_all(&folder)?;
         let path = folder.join(format!("audit-{SEED}-{DIFFERENT}.ndjson"));
@@ -59,12 +59,12 @@ impl Crowd {
     }
 
     /// From now on, lines bear this moment's time.
-    pub(super) fn turn(&mut self) {
+    pub(in crate::bench) fn turn(&mut self) {
         self.now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
     }
 
     /// The next line, with its end.
-    pub(super) fn next_line(&mut self) -> &[u8] {
+    pub(in crate::bench) fn next_line(&mut self) -> &[u8] {
         let Some(line) = self.lines.get(self.next) else { return b"" };
         self.next = (self.next + 1) % self.lines.len();
         for time in &line.times {

@@ -14,7 +14,7 @@ use tokentrail_tests::AuditLog;
 const MAX_BYTES: usize = 100_000_000;
 
 /// A log that is being written. Of the rotated files only the last is kept.
-pub(super) struct Log {
+pub(in crate::bench) struct Log {
     log: AuditLog,
     file: File,
     size: usize,
@@ -24,28 +24,28 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn create(path: PathBuf) -> Result<Self> {
+    pub(in crate::bench) fn create(path: PathBuf) -> Result<Self> {
         let log = AuditLog::create(path)?;
         let file = open(log.path())?;
         Ok(Self { log, file, size: 0, rotated: None, lines: 0, bytes: 0.0 })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::bench) fn path(&self) -> &Path {
         self.log.path()
     }
 
     /// Lines written.
-    pub(super) fn lines(&self) -> u32 {
+    pub(in crate::bench) fn lines(&self) -> u32 {
         self.lines
     }
 
     /// What they take.
-    pub(super) fn megabytes(&self) -> f64 {
+    pub(in crate::bench) fn megabytes(&self) -> f64 {
         self.bytes / 1e6
     }
 
     /// Writes a line with its end, and returns when that began.
-    pub(super) fn append(&mut self, line: &[u8]) -> Result<Instant> {
+    pub(in crate::bench) fn append(&mut self, line: &[u8]) -> Result<Instant> {
         if self.size + line.len() > MAX_BYTES {
             self.rotate()?;
         }
