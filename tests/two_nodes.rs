@@ -3,6 +3,7 @@
 //! server is killed, cut off and out of space, and the agents are killed. Each attack alerts once, on the node
 //! where the token was opened, and its incident has all its requests. `helm test` tells whether it works.
 //! `cargo xtask test` brings the cluster up; the agents are afterwards as they were installed.
+#![expect(clippy::indexing_slicing, reason = "a helper of a test fails as the test does")]
 
 use std::{
     fs,

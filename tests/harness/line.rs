@@ -19,9 +19,6 @@ use crate::{
     sandbox::{Sandbox, Undo, report},
 };
 
-/// Addresses that belong to nobody (RFC 5737): a network for each line.
-const NETWORKS: [[u8; 3]; 2] = [[192, 0, 2], [198, 51, 100]];
-
 /// A line between two networks. It goes when this is dropped.
 pub struct Line {
     near: PathBuf,
@@ -91,7 +88,8 @@ impl Line {
     }
 
     fn address(&self, last: u8) -> IpAddr {
-        let [first, second, third] = NETWORKS[self.number];
+        // Addresses that belong to nobody (RFC 5737): a network for each line.
+        let [first, second, third] = if self.number == 0 { [192, 0, 2] } else { [198, 51, 100] };
         Ipv4Addr::new(first, second, third, last).into()
     }
 }
