@@ -121,6 +121,7 @@ fn each_part_does_its_work_with_its_permissions_alone() {
         side_agent.wait_for_metric("tokentrail_nats_interests", &[], f64::from(round)).unwrap();
         node.request_by(&victim.pod).unwrap();
         node.wait_for("alert", &victim.pod).unwrap();
+        agent.wait_for_metric("tokentrail_nats_alerts_published_total", &[], round.into()).unwrap();
         wait_until(PATIENCE, "the answer is acknowledged", || {
             let mut anybody = log_in(&broker, "anybody", "x");
             let info = anybody.ask("$JS.API.CONSUMER.INFO.tokentrail_test.node-b", "", b"")?;
@@ -167,35 +168,39 @@ fn a_login_is_changed_under_a_running_agent() {
 }
 
 #[test]
-fn stream_and_bucket_may_be_made_by_hand() {
+fn streams_and_bucket_may_be_made_by_hand() {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::bare(&sandbox, "").unwrap();
     let mut anybody = log_in(&broker, "", "x");
-    let names = ["tokentrail_test", "KV_tokentrail_test"];
-    for (name, file) in names.into_iter().zip(["stream.json", "bucket.json"]) {
+    let names = ["tokentrail_test", "KV_tokentrail_test", "ALERTS_tokentrail_test"];
+    for (name, file) in names.into_iter().zip(["stream.json", "bucket.json", "alerts.json"]) {
         let subject = format!("$JS.API.STREAM.CREATE.{name}");
         let made = anybody.ask(&subject, "", shipped(file).as_bytes()).unwrap();
         assert!(at(&made, "/error").is_null(), "{made}");
     }
-    let mut both = || {
+    let mut all = || {
         names.map(|name| {
             let info = anybody.ask(&format!("$JS.API.STREAM.INFO.{name}"), "", b"").unwrap();
             at(&info, "/config")
         })
     };
-    let by_hand = both();
+    let by_hand = all();
     broker.set_up().unwrap();
-    assert_eq!(both(), by_hand, "`tokentrail nats setup` makes the same");
+    assert_eq!(all(), by_hand, "`tokentrail nats setup` makes the same");
 }
 
 /// What somebody with the login of `node-b` tries in the name of `node-a`. Those marked `true` the login that
 /// all nodes share may do.
-const PUBLISHED: [(&str, &str, bool); 35] = [
+const PUBLISHED: [(&str, &str, bool); 39] = [
     ("ask in another's name", "$KV.tokentrail_test.ask.node-a_east", true),
     ("pass for an audit side", "$KV.tokentrail_test.side.node-b", false),
     ("answer another", "tokentrail.test.request.node-a_east", false),
     ("answer itself", "tokentrail.test.request.node-b", false),
-    ("tell of alerts", "tokentrail.test.alert", false),
+    ("tell alerts of another", "tokentrail.test.alert.node-a_east", true),
+    ("tell alerts of nobody", "tokentrail.test.alert", false),
+    ("read any alert", "$JS.API.STREAM.MSG.GET.ALERTS_tokentrail_test", false),
+    ("collect alerts", "$JS.API.CONSUMER.CREATE.ALERTS_tokentrail_test", false),
+    ("empty the alerts", "$JS.API.STREAM.PURGE.ALERTS_tokentrail_test", false),
     (
         "read what another asks",
         "$JS.API.DIRECT.GET.KV_tokentrail_test.$KV.tokentrail_test.ask.node-a_east",
@@ -249,12 +254,13 @@ const PUBLISHED: [(&str, &str, bool); 35] = [
 ];
 
 /// What it tries to hear.
-const HEARD: [(&str, bool); 11] = [
+const HEARD: [(&str, bool); 12] = [
     (">", false),
     ("tokentrail.>", false),
     ("tokentrail.test.request.node-a_east", false),
     ("tokentrail.test.request.node-b", false),
-    ("tokentrail.test.alert", false),
+    ("tokentrail.test.alert.node-a_east", false),
+    ("tokentrail.test.alert.*", false),
     ("$KV.tokentrail_test.ask.node-a_east", false),
     ("$KV.tokentrail_test.>", false),
     ("$JS.>", false),
@@ -315,6 +321,9 @@ fn a_stolen_login_of_a_node_is_refused_whatever_is_anothers() {
     let sandbox = Sandbox::create().unwrap();
     let (broker, there) = broker_with_node_a(&sandbox);
     let mut thief = log_in(&broker, "node-b", "node-b");
+    // It tells what it likes of its own node.
+    let told = thief.ask("tokentrail.test.alert.node-b", "", b"{}").unwrap();
+    assert_eq!(at(&told, "/stream"), "ALERTS_tokentrail_test", "{told}");
     for (what, subject, _) in PUBLISHED {
         let refused = thief.publish(subject, "", b"{}").unwrap().unwrap_or_default();
         assert!(refused.contains("Permissions Violation for Publish"), "{what}: {refused}");

@@ -121,11 +121,14 @@ impl Node {
             certificate: None,
             patience: Duration::from_hours(1),
             look_back: 0,
+            publish_alerts: false,
         };
         let (mut link, status) = Link::new(config, metrics.clone());
         let (interests, asked) = watch::channel(Vec::new());
+        // No API server answers it: the question is as long as a real one.
+        let canary = Some(format!("{number:032x}"));
         let (source_status, source) = watch::channel(SourceStatus::default());
-        link.asker = Some(Asker::new(number, asked, batches, source_status, metrics));
+        link.asker = Some(Asker::new(number, asked, canary, batches, source_status, metrics));
         tokio::spawn(link.run());
         Self { name, interests, status, _source: source }
     }

@@ -5,7 +5,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/livez` | 200 while the engine's loop turns, else 500 |
 //! | `/readyz` | 200 when every condition holds, else 503 and the ones that do not, a line each |
-//! | `/statusz` | JSON: version, route, conditions (each source is one), audit canary, exchange with other nodes, what is degraded, opens and losses, times not seen |
+//! | `/statusz` | JSON: version, route, conditions (each source is one), audit sources, audit canary, exchange with other nodes, what is degraded, opens and losses, times not seen |
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +31,7 @@ use crate::{
     kernel::{Gap, KernelMetrics, Loss},
     metrics::Metrics,
     nats,
+    time::Micros,
 };
 
 /// The engine's loop turns at least once a second; a disk may hold it up for a while.
@@ -55,6 +56,8 @@ pub struct Report {
     pub conditions: BTreeMap<String, Condition>,
     /// Where audit events come from.
     pub audit: String,
+    /// Each of them by name.
+    pub sources: BTreeMap<String, SourceReport>,
     /// Whether its own requests come back in the audit stream, the API server's clock and the
     /// stream's delay.
     pub audit_canary: canary::Status,
@@ -70,6 +73,17 @@ pub struct Report {
     pub correlation: HeldReport,
     #[serde(skip)]
     beat: Option<Instant>,
+}
+
+/// An audit source, for JSON.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceReport {
+    /// Whether it can be read.
+    pub connected: Condition,
+    /// Time of the newest event that came from it. API server's clock.
+    pub last_event: Option<Micros>,
+    /// Its delay, and the API server's clock, by the newest audit canary that came from it.
+    pub canary: Option<canary::Measured>,
 }
 
 /// Whether a condition holds.
@@ -145,6 +159,7 @@ impl Health {
             route: "none".to_owned(),
             conditions: BTreeMap::from([("engine".to_owned(), starting)]),
             audit: String::new(),
+            sources: BTreeMap::new(),
             audit_canary: canary::Status::off("the agent is starting"),
             nats: None,
             degraded: Vec::new(),

@@ -48,6 +48,7 @@ use learned::LearnedStore;
 use podfeed::PodFeed;
 use rulebook::{RulebookMetrics, RulesFile, RulesFileError};
 use senses::Senses;
+pub use state::is_taken;
 use state::{StateDir, StateError};
 
 /// Why the agent did not start, or stopped by itself.

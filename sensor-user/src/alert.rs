@@ -1,7 +1,7 @@
 //! What tells people: the alert document and the places it is written to.
 //!
 //! `ecs` defines the document, `document` makes one of a finding, `message` its one sentence, `evidence` adds what an analyst
-//! would look up next, `fit` makes a line of it, `log` keeps documents on disk, `text` shows one to a person. A further sink is one more file here and one line in `agent`.
+//! would look up next, `fit` makes a line of it, `log` keeps documents on disk, `unpublished` reads there what is yet to be published, `text` shows one to a person. A further sink is one more file here and one line in `agent`.
 
 pub mod document;
 pub mod ecs;
@@ -11,4 +11,5 @@ pub mod log;
 mod message;
 pub mod record;
 pub mod text;
+pub mod unpublished;
 mod who;

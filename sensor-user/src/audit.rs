@@ -9,7 +9,7 @@
 //!
 //! Source of the field semantics: kubernetes/apiserver `pkg/apis/audit/v1/types.go`.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
+use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData, sync::Arc};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -285,6 +285,8 @@ pub struct ReadLine {
     pub end: u64,
     /// When it was read.
     pub read_at: std::time::Instant,
+    /// The audit side that has read it for this agent; `None` if this one has by itself.
+    pub side: Option<Arc<str>>,
 }
 
 /// A record and when its line was read.
@@ -294,6 +296,8 @@ pub struct ReadRecord {
     pub record: AuditRecord,
     /// When its line was read: start of the alert's latency.
     pub read_at: std::time::Instant,
+    /// As of its line.
+    pub side: Option<Arc<str>>,
 }
 
 impl ReadRecord {

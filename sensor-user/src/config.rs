@@ -160,6 +160,7 @@ struct FileConfig {
     nats_key_file: Option<PathBuf>,
     nats_patience_seconds: Option<u32>,
     nats_look_back_mib: Option<u32>,
+    nats_publish_alerts: Option<bool>,
     alert_log: Option<PathBuf>,
     alert_log_max_mib: Option<u64>,
     alert_log_keep: Option<u32>,

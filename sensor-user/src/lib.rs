@@ -19,7 +19,7 @@
 //! | [`rules`] | what counts as an open, a request, an incident; pure |
 //! | [`correlation`] | the join: exposures, incidents, ids, journal; pure but for the journal |
 //! | [`alert`] | the alert document and where it is written |
-//! | [`redact`], [`errors`] | takes secrets out of text that is shown; errors with their causes |
+//! | [`redact`], [`errors`], [`fingerprint`] | takes secrets out of text that is shown; errors with their causes; what a log file is known again by |
 //! | [`metrics`], [`admin`] | what operators see |
 //! | [`nats`] | more than one node: what is asked and answered over NATS JetStream; the only user of async-nats |
 //! | [`config`], [`agent`], [`commands`] | options, wiring, subcommands |
@@ -33,6 +33,7 @@ pub mod commands;
 pub mod config;
 pub mod correlation;
 pub mod errors;
+pub mod fingerprint;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod kernel;

@@ -6,16 +6,18 @@
 //!                  ▲  ▲                                          │            ▲ lines, recent lines,
 //!                  │  └───── bucket, key side.<node> ◄── covered ┤            │ or the file once more
 //!   correlation ◄──┴── stream, tokentrail.<cluster>.request.<node> ◄─ records ┘
+//!   alert log ──► telling ──► stream, tokentrail.<cluster>.alert.<node> ──────► whoever collects alerts
 //! ```
 //!
 //! A node says what it wants to know: one document, replaced whenever it changes. Whoever reads an audit log
 //! publishes the records that are wanted, and says how far it has come. To the node the answers are one
-//! more audit source, whose batches are acknowledged when their alerts are durable.
+//! more audit source, whose batches are acknowledged when their alerts are durable. What either tells is published
+//! once it is durable in the alert log.
 //!
 //! Nothing waits on disk here. What was not put or published when a connection ends is so again with the
 //! next one: a node knows its exposures from its journal, an audit side the lines from its file.
 //!
-//! Only this room knows the broker. It holds no exposure and no line: the engine does, and spawns the
+//! Only this room knows the broker. It holds no exposure, no line and no alert: the engine does, and spawns the
 //! [`Link`].
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -37,8 +39,9 @@ pub mod progress;
 pub mod recent;
 pub mod setup;
 mod sides;
+pub mod telling;
 
-pub use connection::{ConnectionError, look};
+pub use connection::{ConnectionError, Look, look};
 pub use link::Link;
 pub use metrics::NatsMetrics;
 
@@ -62,6 +65,8 @@ pub struct NatsConfig {
     pub patience: Duration,
     /// Bytes of audit lines that are kept for those who ask later.
     pub look_back: usize,
+    /// Whether alerts are published.
+    pub publish_alerts: bool,
 }
 
 /// Who an agent is to the broker. Secrets are in files, and read at each connection.
@@ -90,6 +95,21 @@ pub struct Status {
     pub audit_sides: BTreeMap<String, Side>,
     /// Since when no audit side says anything, on a node that asks.
     pub unanswered_since: Option<Micros>,
+    /// How far this agent's alerts are published, if they are to be.
+    pub alerts: Option<Alerts>,
+}
+
+/// How far alerts are published.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Alerts {
+    /// Alerts that NATS has taken since this agent started.
+    pub published: u64,
+    /// Alerts in the alert log that it has not taken yet.
+    pub waiting: u64,
+    /// When it took one last.
+    pub last_published: Option<Micros>,
+    /// Why it takes none, if so.
+    pub failure: Option<String>,
 }
 
 impl Status {

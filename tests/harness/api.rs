@@ -1,18 +1,27 @@
 //! As much of a Kubernetes API as tells an agent of this node's pods: one list of them, and a watch in
-//! which nothing happens.
+//! which nothing happens. And as writes an agent's audit canaries to an audit log.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
 };
 
 use anyhow::Result;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{node::Workload, pod::Pod, sandbox::Sandbox};
+use crate::{
+    audit::{AuditLog, micros},
+    node::Workload,
+    pod::Pod,
+    sandbox::Sandbox,
+};
+
+/// Where audit canaries ask for something.
+const CANARY: &str = "/api/v1/namespaces/tokentrail-canary/";
 
 /// A pod's container as the API tells of it, with its probes and hooks, if any.
 pub fn pod(workload: &Workload, image: &str, hooks: &Value) -> Value {
@@ -56,14 +65,23 @@ fn pod_of(pod: &Pod, container: &Value, volumes: &[Value], statuses: &[Value]) -
 /// # Errors
 /// If there is no port to listen on, or the sandbox cannot be written.
 pub fn serve(sandbox: &Sandbox, pods: &[Value]) -> Result<PathBuf> {
+    serve_audited(sandbox, pods, Path::new("/dev/null"))
+}
+
+/// The same by an API server that audits canaries in this log, while it is there.
+///
+/// # Errors
+/// If there is no port to listen on, or the sandbox cannot be written.
+pub fn serve_audited(sandbox: &Sandbox, pods: &[Value], log: &Path) -> Result<PathBuf> {
+    let log = log.to_owned();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let server = format!("http://{}", listener.local_addr()?);
     let metadata = json!({"resourceVersion": "1"});
     let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": pods});
     thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
-            let list = list.to_string();
-            thread::spawn(move || answer(&client, &list));
+            let (list, log) = (list.to_string(), log.clone());
+            thread::spawn(move || answer(&client, &list, &log));
         }
     });
     let kubeconfig = sandbox.folder().join("kubeconfig");
@@ -84,7 +102,7 @@ pub fn serve(sandbox: &Sandbox, pods: &[Value]) -> Result<PathBuf> {
 }
 
 /// Answers one request after the other; a watch is left open.
-fn answer(mut client: &TcpStream, list: &str) {
+fn answer(mut client: &TcpStream, list: &str, log: &Path) {
     let mut reader = BufReader::new(client);
     loop {
         let mut head = String::new();
@@ -94,6 +112,11 @@ fn answer(mut client: &TcpStream, list: &str) {
             }
         }
         let target = head.split(' ').nth(1).unwrap_or_default();
+        // Before it is answered, as an API server does in blocking mode.
+        if target.starts_with(CANARY) && log.exists() {
+            let line = format!("{}\n", canary(target, &head));
+            let _ = AuditLog::at(log).append_bytes(line.as_bytes());
+        }
         let response = if !target.starts_with("/api/v1/pods") {
             "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned()
         } else if target.contains("watch=") {
@@ -109,4 +132,19 @@ fn answer(mut client: &TcpStream, list: &str) {
             return;
         }
     }
+}
+
+/// The event of a canary's request.
+fn canary(target: &str, head: &str) -> Value {
+    let agent = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("user-agent").then_some(value)
+    });
+    let now = micros(Timestamp::now());
+    json!({
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": target,
+        "stage": "ResponseComplete", "requestURI": target, "verb": "list",
+        "user": {"username": "tokentrail"}, "userAgent": agent, "responseStatus": {"code": 404},
+        "requestReceivedTimestamp": now, "stageTimestamp": now,
+    })
 }

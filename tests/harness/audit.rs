@@ -331,7 +331,7 @@ pub fn compress(rotated: &Path) -> Result<()> {
 }
 
 /// RFC 3339 with six decimals, as `metav1.MicroTime` is written.
-fn micros(time: Timestamp) -> String {
+pub(crate) fn micros(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 

@@ -15,6 +15,7 @@ use rustix::{
     mount::MountFlags,
     process::{Pid, Signal, kill_process},
 };
+use serde_json::{Value, json};
 
 use crate::{
     agent::{AgentSetup, free_address, tokentrail},
@@ -216,6 +217,38 @@ impl<'sandbox> Broker<'sandbox> {
         let refused = self.log_in("", "", "_INBOX.harness")?.publish(subject, "", payload)?;
         ensure!(refused.is_none(), "{refused:?}");
         Ok(())
+    }
+
+    /// All alerts that it has, each as often as it has it, with the node that told it.
+    ///
+    /// # Errors
+    /// If it does not answer, or there are no alerts to be had from it.
+    pub fn alerts(&self) -> Result<Vec<(String, Value)>> {
+        const STREAM: &str = "ALERTS_tokentrail_test";
+        let mut login = self.log_in("", "", "_INBOX.collector")?;
+        let info = login.ask(
+            &format!("$JS.API.STREAM.INFO.{STREAM}"),
+            "",
+            br#"{"subjects_filter":">"}"#,
+        )?;
+        let told = info.pointer("/state/subjects").and_then(Value::as_object);
+        let mut alerts = Vec::new();
+        for (subject, count) in told.into_iter().flatten() {
+            let node = subject.rsplit('.').next().unwrap_or_default();
+            let name = format!("collector-{node}");
+            let config =
+                json!({"durable_name": name, "ack_policy": "none", "filter_subject": subject});
+            let create = format!("$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{name}");
+            let make = json!({"stream_name": STREAM, "config": config}).to_string();
+            let made = login.ask(&create, "", make.as_bytes())?;
+            ensure!(made.get("error").is_none(), "{made}");
+            let next = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}");
+            for _ in 0..count.as_u64().unwrap_or_default() {
+                alerts.push((node.to_owned(), login.ask(&next, "", b"")?));
+            }
+            login.ask(&format!("$JS.API.CONSUMER.DELETE.{STREAM}.{name}"), "", b"")?;
+        }
+        Ok(alerts)
     }
 
     /// Changes a text in its configuration, and has it read that anew.

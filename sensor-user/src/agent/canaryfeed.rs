@@ -10,10 +10,7 @@ use super::AgentError;
 use crate::{
     audit::{
         ReadRecord,
-        canary::{
-            Asked, Canary, CanaryMetrics, Measured, State, Status,
-            probe::{self, nonce},
-        },
+        canary::{Asked, Canary, CanaryMetrics, Measured, State, Status, Way, probe, run::Run},
     },
     config::Config,
     time::Micros,
@@ -27,16 +24,19 @@ pub(super) struct CanaryFeed {
 
 struct Running {
     canary: Canary,
+    run: Run,
     asked: mpsc::Receiver<Asked>,
     /// Taken at the first request.
     go: Option<oneshot::Sender<()>>,
 }
 
 impl CanaryFeed {
-    /// One that stands like this for good.
+    /// One that has made its requests, and knows this of them.
     #[cfg(test)]
-    pub(super) fn stub(state: State, measured: Option<Measured>) -> Self {
-        Self { running: None, status: Status { state, detail: String::new(), measured } }
+    pub(super) fn stub(canary: Canary) -> Self {
+        let (_, asked) = mpsc::channel(1);
+        let running = Running { canary, run: Run::example(), asked, go: None };
+        Self { running: Some(running), status: Status::off("it was not judged yet") }
     }
 
     /// Prepares the requests, where there is somebody to ask and somewhere to look.
@@ -51,17 +51,21 @@ impl CanaryFeed {
         let followed = !config.audit_logs.is_empty() || config.audit_stdin;
         let file = followed.then_some(config.audit_lateness);
         let webhook = config.audit_webhook.as_ref().map(|_| config.audit_webhook_lateness);
-        let Some(patience) = file.max(webhook) else {
+        // Which of both an audit side elsewhere has, this node does not know.
+        let asks = config.nats.is_some() && !config.no_sensor;
+        let nats = asks.then_some(config.audit_lateness.max(config.audit_webhook_lateness));
+        let Some(patience) = file.max(webhook).max(nats) else {
             return off("this node has no audit source");
         };
-        let run = nonce();
+        let run = Run::begin();
         let [every_micros, patience] = [every, patience].map(Micros::from_duration);
         let canary = Canary::new(run.clone(), every_micros, patience, metrics);
+        let asking = run.clone();
         // One is made after the other: none ever waits.
         let (sender, asked) = mpsc::channel(1);
         let (go, gone) = oneshot::channel();
         tasks.spawn(async move {
-            probe::repeat(access, run, every, gone, sender).await;
+            probe::repeat(access, asking, every, gone, sender).await;
             AgentError::Ended { part: "the audit canary", why: "nobody listens to it".to_owned() }
         });
         let status = Status {
@@ -69,7 +73,12 @@ impl CanaryFeed {
             detail: "no audit source is open yet".to_owned(),
             measured: None,
         };
-        Self { running: Some(Running { canary, asked, go: Some(go) }), status }
+        Self { running: Some(Running { canary, run, asked, go: Some(go) }), status }
+    }
+
+    /// What the events of its requests are asked for by.
+    pub(super) fn run(&self) -> Option<&str> {
+        self.running.as_ref().map(|running| running.run.name())
     }
 
     /// Begins with the requests, now that an audit source is open: an earlier one could be missed.
@@ -98,7 +107,8 @@ impl CanaryFeed {
     /// Takes whatever was read from the source of this index; `wall` is the wall clock of now.
     pub(super) fn see(&mut self, read: &ReadRecord, source: usize, wall: Micros) {
         if let Some(running) = &mut self.running {
-            running.canary.see(&read.record, read.read_wall(wall), source);
+            let way = Way { source, side: read.side.clone() };
+            running.canary.see(&read.record, read.read_wall(wall), &way);
         }
     }
 
@@ -123,11 +133,16 @@ impl CanaryFeed {
         &self.status
     }
 
-    /// What is known of the clock of the API server that this source's events come from; `None` as soon
-    /// as it is not heard any more.
-    pub(super) fn measured(&self, source: usize) -> Option<Measured> {
-        let measured = self.status.measured.filter(|measured| measured.source == source);
-        measured.filter(|_| self.status.state == State::Heard)
+    /// Delay and clock by the newest request that came this way.
+    pub(super) fn measured(&self, way: &Way) -> Option<Measured> {
+        self.running.as_ref()?.canary.measured_by(way)
+    }
+
+    /// How much earlier than an event of this machine the API server whose events come by this way may date
+    /// what follows it; `None` as soon as nothing is heard any more.
+    pub(super) fn skew(&self, way: &Way) -> Option<Micros> {
+        let running = self.running.as_ref().filter(|_| self.status.state == State::Heard);
+        running?.canary.skew(way)
     }
 
     /// What alerts may lack because of it, as a sentence.

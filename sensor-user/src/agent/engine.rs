@@ -22,7 +22,7 @@ use crate::{
     alert::{
         document::{self, Origin},
         fit,
-        log::{AlertLog, AlertLogSettings, Appended},
+        log::{AlertLog, AlertLogSettings, Appended, Durable},
         record::Recorder,
     },
     audit::{
@@ -56,6 +56,7 @@ mod shown;
 use answering::Answering;
 use asking::Asking;
 use durable::{Saving, saved};
+use exchange::unpublished;
 use join::Join;
 use posted::Owed;
 use sensor::{Failure, Known};
@@ -99,6 +100,8 @@ pub(super) struct Engine {
     answering: Option<Answering>,
     /// How the broker stands.
     nats: Option<watch::Receiver<nats::Status>>,
+    /// How far alerts may be published, if they are to be.
+    publishing: Option<watch::Sender<Durable>>,
 }
 
 /// One audit source as the engine sees it.
@@ -143,7 +146,9 @@ impl Engine {
             max_bytes: config.alert_log_max_bytes,
             keep: config.alert_log_keep,
         };
-        let alert_log = AlertLog::open(settings, metrics.alert_log)?;
+        let alert_log = AlertLog::open(settings.clone(), metrics.alert_log)?;
+        // Before the first alert: that one is to be published.
+        let unpublished = unpublished(config, settings, &alert_log)?;
         let record = |path: &PathBuf| {
             Recorder::open(path, config.node_name.clone())
                 .map_err(|source| AgentError::Record { path: path.clone(), source })
@@ -194,6 +199,7 @@ impl Engine {
             asking: None,
             answering: None,
             nats: None,
+            publishing: None,
             senses,
             learned: LearnedStore::new(&config.state_dir),
             canary: CanaryFeed::start(config, metrics.canary, tasks),
@@ -218,7 +224,7 @@ impl Engine {
         let (sender, batches) = mpsc::channel(BATCHES);
         engine.follow(config, &metrics.audit, &sender, tasks);
         engine.listen(config, metrics.webhook, &metrics.audit, sender.clone(), tasks)?;
-        engine.exchange(config, metrics.nats, &metrics.audit, sender, tasks);
+        engine.exchange(config, unpublished, &metrics.nats, &metrics.audit, sender, tasks);
         engine.ask();
         engine.join.skew = engine.skew();
         Ok((engine, batches))
@@ -378,7 +384,7 @@ impl Engine {
 
     fn take(&mut self, batch: AuditBatch) {
         let Now { steady: now, wall } = self.senses.clock.now();
-        let queued_before = self.queued();
+        let due_before = self.due();
         let covers_nothing = batch.lines.is_empty() && batch.records.is_empty();
         let decoded = self.decode(batch.source, batch.lines, Now { steady: now, wall });
         for read in &batch.records {
@@ -386,11 +392,9 @@ impl Engine {
         }
         let read_elsewhere = self.sources.get(batch.source).is_some_and(|it| it.way == Way::Nats);
         for read in decoded.into_iter().chain(batch.records) {
-            if !read_elsewhere {
-                self.canary.see(&read, batch.source, wall);
-                if let Some(answering) = &mut self.answering {
-                    answering.answer(&read.record, &self.join.correlator);
-                }
+            self.canary.see(&read, batch.source, wall);
+            if let Some(answering) = self.answering.as_mut().filter(|_| !read_elsewhere) {
+                answering.answer(&read.record, &self.join.correlator);
             }
             let time = self.senses.clock.wall_to_steady(read.record.request_received_timestamp);
             let request = Request { read_elsewhere, ..Request::new(time, read.record) };
@@ -411,8 +415,8 @@ impl Engine {
             }
         }
         if let Some(acknowledge) = batch.acknowledge {
-            let queued = self.queued();
-            self.owe(acknowledge, if queued > queued_before { queued } else { 0 });
+            let due = self.due();
+            self.owe(acknowledge, if due > due_before { due } else { 0 });
         }
     }
 
@@ -474,13 +478,14 @@ impl Engine {
         self.join.correlator.advance(watermark, now, &mut self.join.findings);
         self.ask();
         self.senses.pods.index.forget(now);
-        if self.sources.iter().any(|source| source.status.borrow().is_open()) {
+        if self.sources.iter().any(|source| self.may_tell_canary(source)) {
             self.canary.go();
         }
         self.canary.judge(now);
         self.join.skew = self.skew();
         self.tell(None);
         self.alert_log.maintain();
+        self.publish_alerts();
         let journal = self.join.correlator.flush_journal();
         let checkpoint = self.checkpoint(now);
         self.senses.keep_up();
@@ -498,13 +503,13 @@ impl Engine {
     }
 
     /// How much earlier than an open a request may be dated that follows it. A log file is written by
-    /// this machine's clock; who posts has one of their own, which the canary may have measured.
+    /// this machine's clock; who posts has one of their own, and so has whose log another agent reads. The
+    /// canary may have measured it.
     fn skew(&self) -> Micros {
         let is_file = |source: &Source| matches!(source.way, Way::File(_));
         let others = self.sources.iter().enumerate().filter(|(_, it)| !is_file(it));
-        let skews = others.map(|(source, _)| {
-            self.canary.measured(source).map_or(OTHER_CLOCK, |measured| measured.skew())
-        });
+        let ways = others.flat_map(|(index, source)| self.ways(index, source));
+        let skews = ways.map(|way| self.canary.skew(&way).unwrap_or(OTHER_CLOCK));
         skews.max().unwrap_or_default()
     }
 

@@ -12,6 +12,7 @@ use crate::{
     audit::{stdin, webhook::WebhookConfig},
     config::Config,
     kernel::Finding,
+    time::Micros,
 };
 
 /// What `run` reads and writes with this configuration, one finding each. Changes nothing.
@@ -21,7 +22,7 @@ pub fn look(config: &Config) -> Vec<Finding> {
         .iter()
         .map(|path| {
             let why = |why| format!("{why}; run would wait for it, not ready");
-            finding("audit log", readable(path).map(|()| path.display().to_string()).map_err(why))
+            finding("audit log", readable(path).map(|()| newest(path)).map_err(why))
         })
         .collect();
     if config.audit_stdin {
@@ -67,6 +68,13 @@ pub fn written(config: &Config) -> Vec<Finding> {
         findings.push(appendable("alert log", &config.alert_log));
     }
     findings
+}
+
+/// The file, and when something was written to it last.
+fn newest(path: &Path) -> String {
+    let written = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let written = written.map(|time| format!(", newest line {}", Micros::from(time)));
+    format!("{}{}", path.display(), written.unwrap_or_default())
 }
 
 /// Whether a file can be read, or a sentence that says why not.

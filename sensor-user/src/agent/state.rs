@@ -38,6 +38,12 @@ pub(super) struct StateDir {
     _lock: File,
 }
 
+/// Whether an agent uses this state directory. Changes nothing.
+pub fn is_taken(directory: &Path) -> bool {
+    let Ok(lock) = File::open(directory.join("lock")) else { return false };
+    flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
 impl StateDir {
     /// Makes it if need be, and takes it.
     pub(super) fn open(directory: &Path) -> Result<Self, StateError> {
@@ -107,9 +113,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(&directory.path().join("new")).unwrap();
         let id = state.agent_id().to_owned();
+        assert!(is_taken(&directory.path().join("new")) && !is_taken(directory.path()));
         let error = StateDir::open(&directory.path().join("new")).unwrap_err();
         assert!(matches!(error, StateError::Taken { .. }), "{error}");
         drop(state);
+        assert!(!is_taken(&directory.path().join("new")));
         assert_eq!(StateDir::open(&directory.path().join("new")).unwrap().agent_id(), id);
     }
 

@@ -29,7 +29,7 @@ const KNOWN_IDS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 /// that no source yields again: checkpoints and the journal reach back minutes, not megabytes.
 const READ_BACK: u64 = 8 << 20;
 /// How every document begins.
-const BEGINNING: &[u8] = br#"{"@timestamp":"#;
+pub(super) const BEGINNING: &[u8] = br#"{"@timestamp":"#;
 /// The longest document, bytes.
 const LONGEST_LINE: u64 = fit::LONGEST as u64;
 /// What may wait for space, bytes; beyond it the audit sources have to wait.
@@ -54,6 +54,14 @@ pub struct AlertLogError {
     path: PathBuf,
     advice: &'static str,
     source: io::Error,
+}
+
+impl AlertLogError {
+    /// What is to be published of it cannot be told.
+    pub fn unpublishable(path: PathBuf, source: io::Error) -> Self {
+        let advice = "log and state directory must be readable and writable; or set nats-publish-alerts to false";
+        Self { action: "find what is to be published of", path, advice, source }
+    }
 }
 
 /// Numbers of the alert log.
@@ -82,6 +90,17 @@ impl AlertLogMetrics {
     }
 }
 
+/// How far the log is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// Inode of the file at the log's path. Those that were rotated before are durable as a whole.
+    pub inode: u64,
+    /// So many bytes of it.
+    pub length: u64,
+    /// Documents that were written since the log was opened.
+    pub documents: u64,
+}
+
 /// What became of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
@@ -103,14 +122,17 @@ pub struct AlertLog {
     pending_bytes: usize,
     failure: Option<String>,
     unsynced: bool,
-    /// Whether what was written before is on its way to the disk, see [`AlertLog::begin_sync`].
-    syncing: bool,
+    /// What is on its way to the disk, see [`AlertLog::begin_sync`].
+    syncing: Option<Durable>,
+    /// Documents written.
+    written: u64,
+    durable: Durable,
     metrics: AlertLogMetrics,
 }
 
 #[derive(Debug)]
 enum Target {
-    File { file: File, length: u64 },
+    File { file: File, inode: u64, length: u64 },
     Stdout,
 }
 
@@ -136,7 +158,7 @@ impl AlertLog {
             read_back(&settings.path, &mut known);
             open_file(&settings.path)?
         };
-        Ok(Self {
+        let mut log = Self {
             settings,
             target,
             known,
@@ -144,9 +166,28 @@ impl AlertLog {
             pending_bytes: 0,
             failure: None,
             unsynced: false,
-            syncing: false,
+            syncing: None,
+            written: 0,
+            durable: Durable::default(),
             metrics,
-        })
+        };
+        log.durable = log.here();
+        Ok(log)
+    }
+
+    /// How far it is durable; only a file ever is.
+    pub fn durable(&self) -> Durable {
+        self.durable
+    }
+
+    /// How far it is written.
+    fn here(&self) -> Durable {
+        match self.target {
+            Target::File { inode, length, .. } => {
+                Durable { inode, length, documents: self.written }
+            }
+            Target::Stdout => Durable::default(),
+        }
     }
 
     /// Writes a document (without its newline) unless the log has its id.
@@ -186,6 +227,7 @@ impl AlertLog {
             file.sync_data()?;
         }
         self.unsynced = false;
+        self.durable = self.here();
         Ok(())
     }
 
@@ -200,15 +242,21 @@ impl AlertLog {
             return Ok(None);
         };
         let file = self.unsynced.then(|| file.try_clone()).transpose()?;
-        self.syncing |= file.is_some();
+        if file.is_some() {
+            self.syncing = Some(self.here());
+        }
         self.unsynced = false;
         Ok(file)
     }
 
     /// What [`AlertLog::begin_sync`] gave out is durable, or not.
     pub fn end_sync(&mut self, durable: bool) {
-        self.unsynced |= self.syncing && !durable;
-        self.syncing = false;
+        let Some(to) = self.syncing.take() else { return };
+        self.unsynced |= !durable;
+        // It may have been rotated meanwhile, and all of that is durable.
+        if durable && to.documents > self.durable.documents {
+            self.durable = to;
+        }
     }
 
     /// Whether every document is in the log.
@@ -218,7 +266,7 @@ impl AlertLog {
 
     /// Whether everything written is durable.
     pub fn is_synced(&self) -> bool {
-        !self.unsynced && !self.syncing
+        !self.unsynced && self.syncing.is_none()
     }
 
     /// Whether another document may wait.
@@ -249,6 +297,7 @@ impl AlertLog {
                     if count >= line.len() {
                         self.pending.pop_front();
                         self.metrics.written.inc();
+                        self.written += 1;
                         self.rotate_if_full();
                     } else {
                         line.drain(..count);
@@ -272,7 +321,7 @@ impl AlertLog {
     }
 
     fn rotate_if_full(&mut self) {
-        let Target::File { file, length } = &self.target else { return };
+        let Target::File { file, length, .. } = &self.target else { return };
         if *length < self.settings.max_bytes {
             return;
         }
@@ -301,7 +350,11 @@ impl AlertLog {
 
     fn reopen(&mut self) {
         match open_file(&self.settings.path) {
-            Ok(target) => self.target = target,
+            Ok(target) => {
+                // The old file was synced before it left our hands.
+                self.target = target;
+                self.durable = self.here();
+            }
             Err(error) => {
                 // The old descriptor still takes alerts.
                 tracing::error!(%error, "alerts go on into the file that was moved away");
@@ -326,8 +379,9 @@ fn open_file(path: &Path) -> Result<Target, AlertLogError> {
         .open(path)
         .map_err(failed("open", "it must be a plain file in a writable directory, not a link"))?;
     let mend_failed = failed("mend the last line of", "check the file system that it is on");
-    let length = mend(&mut file).map_err(mend_failed)?;
-    Ok(Target::File { file, length })
+    let mended = mend(&mut file).and_then(|length| Ok((length, file.metadata()?.ino())));
+    let (length, inode) = mended.map_err(mend_failed)?;
+    Ok(Target::File { file, inode, length })
 }
 
 /// Takes back a line that a crash cut off: its alert is told again, and readers never meet half a
@@ -353,7 +407,7 @@ fn mend(file: &mut File) -> io::Result<u64> {
 }
 
 /// `alerts.ndjson` → `alerts.ndjson.1`
-fn rotated(path: &Path, number: u32) -> PathBuf {
+pub(super) fn rotated(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     PathBuf::from(name)

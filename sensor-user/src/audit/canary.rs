@@ -5,7 +5,7 @@
 //! A state machine over what was asked and what was read, with the times passed in; `probe` makes
 //! the requests. Called by the agent's canary feed and by `tokentrail check`.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::Serialize;
 
@@ -14,11 +14,13 @@ use crate::time::Micros;
 
 mod metrics;
 pub mod probe;
+pub mod run;
 
 pub use metrics::CanaryMetrics;
+use run::Run;
 
-/// How the user agent of every agent's canary begins; `scan` lets such lines through. What follows is
-/// one for all of a run: to correlation they are a habit of the agent's own pod.
+/// How the user agent of every agent's canary begins; `scan` lets such lines through. The name of the run
+/// follows.
 pub const MARK: &str = "tokentrail-canary/";
 
 /// What is asked for, but for the number of the request: the pods of a namespace that is not there. An
@@ -29,6 +31,18 @@ const URI: &str = "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=";
 /// So many rounds without a sound, where there was one before, are still no silence: behind a load
 /// balancer some requests go to API servers whose logs are followed elsewhere.
 const QUIET_ROUNDS: i64 = 2;
+
+/// Ways that are known at once: the sources of this agent and more audit sides than a node hears.
+const WAYS: usize = 128;
+
+/// By which way an event came.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// Index of the audit source.
+    pub source: usize,
+    /// The audit side elsewhere that has read it, if one has.
+    pub side: Option<Arc<str>>,
+}
 
 /// One request that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +55,11 @@ pub struct Asked {
     pub answered: Result<Micros, String>,
 }
 
-/// What the newest of this run's requests that came back tells.
+/// What the newest of this run's requests that came back by a way tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Measured {
+    /// When its event was read, by this machine's clock.
+    pub heard: Micros,
     /// The API server's clock less this machine's, microseconds.
     pub clock_offset_us: i64,
     /// How far offset and delay may be wrong either way: half of the round trip, microseconds.
@@ -51,21 +67,23 @@ pub struct Measured {
     /// From the event's `stageTimestamp` to when its line was read, by the API server's clock,
     /// microseconds. Below zero only within the error.
     pub delay_us: i64,
-    /// Index of the audit source that it was heard through.
+    /// Which request it was.
     #[serde(skip)]
-    pub source: usize,
+    pub number: u64,
 }
 
 impl Measured {
-    /// What the clocks may drift apart until the next measurement.
+    /// What the clocks may drift apart from one request to the next.
     const DRIFT_US: i64 = 100_000;
     /// A clock that is behind by more is not one to go by, microseconds.
     const MOST_US: i64 = 3_600_000_000;
 
     /// How much earlier than an event of this machine the API server may date what follows it: by what its
-    /// clock is behind, as far as that is known.
-    pub fn skew(&self) -> Micros {
-        let error = self.clock_offset_error_us.saturating_add(Self::DRIFT_US);
+    /// clock is behind, as far as that is known until the request after `newest`.
+    fn skew(&self, newest: u64) -> Micros {
+        let rounds = newest.saturating_sub(self.number).saturating_add(1);
+        let drift = Self::DRIFT_US.saturating_mul(i64::try_from(rounds).unwrap_or(i64::MAX));
+        let error = self.clock_offset_error_us.saturating_add(drift);
         Micros(error.saturating_sub(self.clock_offset_us).clamp(0, Self::MOST_US))
     }
 }
@@ -131,19 +149,21 @@ struct Sighting {
     received: Micros,
     stage: Micros,
     read: Micros,
-    source: usize,
+    /// What this or an earlier one told.
+    measured: Option<Measured>,
 }
 
 /// What was asked, what came back, and what that means.
 #[derive(Debug)]
 pub struct Canary {
-    run: String,
+    run: Run,
     patience: Micros,
     every: Micros,
     metrics: CanaryMetrics,
     /// Number, sending and answer of the newest request that was answered.
     answered: Option<(u64, Micros, Micros)>,
-    sighting: Option<Sighting>,
+    /// The newest request that came back by each way.
+    sightings: BTreeMap<Way, Sighting>,
     failure: Option<String>,
     /// Since when there is an answered request and nothing was heard.
     quiet_since: Option<Micros>,
@@ -154,16 +174,15 @@ pub struct Canary {
 }
 
 impl Canary {
-    /// For requests that bear the nonce `run` and are made `every` so often; an event may be read
-    /// `patience` after its request.
-    pub fn new(run: String, every: Micros, patience: Micros, metrics: CanaryMetrics) -> Self {
+    /// For requests of `run`, made `every` so often; an event may be read `patience` after its request.
+    pub fn new(run: Run, every: Micros, patience: Micros, metrics: CanaryMetrics) -> Self {
         Self {
             run,
             patience,
             every,
             metrics,
             answered: None,
-            sighting: None,
+            sightings: BTreeMap::new(),
             failure: None,
             quiet_since: None,
             heard: false,
@@ -180,7 +199,7 @@ impl Canary {
             Ok(answered) => {
                 self.failure = None;
                 self.answered = Some((asked.number, asked.sent, answered));
-                if self.sighting.is_none_or(|sighting| sighting.number < asked.number) {
+                if self.sightings.values().all(|sighting| sighting.number < asked.number) {
                     self.quiet_since.get_or_insert(now);
                 }
                 self.measure();
@@ -188,26 +207,28 @@ impl Canary {
         }
     }
 
-    /// Takes an event that was read from the source of this index when this machine's wall clock
-    /// showed `read`; whatever is no canary is ignored.
-    pub fn see(&mut self, record: &AuditRecord, read: Micros, source: usize) {
-        let Some(run) = record.user_agent.as_deref().and_then(|it| it.strip_prefix(MARK)) else {
-            return;
-        };
-        if run == self.run {
+    /// Takes an event that was read by this way when this machine's wall clock showed `read`; whatever is
+    /// no canary is ignored.
+    pub fn see(&mut self, record: &AuditRecord, read: Micros, way: &Way) {
+        let Some(name) = record.user_agent.as_deref().and_then(run::of_user_agent) else { return };
+        if name == self.run.name() {
+            let Some(number) = self.run.number(&record.request_uri) else { return };
             self.user.get_or_insert_with(|| record.user.username.clone());
-            let number = record.request_uri.strip_prefix(URI).and_then(|it| it.parse().ok());
-            let Some(number) = number else { return };
             self.metrics.heard(true);
             // The first stage of a request tells; later ones only repeat it.
-            if self.sighting.is_none_or(|sighting| sighting.number < number) {
-                self.sighting = Some(Sighting {
+            let before = self.sightings.get(way);
+            if before.is_none_or(|sighting| sighting.number < number) {
+                let sighting = Sighting {
                     number,
                     received: record.request_received_timestamp,
                     stage: record.stage_timestamp,
                     read,
-                    source,
-                });
+                    measured: before.and_then(|sighting| sighting.measured),
+                };
+                if before.is_none() && self.sightings.len() >= WAYS {
+                    self.forget_one();
+                }
+                self.sightings.insert(way.clone(), sighting);
                 self.measure();
             }
         } else if read - record.stage_timestamp <= self.patience
@@ -223,30 +244,60 @@ impl Canary {
         self.quiet_since = None;
     }
 
+    /// Forgets the way by which nothing came for longest.
+    fn forget_one(&mut self) {
+        let oldest = self.sightings.iter().min_by_key(|(_, sighting)| sighting.number);
+        if let Some(way) = oldest.map(|(way, _)| way.clone()) {
+            self.sightings.remove(&way);
+        }
+    }
+
+    /// Measures by the newest answered request, by all ways by which it came.
     fn measure(&mut self) {
-        let (Some((number, sent, answered)), Some(sighting)) = (self.answered, self.sighting)
-        else {
-            return;
-        };
+        let Some((number, sent, answered)) = self.answered else { return };
         // A clock that was set meanwhile measures nothing.
-        if number != sighting.number || answered < sent {
+        if answered < sent {
             return;
         }
         let half = (answered - sent).0 / 2;
-        let offset = sighting.received - sent - Micros(half);
-        let measured = Measured {
-            clock_offset_us: offset.0,
-            clock_offset_error_us: half,
-            delay_us: (sighting.read + offset - sighting.stage).0,
-            source: sighting.source,
+        let of_request = |sighting: &&mut Sighting| {
+            sighting.number == number && sighting.measured.is_none_or(|it| it.number < number)
         };
-        self.metrics.measured(&measured);
-        self.measured = Some(measured);
+        for sighting in self.sightings.values_mut().filter(of_request) {
+            let offset = sighting.received - sent - Micros(half);
+            let measured = Measured {
+                heard: sighting.read,
+                clock_offset_us: offset.0,
+                clock_offset_error_us: half,
+                delay_us: (sighting.read + offset - sighting.stage).0,
+                number,
+            };
+            sighting.measured = Some(measured);
+            self.metrics.measured(&measured);
+            self.measured = Some(measured);
+        }
     }
 
-    /// The API server's clock and the stream's delay, once known.
+    /// The API server's clock and the stream's delay by the newest request that came back, once known.
     pub fn measured(&self) -> Option<Measured> {
         self.measured
+    }
+
+    /// The same for each way.
+    pub fn ways(&self) -> impl Iterator<Item = (&Way, Measured)> {
+        self.sightings.iter().filter_map(|(way, sighting)| Some((way, sighting.measured?)))
+    }
+
+    /// The same for one way.
+    pub fn measured_by(&self, way: &Way) -> Option<Measured> {
+        self.sightings.get(way)?.measured
+    }
+
+    /// How much earlier than an event of this machine the API server whose events come by this way may date
+    /// what follows it; `None` where nobody measured it.
+    pub fn skew(&self, way: &Way) -> Option<Micros> {
+        let (newest, ..) = self.answered?;
+        self.measured_by(way).map(|measured| measured.skew(newest))
     }
 
     /// What it all means now, on the same clock as `now` of [`Self::note`].
@@ -277,6 +328,28 @@ impl Canary {
         };
         self.metrics.silent(silent);
         Status { state, detail, measured: self.measured }
+    }
+}
+
+#[cfg(test)]
+impl Canary {
+    /// One that stands like this, and has measured that by one way.
+    pub(crate) fn example(state: State, way: Way, measured: Measured) -> Self {
+        let [every, patience] = [Micros(0); 2];
+        let mut canary = Self::new(Run::example(), every, patience, CanaryMetrics::default());
+        let sighting = Sighting {
+            number: measured.number,
+            received: Micros(0),
+            stage: Micros(0),
+            read: Micros(0),
+            measured: Some(measured),
+        };
+        canary.sightings.insert(way, sighting);
+        canary.answered = Some((measured.number, Micros(0), Micros(0)));
+        canary.heard = true;
+        canary.failure = (state == State::Unanswered).then(String::new);
+        canary.quiet_since = (state == State::Silent).then_some(Micros(0));
+        canary
     }
 }
 

@@ -51,9 +51,9 @@ impl Decoder {
 
     /// The records of those of these lines that are of interest.
     pub fn decode_all(&mut self, lines: &[ReadLine], interest: &Interest<'_>) -> Vec<ReadRecord> {
-        let decode = |ReadLine { line, end, read_at }: &ReadLine| {
+        let decode = |ReadLine { line, end, read_at, side }: &ReadLine| {
             let record = self.decode(line, *end, interest)?;
-            Some(ReadRecord { record, read_at: *read_at })
+            Some(ReadRecord { record, read_at: *read_at, side: side.clone() })
         };
         lines.iter().filter_map(decode).collect()
     }

@@ -82,7 +82,10 @@ impl Sieve {
                 self.metrics.skipped.inc();
                 None
             }
-            Glance::Decode => Some(ReadLine { line: line.bytes.into(), end: line.end, read_at }),
+            Glance::Decode => {
+                let (line, end) = (line.bytes.into(), line.end);
+                Some(ReadLine { line, end, read_at, side: None })
+            }
             Glance::Bad(reason) => {
                 self.decoder.refuse(line.end, reason);
                 None

@@ -36,7 +36,6 @@ use super::{
     sieve::Sieve,
 };
 
-mod fingerprint;
 mod gzip;
 mod open;
 mod pace;

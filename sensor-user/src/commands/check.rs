@@ -2,6 +2,7 @@
 //! warning is what `run` would go on without.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     path::Path,
 };
@@ -16,7 +17,7 @@ use crate::{
     },
     config::{Config, RunArgs},
     kernel::{self, Finding},
-    nats,
+    nats::{self, Look, progress::Covered},
     rules::{exceptions::hits::Hits, rulebook::Rulebook},
 };
 
@@ -37,8 +38,9 @@ pub fn execute(args: RunArgs) -> Exit {
     };
     let kernel = if config.no_sensor { Vec::new() } else { kernel::preflight(&config.sensor()) };
     let canary::Proof { access, warnings } = canary::prove(&config);
+    let (broker, sides) = broker(&config);
     let others: Vec<Finding> =
-        files::look(&config).into_iter().chain(access).chain(broker(&config)).collect();
+        files::look(&config).into_iter().chain(access).chain(broker).collect();
     let pins = config.sensor().pin_dir.as_deref().map(pins);
     let doubts = doubts(&config, rules.current());
     let mut output = io::stdout().lock();
@@ -51,6 +53,7 @@ pub fn execute(args: RunArgs) -> Exit {
     let printed = print(&kernel, "MISSING")
         .and_then(|()| print(&others, "MISSING"))
         .and_then(|()| print(pins.as_slice(), "WARNING"))
+        .and_then(|()| print(&sides, "WARNING"))
         .and_then(|()| print(&warnings, "WARNING"))
         .and_then(|()| {
             doubts
@@ -70,14 +73,39 @@ pub fn execute(args: RunArgs) -> Exit {
     }
 }
 
-/// Whether the broker is there with all that is needed of it; `run` would wait for it, not ready.
-fn broker(config: &Config) -> Option<Finding> {
-    let nats = config.nats.as_ref()?;
+/// Whether the broker is there with all that is needed of it; `run` would wait for it, not ready. And which
+/// audit sides answer this node: `run` goes on without.
+fn broker(config: &Config) -> (Option<Finding>, Vec<Finding>) {
+    let Some(nats) = &config.nats else { return (None, Vec::new()) };
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let found = runtime
-        .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(nats::look(nats)).map_err(|error| error.to_string()));
-    Some(Finding { what: "NATS", ok: found.is_ok(), detail: found.unwrap_or_else(|why| why) })
+    let asks = !config.no_sensor;
+    let found = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+        runtime.block_on(nats::look(nats, asks)).map_err(|error| error.to_string())
+    });
+    let broker = |ok, detail| Some(Finding { what: "NATS", ok, detail });
+    match found {
+        Ok(Look { broker: detail, sides }) => {
+            let sides = sides.into_iter().flat_map(|sides| self::sides(&sides)).collect();
+            (broker(true, detail), sides)
+        }
+        Err(why) => (broker(false, why), Vec::new()),
+    }
+}
+
+/// What is known of the audit sides, a finding each.
+fn sides(sides: &BTreeMap<String, Covered>) -> Vec<Finding> {
+    let what = "audit side";
+    if sides.is_empty() {
+        let detail = "no audit side answers for this cluster over NATS: requests of pods would not be known here";
+        return vec![Finding { what, ok: false, detail: detail.to_owned() }];
+    }
+    let detail = |(name, covered): (&String, &Covered)| {
+        let Covered { through, last_event, sends_canaries, .. } = covered;
+        let newest = last_event.map_or_else(|| "none".to_owned(), |time| time.to_string());
+        let older = if *sends_canaries { "" } else { "; too old to send audit canaries" };
+        format!("{name}: newest event {newest}, complete until {through}{older}")
+    };
+    sides.iter().map(|side| Finding { what, ok: true, detail: detail(side) }).collect()
 }
 
 /// Whether what is attached would outlive the agent; `run` goes on without.

@@ -25,7 +25,7 @@ pub struct NatsArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum NatsCommand {
-    /// Make the stream and the bucket of a cluster, or bring their limits up to date
+    /// Make the streams and the bucket of a cluster, or bring their limits up to date
     Setup(SetupArgs),
 }
 
@@ -52,16 +52,29 @@ struct SetupArgs {
     /// How long an answer waits for a node that is away
     #[arg(long, value_name = "HOURS", default_value_t = 24)]
     keep_hours: u32,
+    /// Alerts of one node that are kept for whoever collects them; its oldest go, and no other node's
+    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    alerts_per_node: u32,
+    /// Space for all alerts; the oldest go
+    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    alerts_max_mib: u32,
+    /// How long an alert is kept
+    #[arg(long, value_name = "HOURS", default_value_t = 168)]
+    alerts_keep_hours: u32,
 }
 
 /// Does it.
 pub fn execute(args: NatsArgs) -> Exit {
     let NatsCommand::Setup(args) = args.command;
+    let hours = |hours: u32| Duration::from_secs(u64::from(hours.max(1)) * 3_600);
     let size = Size {
         replicas: args.replicas,
         answers_per_node: args.answers_per_node.max(1).into(),
         bytes: i64::from(args.max_mib.max(1)) << 20,
-        keep: Duration::from_secs(u64::from(args.keep_hours.max(1)) * 3_600),
+        keep: hours(args.keep_hours),
+        alerts_per_node: args.alerts_per_node.max(1).into(),
+        alert_bytes: i64::from(args.alerts_max_mib.max(1)) << 20,
+        keep_alerts: hours(args.alerts_keep_hours),
     };
     let SetupArgs { config, nats, cluster_name, .. } = args;
     let config = match configure(RunArgs { config, nats, cluster_name, ..RunArgs::default() }) {

@@ -114,6 +114,7 @@ pub(super) fn resolve(
         certificate,
         patience: Duration::from_secs(file.nats_patience_seconds.unwrap_or(PATIENCE).into()),
         look_back: usize::try_from(look_back).unwrap_or(usize::MAX) << 20,
+        publish_alerts: file.nats_publish_alerts.unwrap_or(true),
     }))
 }
 

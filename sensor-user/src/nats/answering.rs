@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,7 @@ use super::{
     NatsMetrics,
     bucket::Bucket,
     connection::ConnectionError,
-    interest::{self, Interest, Refused},
+    interest::{self, Question, Refused},
     names::{self, Names},
     progress::Covered,
 };
@@ -60,15 +61,26 @@ pub struct Answer {
 impl Answer {
     /// That a node is told of a record, given with its JSON form.
     pub fn new(node: String, record: &AuditRecord, payload: Vec<u8>) -> Self {
-        let stage = match record.stage {
-            Stage::RequestReceived => "received",
-            Stage::ResponseStarted => "started",
-            Stage::ResponseComplete => "complete",
-            Stage::Panic => "panic",
-        };
-        let id = format!("{node}.{}.{stage}", RequestId::of(record).hex());
+        let id = format!("{node}.{}", of_record(record));
         Self { node, id, payload }
     }
+
+    /// The same of its audit canary. From each side that has read it: the way from there is what matters.
+    pub fn canary(node: String, side: &str, record: &AuditRecord, payload: Vec<u8>) -> Self {
+        let id = format!("{node}.{}.{side}", of_record(record));
+        Self { node, id, payload }
+    }
+}
+
+/// What the same stage of a request is known again by.
+fn of_record(record: &AuditRecord) -> String {
+    let stage = match record.stage {
+        Stage::RequestReceived => "received",
+        Stage::ResponseStarted => "started",
+        Stage::ResponseComplete => "complete",
+        Stage::Panic => "panic",
+    };
+    format!("{}.{stage}", RequestId::of(record).hex())
 }
 
 /// What a node asks by now.
@@ -77,7 +89,7 @@ pub struct Asks {
     /// The node, as a word.
     pub node: String,
     /// All of it.
-    pub interests: Vec<Interest>,
+    pub question: Question,
     /// Revision of the bucket.
     pub revision: u64,
 }
@@ -87,7 +99,7 @@ pub struct Asks {
 pub struct Reached {
     /// What is to be said.
     pub covered: Covered,
-    /// Whether anybody asks.
+    /// Whether anybody asks about pods.
     pub asked: bool,
 }
 
@@ -127,23 +139,9 @@ impl Answerer {
         context: &Context,
         bucket: &Bucket,
         names: &Names,
-    ) -> ConnectionError {
-        match self.try_serve(context, bucket, names).await {
-            Ok(()) => ConnectionError::Ended("nobody hears what is asked".to_owned()),
-            Err(error) => error,
-        }
-    }
-
-    async fn try_serve(
-        &mut self,
-        context: &Context,
-        bucket: &Bucket,
-        names: &Names,
-    ) -> Result<(), ConnectionError> {
+    ) -> Result<Infallible, ConnectionError> {
         // A node whose log is optional and absent has nothing to answer, and may not be allowed to hear this.
-        if self.reached.wait_for(Option::is_some).await.is_err() {
-            return Ok(());
-        }
+        self.reached.wait_for(Option::is_some).await.map_err(|_| unheard())?;
         let mut asks = bucket.watch(names::ASKS, "watch what is asked").await?;
         let mut taken: FuturesOrdered<Taken> = FuturesOrdered::new();
         for answer in &self.waiting {
@@ -159,14 +157,12 @@ impl Answerer {
                     let entry = entry?;
                     // A key that was removed asks for nothing.
                     let value = entry.value.as_deref().unwrap_or(interest::NOTHING);
-                    if let Some(asks) = self.hear(&entry.key, value, entry.revision)
-                        && self.asks.send(asks).await.is_err()
-                    {
-                        return Ok(());
+                    if let Some(asks) = self.hear(&entry.key, value, entry.revision) {
+                        self.asks.send(asks).await.map_err(|_| unheard())?;
                     }
                 }
                 answer = self.queue.recv(), if self.waiting.len() < IN_FLIGHT => {
-                    let Some(answer) = answer else { return Ok(()) };
+                    let answer = answer.ok_or_else(unheard)?;
                     let sent = publish(context, names, &answer).await;
                     // Kept, should it not have been sent.
                     self.waiting.push_back(answer);
@@ -196,17 +192,17 @@ impl Answerer {
             self.metrics.refused(Refused::Key).inc();
             return None;
         };
-        let interests = match interest::decode(value) {
-            Ok((interests, refused)) => {
+        let question = match interest::decode(value) {
+            Ok((question, refused)) => {
                 self.metrics.refused(Refused::Bounds).inc_by(refused as u64);
-                interests
+                question
             }
             Err(reason) => {
                 self.metrics.refused(reason).inc();
                 return None;
             }
         };
-        Some(Asks { node: node.to_owned(), interests, revision })
+        Some(Asks { node: node.to_owned(), question, revision })
     }
 
     /// What the broker said of the record that waits first.
@@ -239,6 +235,10 @@ impl Answerer {
     }
 }
 
+fn unheard() -> ConnectionError {
+    ConnectionError::Ended("nobody hears what is asked".to_owned())
+}
+
 /// How often it is said how far this side is. Not with each question that it has seen: all nodes hear it, and
 /// in a large cluster somebody asks all the time.
 fn every(reached: Reached) -> Duration {
@@ -248,7 +248,7 @@ fn every(reached: Reached) -> Duration {
 fn say(bucket: &Bucket, names: &Names, covered: Covered) -> Said {
     let (bucket, key) = (bucket.clone(), names.side());
     Box::pin(async move {
-        // Two numbers: they have a JSON form.
+        // Numbers and times: they have a JSON form.
         let value = serde_json::to_vec(&covered).unwrap_or_default();
         bucket.put(&key, value, "say how far it is").await.map(drop)
     })
@@ -259,8 +259,10 @@ async fn publish(
     names: &Names,
     answer: &Answer,
 ) -> Result<Taken, ConnectionError> {
-    let message =
-        PublishMessage::build().payload(answer.payload.clone().into()).message_id(&answer.id);
+    let message = PublishMessage::build()
+        .payload(answer.payload.clone().into())
+        .message_id(&answer.id)
+        .header(names::SIDE, names.node());
     let sent = context.send_publish(names.requests_of(&answer.node), message).await;
     let sent = sent.map_err(|error| ConnectionError::failed("publish an answer", &error))?;
     Ok(Box::pin(sent.into_future()))

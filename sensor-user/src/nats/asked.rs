@@ -6,16 +6,22 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{interest::Interest, names};
+use super::{
+    interest::{Interest, Question},
+    names,
+};
 use crate::{
-    audit::{AuditRecord, NODE_NAME, POD_NAME, SERVICE_ACCOUNT},
+    audit::{AuditRecord, NODE_NAME, POD_NAME, SERVICE_ACCOUNT, canary::run},
     time::Micros,
 };
 
-/// Nodes that may ask.
-const NODES: usize = 16_384;
+/// Nodes that may ask: all that have an audit canary do.
+const NODES: usize = 65_536;
 /// How long what a node asks counts after it last said so: three times as long as it takes to say so again.
 const FORGOTTEN: Micros = Micros::from_secs(15 * 60);
+/// A node is sent no more of its canaries than one in so long: whoever knows what they bear must not fill its
+/// share of the stream.
+const CANARY_US: u64 = 500_000;
 
 /// The table.
 #[derive(Debug, Default)]
@@ -28,11 +34,16 @@ pub struct Asked {
     by_account: HashMap<String, HashSet<(String, String)>>,
     /// Pods by namespace and name.
     by_name: HashMap<(String, String), HashSet<String>>,
+    /// Who asks, by run of the audit canary.
+    by_canary: HashMap<String, HashSet<String>>,
 }
 
 #[derive(Debug, Default)]
 struct Asker {
     interests: HashMap<String, Interest>,
+    canary: Option<String>,
+    /// Received time of the canary that it was sent last.
+    sent: Option<Micros>,
     said: Micros,
 }
 
@@ -52,13 +63,14 @@ impl Asked {
     }
 
     /// Takes all that a node asks by now, and that has room. Returns what it had not asked before.
-    pub fn take(&mut self, node: &str, interests: Vec<Interest>, now: Micros) -> Vec<Interest> {
+    pub fn take(&mut self, node: &str, question: Question, now: Micros) -> Question {
         let before = self.remove(node);
-        if interests.is_empty() {
-            return Vec::new();
+        if question.is_empty() {
+            return question;
         }
+        let Question { interests, canary } = question;
         let reaches = |interest: &Interest| {
-            let before = before.get(&interest.pod);
+            let before = before.interests.get(&interest.pod);
             // Later ends are of requests that are yet to come, or are among those that are answered.
             before.is_some_and(|it| it.from <= interest.from && it.until >= interest.from)
         };
@@ -67,8 +79,19 @@ impl Asked {
             self.index(node, interest);
         }
         let interests = interests.into_iter().map(|it| (it.pod.clone(), it)).collect();
-        self.nodes.insert(node.to_owned(), Asker { interests, said: now });
+        let (goes_on, sent) = (canary == before.canary, before.sent);
+        let new = Question { interests: new, canary: canary.clone().filter(|_| !goes_on) };
+        self.nodes.insert(node.to_owned(), Asker { interests, canary: None, sent, said: now });
+        if let Some(run) = canary {
+            self.add_canary(node, run);
+        }
         new
+    }
+
+    /// Adds that a node wants to see its canaries of this run.
+    pub fn add_canary(&mut self, node: &str, run: String) {
+        self.by_canary.entry(run.clone()).or_default().insert(node.to_owned());
+        self.nodes.entry(node.to_owned()).or_default().canary = Some(run);
     }
 
     /// Adds a question of a node, to be answered together with those that are there.
@@ -112,15 +135,20 @@ impl Asked {
         self.by_account.contains_key(user)
     }
 
-    /// All that is asked, and by which nodes, as words.
+    /// Whether anybody wants to see its audit canaries.
+    pub fn has_canary(&self) -> bool {
+        !self.by_canary.is_empty()
+    }
+
+    /// All that is asked about pods, and by which nodes, as words.
     pub fn interests(&self) -> impl Iterator<Item = (&str, &Interest)> {
         self.nodes.iter().flat_map(|(node, asker)| {
             asker.interests.values().map(move |interest| (node.as_str(), interest))
         })
     }
 
-    /// How much is asked.
-    pub fn len(&self) -> usize {
+    /// How much is asked about pods.
+    pub fn pods(&self) -> usize {
         self.nodes.values().map(|asker| asker.interests.len()).sum()
     }
 
@@ -166,6 +194,22 @@ impl Asked {
         wanted
     }
 
+    /// Nodes that a record is to be sent to as their audit canary. It takes place of those that follow at once.
+    pub fn canary_of(&mut self, record: &AuditRecord) -> Vec<String> {
+        let run = record.user_agent.as_deref().and_then(run::of_user_agent);
+        let Some(asking) = run.and_then(|run| self.by_canary.get(run)) else { return Vec::new() };
+        let received = record.request_received_timestamp;
+        let mut nodes = Vec::new();
+        for node in asking {
+            let Some(asker) = self.nodes.get_mut(node) else { continue };
+            if asker.sent.is_none_or(|sent| received.0.abs_diff(sent.0) >= CANARY_US) {
+                asker.sent = Some(received);
+                nodes.push(node.clone());
+            }
+        }
+        nodes
+    }
+
     fn of_pod(&self, uid: &str) -> impl Iterator<Item = (&str, &Interest)> {
         self.by_pod.get(uid).into_iter().flatten().filter_map(move |node| {
             let interest = self.nodes.get(node)?.interests.get(uid)?;
@@ -184,9 +228,12 @@ impl Asked {
         self.by_pod.entry(pod).or_default().insert(node.to_owned());
     }
 
-    fn remove(&mut self, node: &str) -> HashMap<String, Interest> {
-        let Some(Asker { interests, .. }) = self.nodes.remove(node) else { return HashMap::new() };
-        for (pod, interest) in &interests {
+    fn remove(&mut self, node: &str) -> Asker {
+        let Some(asker) = self.nodes.remove(node) else { return Asker::default() };
+        if let Some(run) = &asker.canary {
+            drop_from(&mut self.by_canary, run, node);
+        }
+        for (pod, interest) in &asker.interests {
             drop_from(&mut self.by_pod, pod, node);
             if let Some(user) = user_of(interest) {
                 drop_from(&mut self.by_account, &user, &(node.to_owned(), pod.clone()));
@@ -197,7 +244,7 @@ impl Asked {
                 drop_from(&mut self.by_name, &name, pod);
             }
         }
-        interests
+        asker
     }
 }
 
@@ -270,6 +317,10 @@ mod tests {
         record(&json!({"user": {"username": "system:serviceaccount:shop:cart", "extra": extra}}))
     }
 
+    fn take(asked: &mut Asked, node: &str, interests: Vec<Interest>, now: Micros) -> Question {
+        asked.take(node, Question { interests, canary: None }, now)
+    }
+
     fn nodes(asked: &Asked, record: &AuditRecord) -> Vec<String> {
         asked.wanted(record).nodes
     }
@@ -277,26 +328,26 @@ mod tests {
     #[test]
     fn a_request_goes_to_the_node_that_asked_for_its_pod_and_time() {
         let mut asked = Asked::default();
-        asked.take("node-b", vec![Interest::example("p", 90, 110)], Micros(0));
-        asked.take("node-c", vec![Interest::example("q", 90, 110)], Micros(0));
+        take(&mut asked, "node-b", vec![Interest::example("p", 90, 110)], Micros(0));
+        take(&mut asked, "node-c", vec![Interest::example("q", 90, 110)], Micros(0));
         assert_eq!(nodes(&asked, &by_pod("p", None)), ["node-b"]);
         assert_eq!(nodes(&asked, &by_pod("p", Some("node-b"))), ["node-b"]);
         assert_eq!(nodes(&asked, &by_pod("r", None)), [""; 0]);
-        asked.take("node-b", vec![Interest::example("p", 101, 110)], Micros(0));
+        take(&mut asked, "node-b", vec![Interest::example("p", 101, 110)], Micros(0));
         assert_eq!(nodes(&asked, &by_pod("p", None)), [""; 0], "too early");
-        asked.take("node-b", vec![Interest::example("p", 90, 99)], Micros(0));
+        take(&mut asked, "node-b", vec![Interest::example("p", 90, 99)], Micros(0));
         assert_eq!(nodes(&asked, &by_pod("p", None)), [""; 0], "too late");
-        asked.take("node-b", Vec::new(), Micros(0));
+        take(&mut asked, "node-b", Vec::new(), Micros(0));
         assert!(!asked.has_pod("p"));
     }
 
     #[test]
     fn who_asks_about_pods_of_another_node_gets_nothing_and_is_counted() {
         let mut asked = Asked::default();
-        asked.take("node-b", vec![Interest::example("p", 90, 110)], Micros(0));
+        take(&mut asked, "node-b", vec![Interest::example("p", 90, 110)], Micros(0));
         let wanted = asked.wanted(&by_pod("p", Some("node-a")));
         assert_eq!(wanted, Wanted { nodes: Vec::new(), foreign: 1 });
-        asked.take("node-a_example", vec![Interest::example("p", 90, 110)], Micros(0));
+        take(&mut asked, "node-a_example", vec![Interest::example("p", 90, 110)], Micros(0));
         let wanted = asked.wanted(&by_pod("p", Some("node-a.example")));
         assert_eq!(wanted, Wanted { nodes: vec!["node-a_example".to_owned()], foreign: 1 });
     }
@@ -304,7 +355,7 @@ mod tests {
     #[test]
     fn whom_somebody_acts_as_is_nobody_that_is_asked_for() {
         let mut asked = Asked::default();
-        asked.take("node-b", vec![Interest::example("p", 90, 110)], Micros(0));
+        take(&mut asked, "node-b", vec![Interest::example("p", 90, 110)], Micros(0));
         let extra = json!({"authentication.kubernetes.io/pod-uid": ["p"]});
         let user = "system:serviceaccount:shop:cart";
         for forged in [
@@ -323,12 +374,12 @@ mod tests {
         interest.namespace = Some("shop".to_owned());
         interest.account = Some("cart".to_owned());
         interest.addresses = vec!["10.0.0.7".to_owned()];
-        asked.take("node-b", vec![interest], Micros(0));
+        take(&mut asked, "node-b", vec![interest], Micros(0));
         assert!(asked.has_account("system:serviceaccount:shop:cart"));
         let from = |address: &str| record(&json!({"sourceIPs": ["10.0.0.7", address]}));
         assert_eq!(nodes(&asked, &from("10.0.0.7")), ["node-b"]);
         assert_eq!(nodes(&asked, &from("10.0.0.8")), [""; 0]);
-        asked.take("node-b", Vec::new(), Micros(0));
+        take(&mut asked, "node-b", Vec::new(), Micros(0));
         assert!(!asked.has_account("system:serviceaccount:shop:cart"));
     }
 
@@ -338,7 +389,7 @@ mod tests {
         let mut interest = Interest::example("p", 40_000, 40_060);
         interest.namespace = Some("shop".to_owned());
         interest.name = Some("cart-0".to_owned());
-        asked.take("node-b", vec![interest], Micros(0));
+        take(&mut asked, "node-b", vec![interest], Micros(0));
         let exec = |name: &str| {
             record(&json!({"user": {"username": "admin"}, "objectRef": {"resource": "pods",
                 "subresource": "exec", "namespace": "shop", "name": name}}))
@@ -351,7 +402,9 @@ mod tests {
     fn only_what_was_not_asked_before_is_new() {
         let mut asked = Asked::default();
         let mut new = |from, until| {
-            asked.take("n", vec![Interest::example("p", from, until)], Micros(0)).len()
+            take(&mut asked, "n", vec![Interest::example("p", from, until)], Micros(0))
+                .interests
+                .len()
         };
         assert_eq!(new(100, 160), 1);
         assert_eq!(new(100, 160), 0, "said again");
@@ -364,14 +417,41 @@ mod tests {
     #[test]
     fn what_was_not_said_again_is_forgotten() {
         let mut asked = Asked::default();
-        asked.take("a", vec![Interest::example("p", 0, 100)], Micros(0));
-        asked.take("b", vec![Interest::example("q", 0, 100)], Micros(1));
+        take(&mut asked, "a", vec![Interest::example("p", 0, 100)], Micros(0));
+        take(&mut asked, "b", vec![Interest::example("q", 0, 100)], Micros(1));
         asked.forget(FORGOTTEN);
-        assert_eq!(asked.len(), 2);
+        assert_eq!(asked.pods(), 2);
         asked.forget(FORGOTTEN + Micros(1));
         assert!(!asked.has_pod("p") && asked.has_pod("q"));
-        asked.take("b", Vec::new(), Micros(2));
+        take(&mut asked, "b", Vec::new(), Micros(2));
         assert!(asked.is_empty() && !asked.has_pod("q"));
+    }
+
+    #[test]
+    fn a_canary_goes_to_the_node_whose_it_is_however_many_say_that_they_are_it() {
+        let mut asked = Asked::default();
+        let wants = |run: &str| Question { interests: Vec::new(), canary: Some(run.to_owned()) };
+        assert_eq!(asked.take("b", wants("run"), Micros(0)), wants("run"));
+        assert_eq!(asked.take("b", wants("run"), Micros(0)), Question::default(), "said again");
+        asked.take("c", wants("other"), Micros(0));
+        asked.forget(Micros(0));
+        let at = |micros: i64| {
+            let at = Micros::from_secs(100) + Micros(micros);
+            record(&json!({"userAgent": "tokentrail-canary/run", "requestReceivedTimestamp": at}))
+        };
+        assert_eq!(asked.canary_of(&at(0)), ["b"]);
+        // Another stage of it, and a crowd.
+        assert_eq!(asked.canary_of(&at(0)), [""; 0]);
+        assert_eq!(asked.canary_of(&at(499_999)), [""; 0]);
+        asked.take("b", wants("run"), Micros(0));
+        assert_eq!(asked.canary_of(&at(499_999)), [""; 0]);
+        assert_eq!(asked.canary_of(&at(500_000)), ["b"]);
+        assert_eq!(asked.wanted(&at(900_000)).nodes, [""; 0], "it is no request of a pod");
+        assert_eq!(asked.take("b", wants("next"), Micros(0)), wants("next"));
+        assert_eq!(asked.canary_of(&at(2_000_000)), [""; 0], "of a run that is over");
+        asked.take("c", Question::default(), Micros(0));
+        asked.forget(Micros(0));
+        assert!(!asked.is_empty() && asked.by_canary.len() == 1);
     }
 
     #[test]
@@ -379,12 +459,12 @@ mod tests {
         let mut asked = Asked::default();
         for node in 0..NODES {
             assert!(asked.has_room(&format!("n{node}")));
-            asked.take(&format!("n{node}"), vec![Interest::example("p", 0, 1)], Micros(0));
+            take(&mut asked, &format!("n{node}"), vec![Interest::example("p", 0, 1)], Micros(0));
         }
         assert!(!asked.has_room("one more") && asked.has_room("n0"));
-        asked.take("n1", Vec::new(), Micros(0));
+        take(&mut asked, "n1", Vec::new(), Micros(0));
         assert!(asked.has_room("one more"), "who asks for nothing takes no room");
-        let new = asked.take("n0", vec![Interest::example("q", 0, 1)], Micros(0));
-        assert_eq!((new.len(), asked.has_pod("q")), (1, true));
+        let new = take(&mut asked, "n0", vec![Interest::example("q", 0, 1)], Micros(0));
+        assert_eq!((new.interests.len(), asked.has_pod("q")), (1, true));
     }
 }

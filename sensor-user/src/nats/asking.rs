@@ -4,7 +4,11 @@
 //! engine says that its alerts are safe. What is not told comes again. State that must outlive a connection
 //! is in [`Progress`]; nothing is on disk.
 
-use std::time::{Duration, Instant};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::{
     Context, Message,
@@ -20,10 +24,10 @@ use super::{
     NatsMetrics, Status,
     bucket::Bucket,
     connection::ConnectionError,
-    interest::{self, Interest},
+    interest::{self, Interest, Question},
     names::{self, Names},
-    progress::{Covered, Progress},
-    sides::Sides,
+    progress::Progress,
+    sides::{self, Sides},
     wall_clock,
 };
 use crate::audit::{AuditBatch, ReadLine, SourceState, SourceStatus};
@@ -46,6 +50,8 @@ pub struct Asker {
     /// Index of the source in the engine.
     source: usize,
     interests: watch::Receiver<Vec<Interest>>,
+    /// The run of this node's audit canary, if it has one.
+    canary: Option<String>,
     batches: mpsc::Sender<AuditBatch>,
     source_status: watch::Sender<SourceStatus>,
     progress: Progress,
@@ -60,10 +66,11 @@ type Put = BoxFuture<'static, Result<(Vec<Interest>, u64), ConnectionError>>;
 type Untold = BoxFuture<'static, Option<Vec<Message>>>;
 
 impl Asker {
-    /// One that asks for what comes by `interests`.
+    /// One that asks for what comes by `interests`, and for the audit canaries of a run.
     pub fn new(
         source: usize,
         interests: watch::Receiver<Vec<Interest>>,
+        canary: Option<String>,
         batches: mpsc::Sender<AuditBatch>,
         source_status: watch::Sender<SourceStatus>,
         metrics: NatsMetrics,
@@ -71,6 +78,7 @@ impl Asker {
         Self {
             source,
             interests,
+            canary,
             batches,
             source_status,
             progress: Progress::new(wall_clock()),
@@ -87,24 +95,21 @@ impl Asker {
         bucket: &Bucket,
         names: &Names,
         status: &watch::Sender<Status>,
-    ) -> ConnectionError {
-        let result = self.try_serve(context, bucket, names, status).await;
+    ) -> Result<Infallible, ConnectionError> {
+        let result = self.listen(context, bucket, names, status).await;
         self.source_status.send_modify(|it| {
             it.state = SourceState::Waiting("not connected to NATS".to_owned());
         });
-        match result {
-            Ok(()) => ConnectionError::Ended("nobody takes answers".to_owned()),
-            Err(error) => error,
-        }
+        result
     }
 
-    async fn try_serve(
+    async fn listen(
         &mut self,
         context: &Context,
         bucket: &Bucket,
         names: &Names,
         status: &watch::Sender<Status>,
-    ) -> Result<(), ConnectionError> {
+    ) -> Result<Infallible, ConnectionError> {
         let consumer = context
             .create_consumer_on_stream(consumer(names), names.stream())
             .await
@@ -140,10 +145,8 @@ impl Asker {
                         batch.push(more);
                     }
                     status.send_modify(|it| it.last_answer = Some(wall_clock()));
-                    match self.hand_on(batch).await {
-                        Some(word) => untold.push(word),
-                        None => return Ok(()),
-                    }
+                    let word = self.hand_on(batch).await?;
+                    untold.push(word);
                 }
                 Some(told) = untold.next() => {
                     for message in told.into_iter().flatten() {
@@ -157,6 +160,7 @@ impl Asker {
                         return Err(ConnectionError::Ended("no more of audit sides".to_owned()));
                     };
                     self.hear(&key, &value);
+                    self.look(status);
                     // Whatever was published before is here, or nothing is said.
                     let info = if self.progress.asks() {
                         let info = consumer.get_info().await;
@@ -170,9 +174,7 @@ impl Asker {
                 }
                 // One at a time, in order: what changes meanwhile is in the next.
                 changed = self.interests.changed(), if put.is_none() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
+                    changed.map_err(|_| untaken())?;
                     put = self.put(bucket, names);
                 }
                 _ = renew.tick(), if put.is_none() => put = self.put(bucket, names),
@@ -192,10 +194,11 @@ impl Asker {
     fn put(&mut self, bucket: &Bucket, names: &Names) -> Option<Put> {
         let interests = self.interests.borrow_and_update().clone();
         self.progress.ask(&interests);
-        if interests.is_empty() && !self.has_put {
+        let question = Question { interests: interests.clone(), canary: self.canary.clone() };
+        if question.is_empty() && !self.has_put {
             return None;
         }
-        let (document, dropped) = interest::encode(interests.clone());
+        let (document, dropped) = interest::encode(question);
         self.metrics.unasked.inc_by(dropped as u64);
         let (bucket, key) = (bucket.clone(), names.ask());
         Some(Box::pin(async move {
@@ -204,14 +207,15 @@ impl Asker {
         }))
     }
 
-    /// Hands answers to the engine; what becomes of them. `None` if it takes none any more.
-    async fn hand_on(&self, messages: Vec<Message>) -> Option<Untold> {
+    /// Hands answers to the engine; what becomes of them.
+    async fn hand_on(&self, messages: Vec<Message>) -> Result<Untold, ConnectionError> {
         self.metrics.answers.inc_by(messages.len() as u64);
         let read_at = Instant::now();
         let line = |message: &Message| ReadLine {
             line: message.payload.as_ref().into(),
             end: message.info().map_or(0, |info| info.stream_sequence),
             read_at,
+            side: side(message),
         };
         let lines = messages.iter().map(line).collect();
         let (acknowledge, word) = oneshot::channel();
@@ -223,15 +227,15 @@ impl Asker {
             position: None,
             acknowledge: Some(acknowledge),
         };
-        self.batches.send(batch).await.ok()?;
+        self.batches.send(batch).await.map_err(|_| untaken())?;
         // Without word they come again.
-        Some(Box::pin(async move { word.await.ok().map(|()| messages) }))
+        Ok(Box::pin(async move { word.await.ok().map(|()| messages) }))
     }
 
     fn hear(&mut self, key: &str, value: &[u8]) {
-        let Some(side) = names::side(key) else { return };
-        let Ok(covered) = serde_json::from_slice::<Covered>(value) else { return };
-        self.progress.hear(side, covered, wall_clock());
+        if let Some((side, covered)) = sides::said(key, value) {
+            self.progress.hear(side, covered, wall_clock());
+        }
     }
 
     /// Tells the engine how far all sides are.
@@ -249,7 +253,7 @@ impl Asker {
         let now = wall_clock();
         self.progress.forget(now);
         let (sides, unanswered_since) = (self.progress.sides(), self.progress.silent_since(now));
-        let speaking = i64::try_from(self.progress.speaking(now)).unwrap_or(i64::MAX);
+        let speaking = i64::try_from(self.progress.speaking()).unwrap_or(i64::MAX);
         self.metrics.audit_sides.set(speaking);
         status.send_if_modified(|status| {
             let changed =
@@ -261,6 +265,16 @@ impl Asker {
             changed
         });
     }
+}
+
+fn untaken() -> ConnectionError {
+    ConnectionError::Ended("nobody takes answers".to_owned())
+}
+
+/// The audit side that sent an answer.
+fn side(message: &Message) -> Option<Arc<str>> {
+    let value = message.headers.as_ref()?.get(names::SIDE)?;
+    names::named_side(value.as_str()).map(Arc::from)
 }
 
 /// How the broker keeps answers for a node: until the engine has taken each.

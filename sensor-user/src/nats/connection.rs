@@ -1,7 +1,7 @@
 //! One connection to the broker: login, TLS, and whether what the agent needs is there. Whatever is wrong is
 //! one sentence. Files are read anew each time, so what was rotated is used with the next connection.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, io, path::PathBuf, time::Duration};
 
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event,
@@ -12,7 +12,7 @@ use async_nats::{
 };
 use tokio::sync::mpsc;
 
-use super::{Login, NatsConfig, bucket::Bucket, interest};
+use super::{Login, NatsConfig, bucket::Bucket, interest, progress::Covered, sides::Sides};
 use crate::errors::with_causes;
 
 /// How long the broker may take for anything.
@@ -123,6 +123,7 @@ pub(super) async fn connect(
     config: &NatsConfig,
 ) -> Result<(Client, mpsc::Receiver<String>), ConnectionError> {
     let (say, ended) = mpsc::channel(1);
+    let alerts = format!("\"{}\"", config.names.alerts_of(config.names.node()));
     let options = log_in(&config.login)?
         .name(format!("tokentrail {}", config.names.node()))
         .custom_inbox_prefix(config.names.inbox())
@@ -133,7 +134,10 @@ pub(super) async fn connect(
         .event_callback(move |event| {
             let why = match event {
                 Event::Disconnected | Event::Closed => Some("the server is gone".to_owned()),
-                Event::ServerError(error) => Some(error.to_string()),
+                // Not to be allowed to publish alerts is told by who publishes them, and keeps nobody from asking.
+                Event::ServerError(error) => {
+                    Some(error.to_string()).filter(|it| !it.contains(&alerts))
+                }
                 Event::ClientError(error) => Some(error.to_string()),
                 Event::SlowConsumer(_) => {
                     Some("messages came faster than they were taken".to_owned())
@@ -215,13 +219,29 @@ pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionEr
 }
 
 /// What `tokentrail check` says of the broker.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Where it is, and what is there.
+    pub broker: String,
+    /// What audit sides said last, by name; `None` for who does not ask them.
+    pub sides: Option<BTreeMap<String, Covered>>,
+}
+
+/// Looks at the broker; as one that asks, at the audit sides as well.
 ///
 /// # Errors
 /// It cannot be used; a sentence why.
-pub async fn look(config: &NatsConfig) -> Result<String, ConnectionError> {
+pub async fn look(config: &NatsConfig, asks: bool) -> Result<Look, ConnectionError> {
     let connection = open(config).await?;
     let version = connection.context.client().server_info().version;
-    Ok(format!("{}, version {version}, stream and bucket there", config.servers.join(", ")))
+    let broker =
+        format!("{}, version {version}, stream and bucket there", config.servers.join(", "));
+    let sides = if asks {
+        Some(Sides::open(&connection.context, &config.names).await?.before())
+    } else {
+        None
+    };
+    Ok(Look { broker, sides })
 }
 
 /// Why a stream is not to be had.

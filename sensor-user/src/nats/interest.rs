@@ -1,6 +1,6 @@
-//! What a node wants to know: requests of one of its pods, from when until when. And the document that
-//! holds all that a node asks, as it lies in the bucket. Pure; whatever is in the bucket may have been
-//! written by anybody.
+//! What a node wants to know: requests of one of its pods, from when until when, and its own audit canaries. And
+//! the document that holds all that a node asks, as it lies in the bucket. Pure; whatever is in the bucket may
+//! have been written by anybody.
 
 use std::net::IpAddr;
 
@@ -51,10 +51,8 @@ impl Interest {
     }
 
     fn is_sound(&self) -> bool {
-        let is_uid = (1..=64).contains(&self.pod.len())
-            && self.pod.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         let texts = [&self.namespace, &self.name, &self.account].into_iter().flatten();
-        is_uid
+        is_uid(&self.pod)
             && self.from <= self.until
             && self.until - self.from <= LONGEST
             && texts.chain(&self.addresses).all(|text| text.len() <= TEXT)
@@ -72,11 +70,22 @@ impl Interest {
     }
 }
 
-/// All that a node asks. Other JSON does not pass for asking nothing: whoever may talk to the broker can have
-/// its replies put under another node's key.
-#[derive(Debug, Serialize, Deserialize)]
-struct Document {
-    interests: Vec<Interest>,
+/// All that a node asks, as the document has it. Other JSON does not pass for asking nothing: whoever may talk
+/// to the broker can have its replies put under another node's key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// What it asks of pods.
+    pub interests: Vec<Interest>,
+    /// The run of its audit canary, whose events it wants to see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<String>,
+}
+
+impl Question {
+    /// Whether nothing is asked.
+    pub fn is_empty(&self) -> bool {
+        self.interests.is_empty() && self.canary.is_none()
+    }
 }
 
 /// Why a document, or something in it, is not heard.
@@ -92,8 +101,9 @@ pub enum Refused {
     Node,
 }
 
-/// The document of these, and how many found no room in it: those that end first give way.
-pub fn encode(mut interests: Vec<Interest>) -> (Vec<u8>, usize) {
+/// The document of this, and how many interests found no room in it: those that end first give way.
+pub fn encode(question: Question) -> (Vec<u8>, usize) {
+    let Question { mut interests, canary } = question;
     let all = interests.len();
     interests.retain_mut(|interest| {
         interest.addresses.truncate(ADDRESSES);
@@ -101,7 +111,7 @@ pub fn encode(mut interests: Vec<Interest>) -> (Vec<u8>, usize) {
     });
     interests.sort_by_key(|interest| std::cmp::Reverse(interest.until));
     interests.truncate(MOST);
-    let mut document = Document { interests };
+    let mut document = Question { interests, canary };
     loop {
         // Texts and times: they always have a JSON form.
         let bytes = serde_json::to_vec(&document).unwrap_or_default();
@@ -112,20 +122,28 @@ pub fn encode(mut interests: Vec<Interest>) -> (Vec<u8>, usize) {
     }
 }
 
-/// The interests of a document, and how many of them are refused.
+/// What a document asks, and how much of it is refused.
 ///
 /// # Errors
 /// It is none.
-pub fn decode(bytes: &[u8]) -> Result<(Vec<Interest>, usize), Refused> {
+pub fn decode(bytes: &[u8]) -> Result<(Question, usize), Refused> {
     if bytes.len() > MAX_BYTES {
         return Err(Refused::Bounds);
     }
-    let Document { interests } = serde_json::from_slice(bytes).map_err(|_| Refused::Shape)?;
-    let all = interests.len();
+    let Question { interests, canary } =
+        serde_json::from_slice(bytes).map_err(|_| Refused::Shape)?;
+    let all = interests.len() + usize::from(canary.is_some());
     let sound = interests.into_iter().take(MOST).filter(Interest::is_sound);
-    let sound: Vec<_> = sound.map(Interest::canonical).collect();
-    let refused = all - sound.len();
-    Ok((sound, refused))
+    let interests: Vec<_> = sound.map(Interest::canonical).collect();
+    let canary = canary.filter(|run| is_uid(run));
+    let refused = all - interests.len() - usize::from(canary.is_some());
+    Ok((Question { interests, canary }, refused))
+}
+
+/// Whether this may be a pod's uid or a run's name.
+fn is_uid(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 #[cfg(test)]
@@ -150,6 +168,10 @@ mod tests {
 
     use super::*;
 
+    fn asking(interests: Vec<Interest>) -> Question {
+        Question { interests, canary: None }
+    }
+
     #[test]
     fn what_anybody_may_have_written_is_refused_and_never_believed() {
         let row = |more: &str| {
@@ -164,6 +186,11 @@ mod tests {
             (row(""), Ok((1, 0))),
             (row(r#","of-tomorrow":{"a":[1]}"#), Ok((1, 0))),
             (r#"{"interests":[]}"#.to_owned(), Ok((0, 0))),
+            (r#"{"interests":[],"canary":null}"#.to_owned(), Ok((0, 0))),
+            (r#"{"interests":[],"canary":"a_b"}"#.to_owned(), Ok((0, 1))),
+            (format!(r#"{{"interests":[],"canary":"{}"}}"#, "a".repeat(65)), Ok((0, 1))),
+            (r#"{"interests":[],"canary":7}"#.to_owned(), Err(Refused::Shape)),
+            (r#"{"canary":"a-b"}"#.to_owned(), Err(Refused::Shape)),
             ("{}".to_owned(), Err(Refused::Shape)),
             // What the broker answers to a publish.
             (r#"{"stream":"KV_tokentrail_test","seq":7}"#.to_owned(), Err(Refused::Shape)),
@@ -182,7 +209,8 @@ mod tests {
             ("\u{0}".to_owned(), Err(Refused::Shape)),
             (" ".repeat(MAX_BYTES + 1), Err(Refused::Bounds)),
         ] {
-            let found = decode(document.as_bytes()).map(|(sound, refused)| (sound.len(), refused));
+            let found = decode(document.as_bytes());
+            let found = found.map(|(asked, refused)| (asked.interests.len(), refused));
             assert_eq!(found, expected, "{document}");
         }
     }
@@ -190,20 +218,20 @@ mod tests {
     #[test]
     fn of_too_many_those_that_last_longest_are_asked() {
         let many: Vec<_> = (0..2_000).map(|at| Interest::example("a", 0, at)).collect();
-        let (bytes, dropped) = encode(many);
+        let (bytes, dropped) = encode(asking(many));
         assert_eq!(dropped, 2_000 - MOST);
         let (heard, refused) = decode(&bytes).unwrap();
-        assert_eq!((heard.len(), refused), (MOST, 0));
-        assert!(heard.iter().all(|it| it.until >= Micros::from_secs(2_000 - 512)));
+        assert_eq!((heard.interests.len(), refused), (MOST, 0));
+        assert!(heard.interests.iter().all(|it| it.until >= Micros::from_secs(2_000 - 512)));
     }
 
     #[test]
     fn addresses_are_compared_in_one_form() {
         let mut interest = Interest::example("a", 0, 1);
         interest.addresses = ["::ffff:10.0.0.1", "10.0.0.2", "nowhere"].map(str::to_owned).into();
-        let (bytes, _) = encode(vec![interest]);
+        let (bytes, _) = encode(asking(vec![interest]));
         let (heard, _) = decode(&bytes).unwrap();
-        assert_eq!(heard[0].addresses, ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(heard.interests[0].addresses, ["10.0.0.1", "10.0.0.2"]);
     }
 
     proptest! {
@@ -216,11 +244,13 @@ mod tests {
         fn what_is_asked_is_heard(
             pod in "[0-9a-f-]{1,64}", from in 0_i64..4_000_000_000, span in 0_i64..86_400,
             name in proptest::option::of(".{0,60}"),
+            canary in proptest::option::of("[0-9a-f-]{1,64}"),
         ) {
             let mut interest = Interest::example(&pod, from, from + span);
             interest.name = name;
-            let (bytes, dropped) = encode(vec![interest.clone()]);
-            prop_assert_eq!((decode(&bytes), dropped), (Ok((vec![interest], 0)), 0));
+            let question = Question { interests: vec![interest], canary };
+            let (bytes, dropped) = encode(question.clone());
+            prop_assert_eq!((decode(&bytes), dropped), (Ok((question, 0)), 0));
         }
     }
 }

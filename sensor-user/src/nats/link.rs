@@ -1,4 +1,4 @@
-//! The task that keeps a connection: connects, serves both sides of it until it ends, and begins again.
+//! The task that keeps a connection: connects, serves all sides of it until it ends, and begins again.
 //! Spawned by the engine; ends when that takes nothing any more.
 
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use super::{
     answering::Answerer,
     asking::Asker,
     connection::{self, ConnectionError},
+    telling::Teller,
     wall_clock,
 };
 
@@ -28,13 +29,15 @@ pub struct Link {
     pub asker: Option<Asker>,
     /// Answers from audit sources.
     pub answerer: Option<Answerer>,
+    /// Publishes alerts.
+    pub teller: Option<Teller>,
 }
 
 impl Link {
     /// One that does nothing yet, and where it says how it stands.
     pub fn new(config: NatsConfig, metrics: NatsMetrics) -> (Self, watch::Receiver<Status>) {
         let (status, shown) = watch::channel(Status::starting());
-        (Self { config, metrics, status, asker: None, answerer: None }, shown)
+        (Self { config, metrics, status, asker: None, answerer: None, teller: None }, shown)
     }
 
     /// Runs until nobody looks at it any more.
@@ -42,6 +45,9 @@ impl Link {
         let mut pause = PAUSES.0;
         while !self.status.is_closed() {
             let began = Instant::now();
+            if let Some(teller) = &mut self.teller {
+                teller.observe(&self.status);
+            }
             let error = self.serve().await;
             self.metrics.connected.set(0);
             let why = error.to_string();
@@ -90,12 +96,20 @@ impl Link {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            error = asks => error,
-            error = answers => error,
-            why = connection.ended.recv() => {
-                ConnectionError::Ended(why.unwrap_or_else(|| "it was closed".to_owned()))
+        let tells = async {
+            match &mut self.teller {
+                Some(teller) => teller.serve(context, names, status).await,
+                None => std::future::pending().await,
             }
-        }
+        };
+        let Err(error) = tokio::select! {
+            ended = asks => ended,
+            ended = answers => ended,
+            ended = tells => ended,
+            why = connection.ended.recv() => {
+                Err(ConnectionError::Ended(why.unwrap_or_else(|| "it was closed".to_owned())))
+            }
+        };
+        error
     }
 }

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::interest::Refused;
+use super::{interest::Refused, telling::GivenUp};
 
 impl Refused {
     const ALL: [Self; 4] = [Self::Key, Self::Shape, Self::Bounds, Self::Node];
@@ -27,6 +27,25 @@ impl EncodeLabelValue for Refused {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
         EncodeLabelValue::encode(&self.as_str(), encoder)
     }
+}
+
+impl GivenUp {
+    const ALL: [Self; 2] = [Self::Rotated, Self::Size];
+}
+
+impl EncodeLabelValue for GivenUp {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        let reason = match self {
+            Self::Rotated => "rotated",
+            Self::Size => "size",
+        };
+        EncodeLabelValue::encode(&reason, encoder)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GivenUpLabels {
+    reason: GivenUp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,6 +85,11 @@ pub struct NatsMetrics {
     /// Bytes of lines kept for those who ask later.
     pub look_back_bytes: Gauge,
     refused: Family<RefusedLabels, Counter>,
+    /// Alerts that the broker has taken.
+    pub alerts_published: Counter,
+    /// Alerts that it has not taken yet.
+    pub alerts_waiting: Gauge,
+    alerts_given_up: Family<GivenUpLabels, Counter>,
 }
 
 impl NatsMetrics {
@@ -80,6 +104,11 @@ impl NatsMetrics {
                 "look_back_bytes",
                 "Bytes of audit lines that are kept for those who ask later",
                 &self.look_back_bytes,
+            ),
+            (
+                "alerts_waiting",
+                "Alerts in the alert log that are yet to be published to NATS",
+                &self.alerts_waiting,
             ),
         ];
         for (name, help, gauge) in gauges {
@@ -112,6 +141,7 @@ impl NatsMetrics {
                 "Pods asked about for a time of which an audit source has nothing any more",
                 &self.beyond_reach,
             ),
+            ("alerts_published", "Alerts that NATS has taken", &self.alerts_published),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
@@ -121,10 +151,23 @@ impl NatsMetrics {
             "What nodes asked and is not answered, by reason",
             self.refused.clone(),
         );
+        registry.register(
+            "alerts_given_up",
+            "Alerts that will not be published to NATS, by reason",
+            self.alerts_given_up.clone(),
+        );
         // Each is there before its first case.
         for reason in Refused::ALL {
             drop(self.refused.get_or_create(&RefusedLabels { reason }));
         }
+        for reason in GivenUp::ALL {
+            drop(self.alerts_given_up.get_or_create(&GivenUpLabels { reason }));
+        }
+    }
+
+    /// The counter of alerts that are not published for this reason.
+    pub fn given_up(&self, reason: GivenUp) -> Counter {
+        self.alerts_given_up.get_or_create_owned(&GivenUpLabels { reason })
     }
 
     /// The counter of one reason.

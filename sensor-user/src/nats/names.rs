@@ -64,6 +64,16 @@ impl Names {
         format!("tokentrail.{}.request.{node}", self.cluster)
     }
 
+    /// The stream of alerts. No cluster's other streams can have such a name.
+    pub fn alert_stream(&self) -> String {
+        format!("ALERTS_{}", self.stream())
+    }
+
+    /// The subject of a node's alerts, given as a word; `*` for all.
+    pub fn alerts_of(&self, node: &str) -> String {
+        format!("tokentrail.{}.alert.{node}", self.cluster)
+    }
+
     /// The subject of a key of the bucket, or of some.
     pub fn subject_of(&self, key: &str) -> String {
         format!("$KV.{}.{key}", self.bucket())
@@ -99,6 +109,14 @@ pub fn asker(key: &str) -> Option<&str> {
 /// The audit side, as a word, that this key is of.
 pub fn side(key: &str) -> Option<&str> {
     key.strip_prefix("side.").filter(|node| is_word(node))
+}
+
+/// Header of an answer that names the audit side, as a word.
+pub const SIDE: &str = "Tokentrail-Side";
+
+/// The audit side that this header's value names.
+pub fn named_side(value: &str) -> Option<&str> {
+    Some(value).filter(|side| is_word(side))
 }
 
 #[cfg(test)]

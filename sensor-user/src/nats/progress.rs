@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::interest::Interest;
-use crate::time::Micros;
+use crate::{audit::canary::Measured, time::Micros};
 
 /// How long an audit side counts that is silent: as long as its key stays in the bucket.
 const GONE: Micros = Micros::from_secs(15 * 60);
@@ -20,13 +20,19 @@ const SILENT: Micros = Micros::from_secs(180);
 pub const SIDES: usize = 64;
 
 /// What an audit side says of itself, as it lies in the bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     /// All requests received until then were read, and answers to what was asked are on the broker. API
     /// server's clock.
     pub through: Micros,
     /// The revision of the bucket up to which it knew what is asked.
     pub seen: u64,
+    /// Time of the newest event that it has read, if it has read any. API server's clock.
+    #[serde(default)]
+    pub last_event: Option<Micros>,
+    /// Whether it sends nodes their audit canaries.
+    #[serde(default)]
+    pub sends_canaries: bool,
 }
 
 /// An audit side as this node heard it.
@@ -37,6 +43,11 @@ pub struct Side {
     pub covered: Covered,
     /// When, by this machine's wall clock.
     pub heard: Micros,
+    /// Whether it has said something lately.
+    pub connected: bool,
+    /// How long it takes from there, and the clock of the API server whose events it reads: by the newest of
+    /// this node's audit canaries that came that way.
+    pub canary: Option<Measured>,
 }
 
 /// What was asked, and who has answered how much.
@@ -93,13 +104,17 @@ impl Progress {
     pub fn hear(&mut self, side: &str, covered: Covered, now: Micros) {
         self.heard = self.heard.max(now);
         if self.sides.len() < SIDES || self.sides.contains_key(side) {
-            self.sides.insert(side.to_owned(), Side { covered, heard: now });
+            let side_now = Side { covered, heard: now, connected: true, canary: None };
+            self.sides.insert(side.to_owned(), side_now);
         }
     }
 
-    /// Forgets sides that have been silent for too long.
+    /// Sees who has fallen silent, and forgets who has been for too long.
     pub fn forget(&mut self, now: Micros) {
-        self.sides.retain(|_, side| now - side.heard <= GONE);
+        self.sides.retain(|_, side| {
+            side.connected = now - side.heard <= SILENT;
+            now - side.heard <= GONE
+        });
     }
 
     /// Since when no audit side says anything, if none does.
@@ -107,9 +122,9 @@ impl Progress {
         (now - self.heard > SILENT).then_some(self.heard)
     }
 
-    /// How many audit sides say something.
-    pub fn speaking(&self, now: Micros) -> usize {
-        self.sides.values().filter(|side| now - side.heard <= SILENT).count()
+    /// How many audit sides say something, as of the last [`Self::forget`].
+    pub fn speaking(&self) -> usize {
+        self.sides.values().filter(|side| side.connected).count()
     }
 
     /// The audit sides that count.
@@ -145,7 +160,7 @@ mod tests {
     use super::*;
 
     fn covered(through: i64, seen: u64) -> Covered {
-        Covered { through: Micros::from_secs(through), seen }
+        Covered { through: Micros::from_secs(through), seen, ..Covered::default() }
     }
 
     fn through(progress: &Progress) -> Option<i64> {
@@ -178,7 +193,8 @@ mod tests {
         assert_eq!(progress.silent_since(now(1_181)), Some(now(1_000)));
         progress.hear("a", covered(0, 0), now(1_181));
         progress.hear("b", covered(0, 0), now(1_300));
-        assert_eq!((progress.silent_since(now(1_400)), progress.speaking(now(1_400))), (None, 1));
+        progress.forget(now(1_400));
+        assert_eq!((progress.silent_since(now(1_400)), progress.speaking()), (None, 1));
         assert_eq!(progress.silent_since(now(1_481)), Some(now(1_300)));
     }
 

@@ -26,16 +26,26 @@ pub struct Size {
     pub bytes: i64,
     /// How long an answer waits for its node.
     pub keep: Duration,
+    /// Alerts of one node that are kept; the oldest go, and no other node's.
+    pub alerts_per_node: i64,
+    /// Bytes of all alerts.
+    pub alert_bytes: i64,
+    /// How long an alert is kept.
+    pub keep_alerts: Duration,
 }
 
 /// Longest answer, bytes: what is kept of an audit line, and what JSON adds.
 const ANSWER: i32 = 128 << 10;
+/// Longest alert, bytes: the longest line of an alert log, and its headers.
+const ALERT: i32 = (1 << 20) + (4 << 10);
+/// How long the broker knows an alert again: an agent that restarts publishes some a second time.
+const ALERT_KNOWN: Duration = Duration::from_hours(2);
 /// How long the broker knows an answer again: an audit side that restarts publishes some a second time.
 const KNOWN: Duration = Duration::from_mins(30);
 /// How long what a node asks is kept. It is put again every five minutes.
 const ASKED: Duration = Duration::from_mins(15);
 
-/// Makes both.
+/// Makes them.
 ///
 /// # Errors
 /// The broker cannot be reached or refuses.
@@ -61,6 +71,23 @@ pub async fn set_up(config: &NatsConfig, size: Size) -> Result<Vec<String>, Conn
         ..stream::Config::default()
     };
     put_stream(&context, answers).await?;
+    let alerts = stream::Config {
+        name: names.alert_stream(),
+        description: Some("tokentrail: alerts of all nodes".to_owned()),
+        subjects: vec![names.alerts_of("*")],
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        // A flood of one node's evicts its own.
+        max_messages_per_subject: size.alerts_per_node,
+        max_bytes: size.alert_bytes,
+        max_age: size.keep_alerts,
+        max_message_size: ALERT,
+        duplicate_window: ALERT_KNOWN.min(size.keep_alerts),
+        num_replicas: size.replicas,
+        storage: StorageType::File,
+        ..stream::Config::default()
+    };
+    put_stream(&context, alerts).await?;
     // A bucket is a stream of this form (ADR-8 of NATS).
     let bucket = stream::Config {
         name: format!("KV_{}", names.bucket()),
@@ -82,6 +109,7 @@ pub async fn set_up(config: &NatsConfig, size: Size) -> Result<Vec<String>, Conn
     put_stream(&context, bucket).await?;
     Ok(vec![
         format!("stream {} for subjects {}", names.stream(), names.requests()),
+        format!("stream {} for subjects {}", names.alert_stream(), names.alerts_of("*")),
         format!("bucket {}", names.bucket()),
     ])
 }

@@ -3,7 +3,7 @@
 //! Not a watch of the bucket: that is a consumer, and whoever may make one may have it deliver to any subject.
 //! A subscription and reads of single keys need no more than to be allowed these keys.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use async_nats::{
     Subscriber,
@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use super::{
     connection::ConnectionError,
     names::{self, Names},
-    progress,
+    progress::{self, Covered},
 };
 
 /// Keys and values of audit sides.
@@ -55,6 +55,12 @@ impl Sides {
         Ok(Self { before, put, prefix })
     }
 
+    /// What lay in the bucket, as far as audit sides have said it.
+    pub(super) fn before(self) -> BTreeMap<String, Covered> {
+        let said = self.before.iter().filter_map(|(key, value)| said(key, value));
+        said.map(|(side, covered)| (side.to_owned(), covered)).collect()
+    }
+
     /// The next key and value; `None` at the end of the connection.
     pub(super) async fn next(&mut self) -> Option<(String, Vec<u8>)> {
         if let Some(before) = self.before.pop_front() {
@@ -63,6 +69,11 @@ impl Sides {
         let message = self.put.next().await?;
         Some((key(&self.prefix, &message.subject), message.payload.to_vec()))
     }
+}
+
+/// Which audit side says what, if one does.
+pub(super) fn said<'key>(key: &'key str, value: &[u8]) -> Option<(&'key str, Covered)> {
+    Some((names::side(key)?, serde_json::from_slice(value).ok()?))
 }
 
 fn key(prefix: &str, subject: &str) -> String {

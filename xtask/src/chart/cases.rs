@@ -406,8 +406,9 @@ pub(super) const CASES: &[Case] = &[
     case(
         "or with each node's own, beside a log where there is one",
         "{clusterName: prod, nats: {url: 'nats://a', nodeFolder: /etc/nats, \
-         credentialsFile: agent.creds}}",
+         credentialsFile: agent.creds}, config: {nats-publish-alerts: false}}",
         Renders(&[
+            ("ConfigMap data config.yaml nats-publish-alerts", Is("false")),
             (
                 "DaemonSet spec template spec volumes nats hostPath",
                 Is(r#"{"path":"/etc/nats","type":"Directory"}"#),

@@ -24,7 +24,7 @@ use crate::{
         NatsMetrics,
         answering::{Answer, Asks, Reached},
         asked::{Asked, Wanted, pod_name},
-        interest::Refused,
+        interest::{Question, Refused},
         progress::Covered,
         recent::Recent,
     },
@@ -58,6 +58,8 @@ pub(super) struct Answering {
     done: watch::Receiver<u64>,
     /// Received time of the earliest record that found no room in the queue.
     deferred: Option<Micros>,
+    /// How many of them must be done before whoever posted them is answered.
+    due: u64,
     /// Revision of the bucket up to which is known what is asked.
     seen: u64,
     to_search: Asked,
@@ -113,6 +115,7 @@ impl Answering {
             queued: 0,
             done,
             deferred: None,
+            due: 0,
             seen: 0,
             to_search: Asked::default(),
             searching: None,
@@ -164,9 +167,9 @@ impl Answering {
         self.asked.has_account(user)
     }
 
-    /// Records that were given to the queue so far.
-    pub(super) fn queued(&self) -> u64 {
-        self.queued
+    /// Records that were given to the queue so far, up to the last that is no canary.
+    pub(super) fn due(&self) -> u64 {
+        self.due
     }
 
     /// How many of them the broker has taken.
@@ -183,6 +186,22 @@ impl Answering {
     pub(super) fn answer(&mut self, record: &AuditRecord, known: &Correlator<impl Journal>) {
         let wanted = self.asked.wanted(record);
         self.send_to(wanted, record, known);
+        for node in self.asked.canary_of(record) {
+            self.send_canary(node, record);
+        }
+    }
+
+    /// Sends a node its audit canary. Who posted it does not wait for that: a broker that is away would keep
+    /// API servers from posting.
+    fn send_canary(&mut self, node: String, record: &AuditRecord) {
+        let payload = serde_json::to_vec(record).unwrap_or_default();
+        match self.queue.try_send(Answer::canary(node, &self.own, record, payload)) {
+            Ok(()) => self.queued += 1,
+            // There will be another one.
+            Err(_) => {
+                self.metrics.deferred.inc();
+            }
+        }
     }
 
     fn send_to(&mut self, wanted: Wanted, record: &AuditRecord, known: &Correlator<impl Journal>) {
@@ -215,7 +234,10 @@ impl Answering {
         // A record has a JSON form: it was made of one.
         let payload = serde_json::to_vec(record).unwrap_or_default();
         match self.queue.try_send(Answer::new(node, record, payload)) {
-            Ok(()) => self.queued += 1,
+            Ok(()) => {
+                self.queued += 1;
+                self.due = self.queued;
+            }
             Err(_) => {
                 self.metrics.deferred.inc();
                 let received = record.request_received_timestamp;
@@ -228,12 +250,16 @@ impl Answering {
     fn hear(&mut self, first: Asks, known: &Correlator<impl Journal>, now: Micros) {
         let mut new = Asked::default();
         let mut next = Some(first);
-        while let Some(Asks { node, interests, revision }) = next {
+        while let Some(Asks { node, question, revision }) = next {
             self.seen = self.seen.max(revision);
-            if !interests.is_empty() && !self.asked.has_room(&node) {
+            if !question.is_empty() && !self.asked.has_room(&node) {
                 self.metrics.refused(Refused::Bounds).inc();
             } else if node != self.own {
-                for interest in self.asked.take(&node, interests, now) {
+                let Question { interests, canary } = self.asked.take(&node, question, now);
+                if let Some(run) = canary {
+                    new.add_canary(&node, run);
+                }
+                for interest in interests {
                     self.introduced.pop(&(node.clone(), interest.pod.clone()));
                     if let (Some(namespace), Some(name)) = (&interest.namespace, &interest.name) {
                         self.introduce(&node, &interest.pod, namespace, name, known);
@@ -243,11 +269,11 @@ impl Answering {
             }
             next = self.asks.try_recv().ok();
         }
-        self.look_back(&new, known);
+        self.look_back(&mut new, known);
     }
 
     /// Answers from what was read before.
-    fn look_back(&mut self, new: &Asked, known: &Correlator<impl Journal>) {
+    fn look_back(&mut self, new: &mut Asked, known: &Correlator<impl Journal>) {
         if new.is_empty() {
             return;
         }
@@ -260,6 +286,9 @@ impl Answering {
         });
         for record in records {
             self.send_to(new.wanted(&record), &record, known);
+            for node in new.canary_of(&record) {
+                self.send_canary(node, &record);
+            }
         }
         for (node, interest) in new.interests() {
             if self.recent.reaches(interest.from) {
@@ -296,7 +325,7 @@ impl Answering {
                 let searched =
                     with_lines_about(&asked, |lines| search::search(path, from, lines, &mut take));
                 if let Err(why) = searched {
-                    beyond_reach.inc_by(asked.len() as u64);
+                    beyond_reach.inc_by(asked.pods() as u64);
                     warn!(path = %path.display(), why, "requests of before are not looked for");
                 }
             }
@@ -307,6 +336,7 @@ impl Answering {
     pub(super) fn pass_time(
         &mut self,
         through: Option<Micros>,
+        last_event: Option<Micros>,
         now: Micros,
         known: &Correlator<impl Journal>,
     ) {
@@ -315,18 +345,19 @@ impl Answering {
             && done == self.queued
         {
             self.deferred = None;
-            self.look_back(&self.asked.since(since), known);
+            self.look_back(&mut self.asked.since(since), known);
         }
         let Some(through) = through else { return };
         self.asked.forget(now);
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        self.metrics.interests.set(gauge(self.asked.len()));
+        self.metrics.interests.set(gauge(self.asked.pods()));
         self.metrics.look_back_bytes.set(gauge(self.recent.bytes()));
         let is_settled =
             self.searching.is_none() && self.to_search.is_empty() && self.deferred.is_none();
         if is_settled && self.next.is_none() {
-            let covered = Covered { through, seen: self.seen };
-            self.next = Some((Reached { covered, asked: !self.asked.is_empty() }, self.queued));
+            let covered = Covered { through, seen: self.seen, last_event, sends_canaries: true };
+            let asked = self.asked.pods() > 0;
+            self.next = Some((Reached { covered, asked }, self.queued));
         }
         if let Some((reached, _)) = self.next.take_if(|(_, queued)| done >= *queued) {
             self.reached.send_replace(Some(reached));
@@ -343,7 +374,7 @@ fn with_lines_about<T>(asked: &Asked, f: impl FnOnce(&Lines<'_>) -> T) -> T {
         accounts: Users::None,
         sessions: false,
         token_requests: Users::None,
-        canaries: false,
+        canaries: asked.has_canary(),
         received_may_lack: false,
     })
 }

@@ -75,6 +75,7 @@ impl Engine {
     pub(super) fn end_saving(&mut self, result: Result<(), String>, now: Micros) {
         let Some(saving) = self.saving.take() else { return };
         self.alert_log.end_sync(result.is_ok());
+        self.publish_alerts();
         let later = std::mem::replace(&mut self.unacknowledged, saving.acknowledge);
         if result.is_ok() {
             self.acknowledge();

@@ -79,9 +79,9 @@ impl Engine {
         }
     }
 
-    /// Records that were given to the broker's queue so far.
-    pub(super) fn queued(&self) -> u64 {
-        self.answering.as_ref().map_or(0, Answering::queued)
+    /// Records that were given to the broker's queue so far, up to the last that matters to who posted it.
+    pub(super) fn due(&self) -> u64 {
+        self.answering.as_ref().map_or(0, Answering::due)
     }
 
     /// Keeps a posted event for nodes that ask for it later: nobody could read it again.

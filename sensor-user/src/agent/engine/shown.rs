@@ -1,7 +1,12 @@
 //! How the agent stands, once a second, for readiness and `/statusz`. A part of `engine`.
 
+use std::collections::BTreeMap;
+
 use super::{Engine, Way};
-use crate::{admin::Condition, audit::SourceState};
+use crate::{
+    admin::{Condition, SourceReport},
+    audit::SourceState,
+};
 
 impl Engine {
     /// Tells `/readyz`, `/statusz` and `/metrics`.
@@ -22,25 +27,36 @@ impl Engine {
             conditions.push(("sensor".to_owned(), failure.into()));
         }
         let (mut files, mut streams) = (0_usize, Vec::new());
-        for source in &self.sources {
+        let mut sources = BTreeMap::new();
+        for (index, source) in self.sources.iter().enumerate() {
             if self.may_be_absent(source) {
                 continue;
             }
-            match source.way {
-                Way::File(_) => files += 1,
-                Way::Stdin => streams.push("standard input"),
-                Way::Webhook => streams.push("a webhook"),
-                // The broker has a condition of its own.
-                Way::Nats => continue,
-            }
-            let condition = match &source.status.borrow().state {
+            let connected = match &source.status.borrow().state {
                 SourceState::Open => Condition::Holds,
                 SourceState::Starting => Condition::Fails("not tried yet".to_owned()),
                 SourceState::Absent(why) | SourceState::Waiting(why) => {
                     Condition::Fails(why.clone())
                 }
             };
-            conditions.push((source.name.clone(), condition));
+            match source.way {
+                Way::File(_) => files += 1,
+                Way::Stdin => streams.push("standard input"),
+                Way::Webhook => streams.push("a webhook"),
+                Way::Nats => {}
+            }
+            // The broker has a condition of its own.
+            if source.way != Way::Nats {
+                conditions.push((source.name.clone(), connected.clone()));
+            }
+            let newest = self.ways(index, source).into_iter();
+            let newest = newest.filter_map(|way| self.canary.measured(&way));
+            let report = SourceReport {
+                connected,
+                last_event: source.newest_stage,
+                canary: newest.max_by_key(|measured| measured.heard),
+            };
+            sources.insert(source.name.clone(), report);
         }
         let broker = self.broker();
         if let Some(broker) = &broker {
@@ -55,8 +71,9 @@ impl Engine {
             report.gaps =
                 self.senses.sensor().map_or_else(Vec::new, |it| it.gaps().cloned().collect());
             report.degraded.extend(self.rulebook.degraded());
-            report.degraded.extend(self.unanswered());
+            report.degraded.extend(broker.iter().flat_map(Self::unanswered));
             report.conditions = conditions.into_iter().collect();
+            report.sources = sources;
             report.audit_canary.clone_from(self.canary.status());
             report.correlation = held.into();
             report.opens = self.senses.sensor().map(|sensor| (&sensor.metrics()).into());

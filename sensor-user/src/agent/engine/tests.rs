@@ -11,11 +11,14 @@ use crate::{
     attribution::{TokenOpen, pods::PodIndex},
     audit::{
         AuditRecord, ReadRecord,
-        canary::{Measured, State},
+        canary::{self, Canary, Measured, State},
         checkpoint::Position,
     },
     config::RunArgs,
-    nats::{answering::Asks, interest::Interest},
+    nats::{
+        answering::Asks,
+        interest::{Interest, Question},
+    },
 };
 
 mod late;
@@ -136,7 +139,8 @@ async fn a_post_is_answered_when_the_broker_has_what_another_node_asked_for() {
     let hour = Micros::from_secs(3_600);
     let interests =
         vec![Interest { from: now - hour, until: now + hour, ..Interest::example("p", 0, 0) }];
-    let asks = Asks { node: "b".to_owned(), interests, revision: 1 };
+    let question = Question { interests, canary: None };
+    let asks = Asks { node: "b".to_owned(), question, revision: 1 };
     scene.engine.answer(answering::Event::Asked(asks));
     let wanted: AuditRecord = serde_json::from_value(json!({
         "auditID": "a", "stage": "ResponseComplete", "verb": "list", "requestURI": "/",
@@ -146,7 +150,7 @@ async fn a_post_is_answered_when_the_broker_has_what_another_node_asked_for() {
     }))
     .unwrap();
     let (mut first, mut first_told) = batch(1, None);
-    first.records = vec![ReadRecord { record: wanted, read_at: Instant::now() }];
+    first.records = vec![ReadRecord { record: wanted, read_at: Instant::now(), side: None }];
     scene.engine.take(first);
     scene.engine.pass_time(&scene.batches).unwrap();
     assert_eq!(first_told.try_recv(), Err(TryRecvError::Empty), "there is no broker");
@@ -266,7 +270,8 @@ async fn what_an_exception_swallowed_is_counted_before_its_batch_is_let_go_and_o
     let mut scene = scene_in(directory).await;
     for life in 0..3 {
         let (mut batch, mut told) = batch(1, None);
-        batch.records = vec![ReadRecord { record: minted.clone(), read_at: Instant::now() }];
+        batch.records =
+            vec![ReadRecord { record: minted.clone(), read_at: Instant::now(), side: None }];
         scene.engine.take(batch);
         assert_eq!(told.try_recv(), Ok(()), "in life {life}");
         // It may be killed here.
@@ -293,9 +298,15 @@ async fn who_posts_may_be_behind_by_a_second_or_by_what_the_canary_measured_ther
         (State::Silent, 1, -3_000_000, 2_000, 1_000_000),
         (State::Unanswered, 1, -3_000_000, 2_000, 1_000_000),
     ] {
-        let measured =
-            Measured { clock_offset_us: offset, clock_offset_error_us: error, delay_us: 0, source };
-        scene.engine.canary = CanaryFeed::stub(state, Some(measured));
+        let measured = Measured {
+            heard: Micros(0),
+            clock_offset_us: offset,
+            clock_offset_error_us: error,
+            delay_us: 0,
+            number: 1,
+        };
+        let way = canary::Way { source, side: None };
+        scene.engine.canary = CanaryFeed::stub(Canary::example(state, way, measured));
         scene.engine.pass_time(&scene.batches).unwrap();
         assert_eq!(scene.engine.join.skew, Micros(skew), "{state:?} {measured:?}");
     }

@@ -20,14 +20,16 @@ impl AlertLog {
         let settings = AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
         let file = File::options().append(true).open("/dev/full").unwrap();
         Self {
-            target: Target::File { file, length: 0 },
+            target: Target::File { file, inode: 0, length: 0 },
             settings,
             known: LruCache::new(KNOWN_IDS),
             pending: VecDeque::new(),
             pending_bytes: 0,
             failure: None,
             unsynced: false,
-            syncing: false,
+            syncing: None,
+            written: 0,
+            durable: Durable::default(),
             metrics: AlertLogMetrics::default(),
         }
     }
@@ -95,6 +97,32 @@ fn a_full_disk_makes_alerts_wait_and_nothing_is_clear_until_they_are_written() {
     log.target = open_file(&directory.path().join("alerts.ndjson")).unwrap();
     log.write_pending();
     assert!(log.is_clear() && log.failure().is_none());
+}
+
+#[test]
+fn how_far_it_is_durable_follows_the_disk_through_a_rotation() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = AlertLogSettings { max_bytes: 50, ..settings(directory.path()) };
+    let mut log = log(&settings);
+    let inode = |name: &str| fs::metadata(directory.path().join(name)).unwrap().ino();
+    let first = inode("alerts.ndjson");
+    assert_eq!(log.durable(), Durable { inode: first, length: 0, documents: 0 });
+    log.append("a", line("a"));
+    let syncing = log.begin_sync().unwrap();
+    log.append("b", line("b"));
+    assert_eq!((syncing.is_some(), log.durable().documents), (true, 0));
+    log.end_sync(true);
+    assert_eq!(log.durable(), Durable { inode: first, length: 21, documents: 1 });
+    let _syncing = log.begin_sync().unwrap();
+    log.end_sync(false);
+    assert_eq!(log.durable().documents, 1, "the disk refused");
+    let _syncing = log.begin_sync().unwrap();
+    // Rotated while that goes on.
+    log.append("c", line("c"));
+    let rotated = Durable { inode: inode("alerts.ndjson"), length: 0, documents: 3 };
+    assert_eq!(log.durable(), rotated);
+    log.end_sync(true);
+    assert_eq!(log.durable(), rotated, "that was of the old file");
 }
 
 #[test]

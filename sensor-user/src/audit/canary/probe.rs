@@ -1,17 +1,14 @@
 //! Makes the canary's requests, numbered, and tells when. Judges nothing but which answers are audited. The
 //! agent spawns it; `tokentrail check` asks once.
 
-use std::{
-    fs, process,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::{
     sync::{mpsc, oneshot},
     time::sleep,
 };
 
-use super::{Asked, MARK, URI};
+use super::{Asked, run::Run};
 use crate::{
     api::{Access, AccessError, ApiClient},
     time::Micros,
@@ -23,29 +20,24 @@ const AGAIN: Duration = Duration::from_secs(15);
 /// Makes requests that can be told from all others.
 pub struct Probe {
     client: ApiClient,
-    run: String,
+    run: Run,
     number: u64,
 }
 
 impl Probe {
-    /// Reads the credential; asks the server nothing. Its requests bear this nonce.
+    /// Reads the credential; asks the server nothing. Its requests are of this run.
     ///
     /// # Errors
     /// The credential is unusable.
-    pub async fn open(access: &Access, run: String) -> Result<Self, AccessError> {
+    pub async fn open(access: &Access, run: Run) -> Result<Self, AccessError> {
         Ok(Self { client: ApiClient::open(access).await?, run, number: 0 })
-    }
-
-    /// The nonce that the requests of this run bear.
-    pub fn run(&self) -> &str {
-        &self.run
     }
 
     /// Makes one request.
     pub async fn ask(&mut self) -> Asked {
         self.number += 1;
         let number = self.number;
-        let (uri, user_agent) = (format!("{URI}{number}"), format!("{MARK}{}", self.run));
+        let (uri, user_agent) = (self.run.uri(number), self.run.user_agent());
         let sent = wall_clock();
         let status = self.client.status(&uri, &user_agent).await;
         let answered = wall_clock();
@@ -61,7 +53,7 @@ impl Probe {
 /// Asks `every` so often from when `go` says so, until nobody listens.
 pub async fn repeat(
     access: Access,
-    run: String,
+    run: Run,
     every: Duration,
     go: oneshot::Receiver<()>,
     sender: mpsc::Sender<Asked>,
@@ -89,12 +81,6 @@ pub async fn repeat(
     }
 }
 
-/// What no other run's requests bear.
-pub fn nonce() -> String {
-    let random = fs::read_to_string("/proc/sys/kernel/random/uuid");
-    random.map_or_else(|_| process::id().to_string(), |id| id.trim().to_owned())
-}
-
 /// This machine's wall clock.
 pub fn wall_clock() -> Micros {
     Micros::from_duration(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
@@ -102,7 +88,7 @@ pub fn wall_clock() -> Micros {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, sync::Arc};
+    use std::{fs, path::PathBuf, sync::Arc};
 
     use axum::{Router, extract::State, http::HeaderMap, routing::get};
     use http::{StatusCode, Uri};
@@ -111,6 +97,7 @@ mod tests {
     use tokio::{net::TcpListener, sync::Mutex};
 
     use super::*;
+    use crate::audit::canary::URI;
 
     type Seen = Arc<Mutex<(u16, Vec<String>)>>;
 
@@ -150,7 +137,8 @@ mod tests {
     async fn each_request_bears_this_runs_user_agent_and_its_number_and_only_audited_answers_count()
     {
         let (access, seen, _folder) = server().await;
-        let mut probe = Probe::open(&access, nonce()).await.unwrap();
+        let run = Run::begin();
+        let mut probe = Probe::open(&access, run.clone()).await.unwrap();
         let cases =
             [(404, true), (200, true), (403, true), (401, false), (429, false), (503, false)];
         for (number, (code, audited)) in (1..).zip(cases) {
@@ -162,7 +150,7 @@ mod tests {
                 Err(why) => assert!(why.contains(&code.to_string()), "{why}"),
             }
             let request = seen.lock().await.1.pop().unwrap();
-            assert_eq!(request, format!("tokentrail-canary/{} {URI}{number}", probe.run()));
+            assert_eq!(request, format!("{} {}", run.user_agent(), run.uri(number)));
             assert_eq!(seen.lock().await.1, [""; 0], "more than one user agent");
         }
     }
@@ -172,7 +160,7 @@ mod tests {
         let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let folder = TempDir::new().unwrap();
         let access = Access::Kubeconfig(kubeconfig(&folder, &format!("http://{unused}")));
-        let asked = Probe::open(&access, nonce()).await.unwrap().ask().await;
+        let asked = Probe::open(&access, Run::begin()).await.unwrap().ask().await;
         let why = asked.answered.unwrap_err();
         assert!(why.contains("cannot be reached"), "{why}");
     }
@@ -183,7 +171,8 @@ mod tests {
         seen.lock().await.0 = 404;
         let (go, gone) = oneshot::channel();
         let (sender, mut asked) = mpsc::channel(1);
-        let task = tokio::spawn(repeat(access, nonce(), Duration::from_millis(1), gone, sender));
+        let task =
+            tokio::spawn(repeat(access, Run::begin(), Duration::from_millis(1), gone, sender));
         assert!(asked.try_recv().is_err());
         assert!(seen.lock().await.1.is_empty());
         go.send(()).unwrap();

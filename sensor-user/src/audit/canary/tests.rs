@@ -9,7 +9,7 @@ const PATIENCE: Micros = Micros::from_secs(75);
 const NOON: Micros = Micros::from_secs(1_795_305_000);
 
 fn canary() -> Canary {
-    Canary::new("run".to_owned(), EVERY, PATIENCE, CanaryMetrics::default())
+    Canary::new(Run::example(), EVERY, PATIENCE, CanaryMetrics::default())
 }
 
 fn secs(secs: i64) -> Micros {
@@ -21,12 +21,18 @@ fn asked(number: u64, sent: i64, answered: i64) -> Asked {
     Asked { number, sent: NOON + Micros(sent), answered: Ok(NOON + Micros(answered)) }
 }
 
+/// The way by which most of it comes.
+fn way() -> Way {
+    Way { source: 0, side: None }
+}
+
 /// An event as the API server writes it, found by the scan: received and written at these
 /// microseconds after [`NOON`] by the server's clock.
 fn event(user_agent: &str, number: u64, received: i64, stage: i64) -> AuditRecord {
     let (received, stage) = (NOON + Micros(received), NOON + Micros(stage));
+    let uri = Run::example().uri(number).replace('&', r"\u0026");
     let line = format!(
-        r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/tokentrail-canary/pods?limit=1\u0026canary={number}","verb":"list","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
+        r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseComplete","requestURI":"{uri}","verb":"list","user":{{"username":"kubernetes-admin"}},"userAgent":"{user_agent}","requestReceivedTimestamp":"{received}","stageTimestamp":"{stage}"}}"#
     );
     match classify(line.as_bytes(), &Interest::LIVE) {
         Scan::Record(record) => record,
@@ -48,16 +54,17 @@ fn a_request_that_comes_back_gives_clock_and_delay_whichever_is_known_first() {
         clock_offset_us: 2_000_000,
         clock_offset_error_us: 2_000,
         delay_us: 500,
-        source: 0,
+        heard: read,
+        number: 1,
     };
     for event_first in [true, false] {
         let mut canary = canary();
         if event_first {
-            canary.see(&event, read, 0);
+            canary.see(&event, read, &way());
             canary.note(asked.clone(), secs(0));
         } else {
             canary.note(asked.clone(), secs(0));
-            canary.see(&event, read, 0);
+            canary.see(&event, read, &way());
         }
         assert_eq!(canary.measured(), Some(expected));
         let status = canary.status(secs(100_000));
@@ -73,7 +80,7 @@ fn true_offset_and_delay_are_always_within_the_error() {
         let mut canary = canary();
         canary.note(asked(1, 0, out + back), secs(0));
         let read = NOON + Micros(out + delay);
-        canary.see(&own(1, out + offset, out + offset), read, 0);
+        canary.see(&own(1, out + offset, out + offset), read, &way());
         let Measured { clock_offset_us, clock_offset_error_us, delay_us, .. } =
             canary.measured().unwrap();
         assert!((clock_offset_us - offset).abs() <= clock_offset_error_us, "{offset}");
@@ -85,21 +92,45 @@ fn true_offset_and_delay_are_always_within_the_error() {
 fn the_first_stage_of_a_request_counts_and_the_newest_request() {
     let mut canary = canary();
     canary.note(asked(1, 0, 1_000), secs(0));
-    canary.see(&own(1, 500, 500), NOON + Micros(700), 0);
-    canary.see(&own(1, 500, 900), NOON + Micros(5_000), 0);
+    canary.see(&own(1, 500, 500), NOON + Micros(700), &way());
+    canary.see(&own(1, 500, 900), NOON + Micros(5_000), &way());
     assert_eq!(canary.measured().unwrap().delay_us, 200);
     canary.note(asked(2, 10_000, 11_000), secs(1));
-    canary.see(&own(2, 10_500, 10_600), NOON + Micros(10_900), 0);
+    canary.see(&own(2, 10_500, 10_600), NOON + Micros(10_900), &way());
     assert_eq!(canary.measured().unwrap().delay_us, 300);
-    canary.see(&own(1, 500, 900), NOON + Micros(20_000), 0);
+    canary.see(&own(1, 500, 900), NOON + Micros(20_000), &way());
     assert_eq!(canary.measured().unwrap().delay_us, 300, "an old one that comes late says nothing");
+}
+
+#[test]
+fn each_way_has_its_own_clock_and_delay_and_an_old_measurement_says_less() {
+    let of = |side: &str| Way { source: 1, side: Some(side.into()) };
+    let mut canary = canary();
+    canary.note(asked(1, 0, 1_000), secs(0));
+    canary.see(&own(1, 500, 500), NOON + Micros(700), &of("a"));
+    // Twins read the same log.
+    canary.see(&own(1, 500, 500), NOON + Micros(900), &of("b"));
+    // The second request went to a server whose clock is 2 s behind.
+    canary.note(asked(2, 10_000, 11_000), secs(300));
+    canary.see(&own(2, -1_989_500, -1_989_500), NOON + Micros(10_800), &of("c"));
+    let told: Vec<_> = canary.ways().map(|(_, it)| (it.number, it.delay_us)).collect();
+    assert_eq!(told, [(1, 200), (1, 400), (2, 300)]);
+    assert_eq!(canary.measured(), canary.measured_by(&of("c")));
+    let (drift, error) = (100_000, 500);
+    assert_eq!(canary.skew(&of("c")), Some(Micros(2_000_000 + drift + error)));
+    assert_eq!(canary.skew(&of("a")), Some(Micros(2 * drift + error)));
+    assert_eq!(canary.skew(&of("d")), None, "nothing came from there");
+    for side in 0..2 * WAYS {
+        canary.see(&own(3, 0, 0), NOON, &of(&side.to_string()));
+    }
+    assert_eq!(canary.sightings.len(), WAYS);
 }
 
 #[test]
 fn a_clock_that_was_set_back_between_sending_and_answer_measures_nothing() {
     let mut canary = canary();
     canary.note(asked(1, 5_000, 1_000), secs(0));
-    canary.see(&own(1, 500, 500), NOON, 0);
+    canary.see(&own(1, 500, 500), NOON, &way());
     assert_eq!((canary.measured(), canary.status(secs(0)).state), (None, State::Heard));
 }
 
@@ -116,7 +147,7 @@ fn what_is_answered_and_never_heard_is_silence_once_patience_is_over() {
     // Later requests do not put it off.
     canary.note(asked(2, 0, 1_000), secs(80));
     assert_eq!(canary.status(secs(86)).state, State::Silent);
-    canary.see(&own(2, 500, 500), NOON, 0);
+    canary.see(&own(2, 500, 500), NOON, &way());
     assert_eq!(canary.status(secs(1_000)).state, State::Heard);
 }
 
@@ -124,7 +155,7 @@ fn what_is_answered_and_never_heard_is_silence_once_patience_is_over() {
 fn silence_after_sound_needs_two_rounds_more() {
     let mut canary = canary();
     canary.note(asked(1, 0, 1_000), secs(0));
-    canary.see(&own(1, 500, 500), NOON, 0);
+    canary.see(&own(1, 500, 500), NOON, &way());
     canary.note(asked(2, 0, 1_000), secs(300));
     let end = secs(300) + PATIENCE + EVERY + EVERY;
     assert_eq!(canary.status(end).state, State::Heard);
@@ -137,7 +168,7 @@ fn another_agents_canary_proves_the_stream_unless_it_is_of_long_ago() {
         let mut canary = canary();
         canary.note(asked(1, 0, 1_000), secs(0));
         canary.user = Some(own(7, 0, 0).user.username);
-        canary.see(&event("tokentrail-canary/others", 7, 0, 0), NOON + age, 0);
+        canary.see(&event("tokentrail-canary/others", 7, 0, 0), NOON + age, &way());
         let status = canary.status(secs(76));
         assert_eq!((status.state, status.measured), (state, None));
         // Anybody may call themselves one.
@@ -145,7 +176,7 @@ fn another_agents_canary_proves_the_stream_unless_it_is_of_long_ago() {
         forged.user.username = "mallory".to_owned();
         let mut deceived = self::canary();
         deceived.note(asked(1, 0, 1_000), secs(0));
-        deceived.see(&forged, NOON, 0);
+        deceived.see(&forged, NOON, &way());
         assert_eq!(deceived.status(secs(76)).state, State::Silent);
     }
 }
@@ -166,15 +197,19 @@ fn a_request_that_is_not_answered_is_told_with_its_reason_until_one_is() {
 fn what_is_no_canary_is_no_sign_of_life() {
     let mut canary = canary();
     canary.note(asked(1, 0, 1_000), secs(0));
+    let asked_for = Run::example().uri(1);
     for (agent, uri) in [
-        (None, "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=1"),
-        (Some("kubectl/v1.33"), "/api/v1/namespaces/tokentrail-canary/pods?limit=1&canary=1"),
+        (None, &*asked_for),
+        (Some("kubectl/v1.33"), &asked_for),
         (Some("tokentrail-canary/run"), "/api/v1/pods?limit=1&canary=1"),
+        // Whoever knows the run does not know its next proof.
+        (Some("tokentrail-canary/run"), asked_for.rsplit_once('-').unwrap().0),
+        (Some("tokentrail-canary/run"), &asked_for.replace("canary=1", "canary=2")),
         (Some("tokentrail-canary/run"), "/api/v1/namespaces/tokentrail-canary/pods?canary="),
     ] {
         let mut record = own(1, 0, 0);
         (record.user_agent, record.request_uri) = (agent.map(str::to_owned), uri.to_owned());
-        canary.see(&record, NOON, 0);
+        canary.see(&record, NOON, &way());
     }
     assert_eq!(canary.status(secs(76)).state, State::Silent);
 }
@@ -196,12 +231,12 @@ fn metrics_say_what_was_asked_heard_and_measured() {
     ] {
         assert!(before.contains(line), "{line} is not in\n{before}");
     }
-    let mut canary = Canary::new("run".to_owned(), EVERY, PATIENCE, metrics);
+    let mut canary = Canary::new(Run::example(), EVERY, PATIENCE, metrics);
     canary.note(asked(1, 0, 4_000), secs(0));
     canary.status(secs(76));
     let silent = shown();
     assert!(silent.contains("tokentrail_audit_canary_silent 1"), "{silent}");
-    canary.see(&own(1, 1_502_000, 1_503_000), NOON + Micros(3_250), 0);
+    canary.see(&own(1, 1_502_000, 1_503_000), NOON + Micros(3_250), &way());
     canary.status(secs(76));
     let after = shown();
     for line in [

@@ -13,8 +13,11 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use memchr::memrchr;
 
-use super::{fingerprint::first_line, gzip::Gzip, rotation::FileId};
-use crate::audit::{checkpoint::Position, lines::Lines};
+use super::{gzip::Gzip, rotation::FileId};
+use crate::{
+    audit::{checkpoint::Position, lines::Lines},
+    fingerprint::first_line,
+};
 
 /// How many bytes back are compared. Lines may be of one length and of one ending, but their times
 /// stand within this, and no two lines have the same ones.

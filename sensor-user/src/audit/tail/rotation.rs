@@ -18,7 +18,8 @@ use jiff::{civil::DateTime, tz::TimeZone};
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
-use super::{fingerprint::first_line, open::OpenFile};
+use super::open::OpenFile;
+use crate::fingerprint::first_line;
 
 /// Identity of a file while it exists or is held open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

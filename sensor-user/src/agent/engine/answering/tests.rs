@@ -101,7 +101,11 @@ impl Scene {
     }
 
     fn hear(&mut self, node: &str, interests: Vec<Interest>, revision: u64) {
-        let asks = Asks { node: node.to_owned(), interests, revision };
+        self.hear_all(node, Question { interests, canary: None }, revision);
+    }
+
+    fn hear_all(&mut self, node: &str, question: Question, revision: u64) {
+        let asks = Asks { node: node.to_owned(), question, revision };
         let now = at(START);
         self.answering.take(Event::Asked(asks), &self.known, now);
     }
@@ -119,7 +123,7 @@ impl Scene {
 
     fn tick(&mut self, through: i64) {
         let through = Some(at(through));
-        self.answering.pass_time(through, at(START), &self.known);
+        self.answering.pass_time(through, None, at(START), &self.known);
     }
 
     fn said(&self) -> Option<(i64, u64)> {
@@ -156,6 +160,31 @@ fn what_is_asked_is_sent_whether_it_was_read_before_or_comes_later() {
     scene.hear("b", Vec::new(), 4);
     scene.read(&by_pod("later", 1_030), 1_030);
     assert_eq!(scene.sent(), [""; 0]);
+}
+
+#[test]
+fn a_canary_is_sent_whether_it_was_read_before_or_comes_later_and_nobody_waits_for_it() {
+    let mut scene = scene(100, Vec::new());
+    let canary =
+        |id: &str, seconds| event(id, seconds, json!({"userAgent": "tokentrail-canary/r"}));
+    let run = |run: &str| Question { interests: Vec::new(), canary: Some(run.to_owned()) };
+    scene.read(&canary("before", 1_001), 1_001);
+    scene.hear_all("b", run("r"), 7);
+    assert_eq!(scene.sent(), ["before to b"]);
+    scene.read(&canary("after", 1_002), 1_002);
+    scene.hear_all("c", run("another"), 8);
+    scene.hear_all("own", run("r"), 9);
+    assert_eq!(scene.sent(), ["after to b"]);
+    assert_eq!(scene.answering.due(), 0);
+    scene.tick(1_003);
+    let reached = scene.reached.borrow().unwrap();
+    assert_eq!((reached.covered.seen, reached.asked), (9, false));
+    scene.hear("d", asked(1_000, 1_060), 10);
+    scene.read(&by_pod("wanted", 1_010), 1_010);
+    assert_eq!((scene.sent(), scene.answering.due()), (vec!["wanted to d".to_owned()], 3));
+    scene.tick(1_011);
+    let reached = scene.reached.borrow().unwrap();
+    assert_eq!((reached.covered.seen, reached.asked), (10, true));
 }
 
 #[test]

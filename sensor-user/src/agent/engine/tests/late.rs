@@ -49,8 +49,12 @@ fn request(received: Micros) -> AuditBatch {
             "extra": {"authentication.kubernetes.io/pod-uid": ["pod"]}},
         "requestReceivedTimestamp": received, "stageTimestamp": received,
     });
-    let line =
-        ReadLine { line: event.to_string().into_bytes().into(), end: 0, read_at: Instant::now() };
+    let line = ReadLine {
+        line: event.to_string().into_bytes().into(),
+        end: 0,
+        read_at: Instant::now(),
+        side: None,
+    };
     let (mut batch, _) = batch(0, None);
     batch.lines = vec![line];
     batch

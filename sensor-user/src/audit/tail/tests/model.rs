@@ -19,10 +19,13 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    super::{Tail, TailConfig, fingerprint::first_line, open::OpenFile},
+    super::{Tail, TailConfig, open::OpenFile},
     ids_of, line, other_line,
 };
-use crate::audit::{AuditBatch, AuditMetrics, SourceStatus, checkpoint::Position};
+use crate::{
+    audit::{AuditBatch, AuditMetrics, SourceStatus, checkpoint::Position},
+    fingerprint::first_line,
+};
 
 #[derive(Clone, Debug)]
 enum Action {

@@ -1,7 +1,7 @@
 //! What a log file begins with, as a number: knows a file's content again after it was copied or
-//! compressed, and tells when a file has other content than before. No two audit events are the same.
+//! compressed, and tells when a file has other content than before. No two events or alerts are the same.
 //!
-//! Called where files are opened and positions taken. Blocking, a few kilobytes.
+//! Called where audit logs and alert logs are opened and positions in them taken. Blocking, a few kilobytes.
 
 use std::io::{self, BufRead as _, BufReader, Read};
 
@@ -14,7 +14,7 @@ const ENOUGH: u64 = 4096;
 /// The fingerprint of the first line; `None` while there is no complete one. Where it stands counts
 /// as well: a file that was truncated under a writer that goes on at its old offset begins with a
 /// hole.
-pub(super) fn first_line(content: impl Read) -> io::Result<Option<u64>> {
+pub fn first_line(content: impl Read) -> io::Result<Option<u64>> {
     let mut content = BufReader::new(content);
     let mut start = 0u64;
     loop {
