@@ -19,11 +19,15 @@ use crate::{
     sandbox::{Sandbox, Undo, report},
 };
 
+/// Addresses that belong to nobody (RFC 5737): a network for each line.
+const NETWORKS: [[u8; 3]; 2] = [[192, 0, 2], [198, 51, 100]];
+
 /// A line between two networks. It goes when this is dropped.
 pub struct Line {
     near: PathBuf,
     far: PathBuf,
-    number: usize,
+    name: String,
+    network: [u8; 3],
 }
 
 impl Line {
@@ -33,8 +37,10 @@ impl Line {
     /// # Errors
     /// If it cannot be made.
     pub fn lay(near: &Path, far: &Path, number: usize) -> Result<Self> {
-        let line = Self { near: near.to_owned(), far: far.to_owned(), number };
-        let name = line.name();
+        let network = *NETWORKS.get(number).context("there are two lines at most")?;
+        let name = format!("line{number}");
+        let line = Self { near: near.to_owned(), far: far.to_owned(), name, network };
+        let name = &line.name;
         // Made inside: there is no moment at which the machine itself has these interfaces.
         ip(near, &format!("link add {name} type veth peer name {name} netns {}", far.display()))?;
         for (network, address) in [(near, line.near_ip()), (far, line.far_ip())] {
@@ -64,7 +70,7 @@ impl Line {
     /// # Errors
     /// If it cannot be cut.
     pub fn cut(&self) -> Result<()> {
-        ip(&self.near, &format!("link set {} down", self.name()))
+        ip(&self.near, &format!("link set {} down", self.name))
     }
 
     /// Something gets through again.
@@ -72,7 +78,7 @@ impl Line {
     /// # Errors
     /// If it cannot be mended.
     pub fn mend(&self) -> Result<()> {
-        ip(&self.near, &format!("link set {} up", self.name()))
+        ip(&self.near, &format!("link set {} up", self.name))
     }
 
     /// Has the far end send what is for these addresses (all, if it is `default`) through this line.
@@ -83,13 +89,8 @@ impl Line {
         ip(&self.far, &format!("route add {whose} via {}", self.near_ip()))
     }
 
-    fn name(&self) -> String {
-        format!("line{}", self.number)
-    }
-
     fn address(&self, last: u8) -> IpAddr {
-        // Addresses that belong to nobody (RFC 5737): a network for each line.
-        let [first, second, third] = if self.number == 0 { [192, 0, 2] } else { [198, 51, 100] };
+        let [first, second, third] = self.network;
         Ipv4Addr::new(first, second, third, last).into()
     }
 }
@@ -97,7 +98,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         // Connections that were cut keep a network alive for minutes, and with it all that is in it.
-        report(ip(&self.near, &format!("link del {}", self.name())));
+        report(ip(&self.near, &format!("link del {}", self.name)));
     }
 }
 

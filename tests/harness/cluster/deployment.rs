@@ -174,7 +174,10 @@ impl<'cluster> Deployment<'cluster> {
     }
 
     fn pods(&self, node: &ClusterNode) -> Result<Vec<Value>> {
-        let label = format!("app.kubernetes.io/instance={}", release(node));
+        // The pods of `helm test` are of the release, too.
+        let release = release(node);
+        let label =
+            format!("app.kubernetes.io/name=tokentrail,app.kubernetes.io/instance={release}");
         let pods = self.cluster.get(&["pods", "--namespace", NAMESPACE, "--selector", &label])?;
         let pods = pods.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
         let live = |pod: &Value| pod.pointer("/metadata/deletionTimestamp").is_none();
