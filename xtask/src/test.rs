@@ -49,15 +49,9 @@ pub(crate) fn run(full: bool) -> ExitCode {
     report.check("Helm chart and manifests", after_build(helm_chart));
     report.check("whole program, running kernel", after_build(whole_program));
     report.check("whole program, Kubernetes cluster", after_build(cluster));
-    for arch in [Arch::Amd64, Arch::Arm64] {
-        let name = format!("whole program, Debian's kernels in VMs, {}", arch.oci_name());
-        report.check(
-            &name,
-            || {
-                if built { virtual_machines(arch, full) } else { Ok(without_build()) }
-            },
-        );
-    }
+    report.check("whole program, Debian's kernels in VMs", || {
+        if built { virtual_machines(full) } else { Ok(without_build()) }
+    });
     report.sum_up()
 }
 
@@ -172,8 +166,8 @@ fn cluster() -> Result<Outcome> {
     Ok(Outcome::Counted(tally))
 }
 
-fn virtual_machines(arch: Arch, full: bool) -> Result<Outcome> {
-    let boots = match vm::Boots::of_matrix(arch, full) {
+fn virtual_machines(full: bool) -> Result<Outcome> {
+    let boots = match vm::Boots::of_matrix(full) {
         Ok(boots) => boots,
         Err(vm::Obstacle::Impossible(why)) => return Ok(Outcome::Impossible(why)),
         Err(vm::Obstacle::NotSetUp(why)) => return Ok(Outcome::NotSetUp(why)),

@@ -4,7 +4,8 @@
 //! into; `boot` boots and listens; `report` makes a table of what was found. No KVM is needed.
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     thread,
     time::Instant,
@@ -30,6 +31,8 @@ use boot::Told;
 use kernel::Kernel;
 use matrix::{MATRIX, Machine, Tests};
 
+/// All that machines have.
+const ARCHES: [Arch; 2] = [Arch::Amd64, Arch::Arm64];
 /// How many VMs run at once: their tests use one processor, and their kernels little of another.
 const SIDE_BY_SIDE: usize = 2;
 
@@ -49,17 +52,11 @@ pub(crate) enum Obstacle {
 pub(crate) fn run(names: &[String], only: &[String], write_readme: bool) -> Result<()> {
     let machines = matrix::chosen(names)?;
     build::run()?;
-    let mut tally = Tally::default();
-    for arch in [Arch::Amd64, Arch::Arm64] {
-        let of_arch = machines.iter().filter(|machine| machine.arch == arch);
-        let boots: Vec<_> = of_arch.map(|machine| (*machine, machine.tests)).collect();
-        if !boots.is_empty() {
-            let boots = Boots::prepare(arch, boots).map_err(|obstacle| match obstacle {
-                Obstacle::Impossible(why) | Obstacle::NotSetUp(why) => anyhow!(why),
-            })?;
-            tally += Boots { only: only.to_vec(), ..boots }.test()?;
-        }
-    }
+    let machines = machines.into_iter().map(|machine| (machine, machine.tests)).collect();
+    let boots = Boots::prepare(machines).map_err(|obstacle| match obstacle {
+        Obstacle::Impossible(why) | Obstacle::NotSetUp(why) => anyhow!(why),
+    })?;
+    let tally = Boots { only: only.to_vec(), ..boots }.test()?;
     say(tally);
     if tally.failed > 0 {
         bail!("{} tests failed in VMs", tally.failed);
@@ -67,9 +64,8 @@ pub(crate) fn run(names: &[String], only: &[String], write_readme: bool) -> Resu
     if write_readme { report::write_readme() } else { Ok(()) }
 }
 
-/// Machines of one architecture, and all that they need from elsewhere.
+/// Machines, and all that they need from elsewhere.
 pub(crate) struct Boots {
-    arch: Arch,
     machines: Vec<(&'static Machine, Tests, Kernel)>,
     /// Of these names alone; of all, if there are none.
     only: Vec<String>,
@@ -77,16 +73,13 @@ pub(crate) struct Boots {
 
 impl Boots {
     /// Gets what is missing for the short matrix or the whole one: programs and kernels.
-    pub(crate) fn of_matrix(arch: Arch, full: bool) -> Result<Self, Obstacle> {
-        let of_arch = MATRIX.iter().filter(|machine| machine.arch == arch);
+    pub(crate) fn of_matrix(full: bool) -> Result<Self, Obstacle> {
         let tests = |machine: &Machine| if full { Some(machine.tests) } else { machine.short };
-        Self::prepare(
-            arch,
-            of_arch.filter_map(|machine| Some((machine, tests(machine)?))).collect(),
-        )
+        let chosen = MATRIX.iter().filter_map(|machine| Some((machine, tests(machine)?)));
+        Self::prepare(chosen.collect())
     }
 
-    fn prepare(arch: Arch, machines: Vec<(&'static Machine, Tests)>) -> Result<Self, Obstacle> {
+    fn prepare(machines: Vec<(&'static Machine, Tests)>) -> Result<Self, Obstacle> {
         if !Arch::Amd64.is_this_machines() {
             return Err(Obstacle::Impossible(format!(
                 "VMs are booted on x86-64 machines, this one is {}",
@@ -94,22 +87,31 @@ impl Boots {
             )));
         }
         let not_set_up = |error| Obstacle::NotSetUp(format!("{error:#}"));
-        let packages: &[debian::Package] = match arch {
-            Arch::Amd64 => {
-                &[debian::QEMU_AMD64, debian::BUSYBOX, debian::RUNC, debian::TMUX, debian::SCRIPT]
+        for arch in ARCHES {
+            if machines.iter().all(|(machine, _)| machine.arch != arch) {
+                continue;
             }
-            Arch::Arm64 => &[debian::QEMU_ARM64, debian::BUSYBOX],
-        };
-        debian::install(packages).map_err(not_set_up)?;
-        if !arch.is_this_machines() {
-            build::static_cargo("build", build::AGENT, arch).map_err(not_set_up)?;
+            let packages: &[debian::Package] = match arch {
+                Arch::Amd64 => &[
+                    debian::QEMU_AMD64,
+                    debian::BUSYBOX,
+                    debian::RUNC,
+                    debian::TMUX,
+                    debian::SCRIPT,
+                ],
+                Arch::Arm64 => &[debian::QEMU_ARM64, debian::BUSYBOX],
+            };
+            debian::install(packages).map_err(not_set_up)?;
+            if !arch.is_this_machines() {
+                build::static_cargo("build", build::AGENT, arch).map_err(not_set_up)?;
+            }
         }
         let machines = machines
             .into_iter()
             .map(|(machine, tests)| Ok((machine, tests, Kernel::of(machine)?)))
             .collect::<Result<_>>()
             .map_err(not_set_up)?;
-        Ok(Self { arch, machines, only: Vec::new() })
+        Ok(Self { machines, only: Vec::new() })
     }
 
     /// Boots with what was built before, and runs the tests in each; prints what was found.
@@ -118,7 +120,12 @@ impl Boots {
     /// If the tests do not build. A VM that does not get to their end is a failed test.
     pub(crate) fn test(&self) -> Result<Tally> {
         let folder = tempfile::tempdir()?;
-        let (suites, image) = self.image(&folder)?;
+        let mut images = Vec::new();
+        for arch in ARCHES {
+            if self.machines.iter().any(|(machine, ..)| machine.arch == arch) {
+                images.push((arch, self.image(folder.path(), arch)?));
+            }
+        }
         let waiting = Mutex::new(self.machines.iter());
         let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
         let told = Mutex::new(Vec::new());
@@ -126,9 +133,14 @@ impl Boots {
             for _ in 0..SIDE_BY_SIDE {
                 scope.spawn(|| {
                     while let Some((machine, tests, kernel)) = next() {
+                        let Some((_, (suites, image))) =
+                            images.iter().find(|(arch, _)| *arch == machine.arch)
+                        else {
+                            continue;
+                        };
                         let start = Instant::now();
-                        let runs = runs(&suites, |test| self.runs(*tests, test), machine);
-                        let result = image::with_modules(&image, &kernel.modules(), machine.name)
+                        let runs = runs(suites, |test| self.runs(*tests, test), machine);
+                        let result = image::with_modules(image, &kernel.modules(), machine.name)
                             .and_then(|image| boot::run(machine, &kernel.image(), &image, &runs));
                         told.lock().unwrap_or_else(PoisonError::into_inner).push((
                             *machine,
@@ -172,9 +184,10 @@ impl Boots {
         tests.hold(test) && (self.only.is_empty() || self.only.iter().any(|name| name == test))
     }
 
-    /// Builds the tests that any of the machines runs, and an image with them.
-    fn image(&self, folder: &tempfile::TempDir) -> Result<(Vec<Suite>, PathBuf)> {
-        let wanted = |test: &str| self.machines.iter().any(|(_, tests, _)| self.runs(*tests, test));
+    /// Builds the tests that any of the machines of an architecture runs, and an image with them.
+    fn image(&self, folder: &Path, arch: Arch) -> Result<(Vec<Suite>, PathBuf)> {
+        let of_arch = || self.machines.iter().filter(|(machine, ..)| machine.arch == arch);
+        let wanted = |test: &str| of_arch().any(|(_, tests, _)| self.runs(*tests, test));
         let suites: Vec<Suite> = system_tests::suites()?
             .into_iter()
             .map(|suite| suite.of_the_kernel().with(wanted))
@@ -182,14 +195,13 @@ impl Boots {
             .collect();
         let mut programs = Vec::new();
         for suite in &suites {
-            programs.extend(suite.programs(self.arch)?);
+            programs.extend(suite.programs(arch)?);
         }
-        let agent = if self.arch.is_this_machines() {
-            build::agent()
-        } else {
-            build::static_agent(self.arch)?
-        };
-        let image = image::write(folder.path(), self.arch, &agent, &programs)?;
+        let folder = folder.join(arch.oci_name());
+        fs::create_dir(&folder)?;
+        let agent =
+            if arch.is_this_machines() { build::agent() } else { build::static_agent(arch)? };
+        let image = image::write(&folder, arch, &agent, &programs)?;
         Ok((suites, image))
     }
 }
