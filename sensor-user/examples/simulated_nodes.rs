@@ -18,7 +18,9 @@ use rustix::time::{ClockId, clock_gettime};
 use tokentrail::{
     audit::{AuditBatch, AuditRecord, SourceStatus},
     nats::{
-        Link, Login, NatsConfig, NatsMetrics, Status, asking::Asker, interest::Interest,
+        Link, Login, NatsConfig, NatsMetrics, Status,
+        asking::Asker,
+        interest::{Interest, Round},
         names::Names,
     },
     time::Micros,
@@ -98,7 +100,7 @@ async fn run(server: &str, cluster: &str, nodes: usize, asking: usize) -> Result
 
 struct Node {
     name: String,
-    interests: watch::Sender<Vec<Interest>>,
+    round: watch::Sender<Round>,
     status: watch::Receiver<Status>,
     // What it would show of its source; the link ends without.
     _source: watch::Receiver<SourceStatus>,
@@ -124,13 +126,13 @@ impl Node {
             publish_alerts: false,
         };
         let (mut link, status) = Link::new(config, metrics.clone());
-        let (interests, asked) = watch::channel(Vec::new());
+        let (round, asked) = watch::channel(Round::default());
         // No API server answers it: the question is as long as a real one.
         let canary = Some(format!("{number:032x}"));
         let (source_status, source) = watch::channel(SourceStatus::default());
         link.asker = Some(Asker::new(number, asked, canary, batches, source_status, metrics));
         tokio::spawn(link.run());
-        Self { name, interests, status, _source: source }
+        Self { name, round, status, _source: source }
     }
 
     async fn wait_until_connected(&mut self) -> Result<()> {
@@ -140,7 +142,7 @@ impl Node {
 
     fn ask(&self) {
         let now: Micros = SystemTime::now().into();
-        self.interests.send_replace(vec![Interest {
+        let interests = vec![Interest {
             pod: self.name.clone(),
             from: now,
             until: now + ASKED,
@@ -148,6 +150,7 @@ impl Node {
             name: Some(self.name.clone()),
             account: Some("cart".to_owned()),
             addresses: vec!["10.0.0.1".to_owned()],
-        }]);
+        }];
+        self.round.send_replace(Round { number: 1, interests });
     }
 }

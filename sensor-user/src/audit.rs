@@ -339,6 +339,9 @@ pub struct SourceStatus {
     pub complete_at_boot_ns: Option<u64>,
     /// All requests received until then were handed on, as the audit sides behind the broker say.
     pub answered_through: Option<Micros>,
+    /// Number of the round of questions that this considers.
+    #[serde(skip)]
+    pub answered_round: u64,
 }
 
 impl SourceStatus {

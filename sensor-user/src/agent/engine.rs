@@ -523,7 +523,10 @@ impl Engine {
     /// How far a source is known to be complete, on the steady axis.
     fn reached(&self, source: &Source, now: Micros, queue_is_empty: bool) -> Micros {
         if source.way == Way::Nats {
-            let answered = source.status.borrow().answered_through;
+            // What is asked only now may be about requests of before that.
+            let round = self.asking.as_ref().map_or(0, Asking::number);
+            let status = source.status.borrow();
+            let answered = status.answered_through.filter(|_| status.answered_round == round);
             let answered = answered.map(|wall| self.senses.clock.wall_to_steady(wall).min(now));
             return answered.unwrap_or(Micros::MIN).max(now - source.lateness);
         }

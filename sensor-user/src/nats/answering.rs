@@ -97,8 +97,8 @@ pub struct Asks {
 /// How far the engine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reached {
-    /// What is to be said.
-    pub covered: Covered,
+    /// What is to be said; nothing while a source has not begun.
+    pub covered: Option<Covered>,
     /// Whether anybody asks about pods.
     pub asked: bool,
 }
@@ -172,10 +172,11 @@ impl Answerer {
                 _ = look.tick(), if saying.is_none() => {
                     let reached = *self.reached.borrow();
                     if let Some(reached) = reached
+                        && let Some(covered) = reached.covered
                         && said.is_none_or(|at| at.elapsed() >= every(reached))
                     {
                         said = Some(Instant::now());
-                        saying = Some(say(bucket, names, reached.covered));
+                        saying = Some(say(bucket, names, covered));
                     }
                 }
                 result = async { match &mut saying { Some(it) => it.await, None => std::future::pending().await } } => {
@@ -277,11 +278,14 @@ fn is_full(error: &PublishError) -> bool {
     refusal.is_some_and(is_for_good)
 }
 
-/// Whether the stream refuses by its own bounds. What its disk refuses comes under the same code.
+/// Whether the node's own share is used up. What all of them have used up, and what the disk refuses, comes under
+/// the same code: that waits.
 fn is_for_good(refusal: &jetstream::Error) -> bool {
     match refusal.error_code() {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => true,
-        ErrorCode::STREAM_STORE_FAILED => refusal.to_string().starts_with("maximum "),
+        ErrorCode::STREAM_STORE_FAILED => {
+            refusal.to_string().starts_with("maximum messages per subject")
+        }
         _ => false,
     }
 }
@@ -291,12 +295,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_streams_bounds_refuse_is_refused_for_good_and_what_its_disk_refuses_is_not() {
+    fn what_a_nodes_share_refuses_is_refused_for_good_and_what_others_or_the_disk_do_is_not() {
         // As nats-server words them.
         let cases = [
             (10077, "maximum messages per subject exceeded", true),
-            (10077, "maximum bytes exceeded", true),
-            (10077, "maximum messages exceeded", true),
+            (10077, "maximum bytes exceeded", false),
+            (10077, "maximum messages exceeded", false),
             (10054, "message size exceeds maximum allowed", true),
             (10077, "write /data/msgs/7.blk: no space left on device", false),
             (10077, "store is closed", false),

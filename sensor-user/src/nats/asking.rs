@@ -24,7 +24,7 @@ use super::{
     NatsMetrics, Status,
     bucket::Bucket,
     connection::ConnectionError,
-    interest::{self, Interest, Question},
+    interest::{self, Interest, Question, Round},
     names::{self, Names},
     progress::Progress,
     sides::{self, Sides},
@@ -49,7 +49,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub struct Asker {
     /// Index of the source in the engine.
     source: usize,
-    interests: watch::Receiver<Vec<Interest>>,
+    round: watch::Receiver<Round>,
     /// The run of this node's audit canary, if it has one.
     canary: Option<String>,
     batches: mpsc::Sender<AuditBatch>,
@@ -66,10 +66,10 @@ type Put = BoxFuture<'static, Result<(Vec<Interest>, u64), ConnectionError>>;
 type Untold = BoxFuture<'static, Option<Vec<Message>>>;
 
 impl Asker {
-    /// One that asks for what comes by `interests`, and for the audit canaries of a run.
+    /// One that asks for what comes by `round`, and for the audit canaries of a run.
     pub fn new(
         source: usize,
-        interests: watch::Receiver<Vec<Interest>>,
+        round: watch::Receiver<Round>,
         canary: Option<String>,
         batches: mpsc::Sender<AuditBatch>,
         source_status: watch::Sender<SourceStatus>,
@@ -77,7 +77,7 @@ impl Asker {
     ) -> Self {
         Self {
             source,
-            interests,
+            round,
             canary,
             batches,
             source_status,
@@ -123,7 +123,8 @@ impl Asker {
             .await
             .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
         let mut sides = Sides::open(context, names).await?;
-        let mut put: Option<Put> = None;
+        // First of all: what audit sides say is held against it.
+        let mut put = self.put(bucket, names);
         let mut untold: FuturesUnordered<Untold> = FuturesUnordered::new();
         let mut renew = time::interval(RENEWED);
         let mut look = time::interval(LOOK);
@@ -173,7 +174,7 @@ impl Asker {
                     }
                 }
                 // One at a time, in order: what changes meanwhile is in the next.
-                changed = self.interests.changed(), if put.is_none() => {
+                changed = self.round.changed(), if put.is_none() => {
                     changed.map_err(|_| untaken())?;
                     put = self.put(bucket, names);
                 }
@@ -192,8 +193,9 @@ impl Asker {
 
     /// Begins to put what is asked now, if the bucket has to hear of it.
     fn put(&mut self, bucket: &Bucket, names: &Names) -> Option<Put> {
-        let interests = self.interests.borrow_and_update().clone();
+        let Round { number, interests } = self.round.borrow_and_update().clone();
         self.progress.ask(&interests);
+        self.restate(number);
         let question = Question { interests: interests.clone(), canary: self.canary.clone() };
         if question.is_empty() && !self.has_put {
             return None;
@@ -245,6 +247,17 @@ impl Asker {
             let moved = status.answered_through != through;
             status.answered_through = through;
             moved
+        });
+    }
+
+    /// Tells the engine how far they are with what is asked from now on: no further than before, since it is not
+    /// known what is on its way.
+    fn restate(&self, number: u64) {
+        let through = self.progress.through();
+        self.source_status.send_modify(|status| {
+            let both = status.answered_through.zip(through);
+            status.answered_through = both.map(|(before, now)| before.min(now));
+            status.answered_round = number;
         });
     }
 

@@ -70,6 +70,15 @@ impl Interest {
     }
 }
 
+/// What a node asks by now. Rounds are numbered, so that who answers can say what the answer considers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Greater than that of each earlier round.
+    pub number: u64,
+    /// All of it.
+    pub interests: Vec<Interest>,
+}
+
 /// All that a node asks, as the document has it. Other JSON does not pass for asking nothing: whoever may talk
 /// to the broker can have its replies put under another node's key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

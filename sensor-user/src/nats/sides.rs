@@ -17,6 +17,9 @@ use super::{
     progress::{self, Covered},
 };
 
+/// Keys that are looked at for audit sides: anybody may have replies put under some.
+const LOOKED_AT: usize = 4_096;
+
 /// Keys and values of audit sides.
 pub(super) struct Sides {
     before: VecDeque<(String, Vec<u8>)>,
@@ -36,7 +39,7 @@ impl Sides {
         let bucket = context.get_stream_no_info(format!("KV_{}", names.bucket())).await;
         let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
         let found = bucket.info_with_subjects(&all).await.map_err(failed)?;
-        let mut found = found.take(progress::SIDES);
+        let mut found = found.take(LOOKED_AT);
         let mut before = VecDeque::new();
         while let Some((subject, _)) = found
             .try_next()
@@ -44,7 +47,15 @@ impl Sides {
             .map_err(|error| ConnectionError::failed("list audit sides", &error))?
         {
             match bucket.direct_get_last_for_subject(&*subject).await {
-                Ok(message) => before.push_back((key(&prefix, &subject), message.payload.to_vec())),
+                Ok(message) => {
+                    let (key, value) = (key(&prefix, &subject), message.payload.to_vec());
+                    if said(&key, &value).is_some() {
+                        before.push_back((key, value));
+                    }
+                    if before.len() == progress::SIDES {
+                        break;
+                    }
+                }
                 // Gone since.
                 Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
                 Err(error) => {

@@ -335,6 +335,7 @@ impl Answering {
     /// Once a second: forgets what is over, and says how far all sources are. Times are wall clock.
     pub(super) fn pass_time(
         &mut self,
+        is_any_open: bool,
         through: Option<Micros>,
         last_event: Option<Micros>,
         now: Micros,
@@ -347,17 +348,29 @@ impl Answering {
             self.deferred = None;
             self.look_back(&mut self.asked.since(since), known);
         }
-        let Some(through) = through else { return };
+        if !is_any_open {
+            return;
+        }
         self.asked.forget(now);
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.metrics.interests.set(gauge(self.asked.pods()));
         self.metrics.look_back_bytes.set(gauge(self.recent.bytes()));
+        let Some(through) = through else {
+            // One source has not begun. The others answer, and how far all are is not known.
+            let asked = self.asked.pods() > 0;
+            self.reached.send_if_modified(|reached| {
+                let is_first = reached.is_none();
+                reached.get_or_insert(Reached { covered: None, asked });
+                is_first
+            });
+            return;
+        };
         let is_settled =
             self.searching.is_none() && self.to_search.is_empty() && self.deferred.is_none();
         if is_settled && self.next.is_none() {
             let covered = Covered { through, seen: self.seen, last_event, sends_canaries: true };
             let asked = self.asked.pods() > 0;
-            self.next = Some((Reached { covered, asked }, self.queued));
+            self.next = Some((Reached { covered: Some(covered), asked }, self.queued));
         }
         if let Some((reached, _)) = self.next.take_if(|(_, queued)| done >= *queued) {
             self.reached.send_replace(Some(reached));

@@ -6,7 +6,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::Engine;
-use crate::{attribution::pods::Pod, correlation::Span, nats::interest::Interest, time::Micros};
+use crate::{
+    attribution::pods::Pod,
+    correlation::Span,
+    nats::interest::{Interest, Round},
+    time::Micros,
+};
 
 /// How much longer than needed by now is asked: what goes on is not said anew for each open.
 const AHEAD: Micros = Micros::from_secs(60);
@@ -16,18 +21,23 @@ const OLDEST: Micros = Micros::from_secs(12 * 3_600);
 
 /// What was asked last.
 pub(super) struct Asking {
-    interests: watch::Sender<Vec<Interest>>,
+    round: watch::Sender<Round>,
 }
 
 impl Asking {
-    pub(super) fn new(interests: watch::Sender<Vec<Interest>>) -> Self {
-        Self { interests }
+    pub(super) fn new(round: watch::Sender<Round>) -> Self {
+        Self { round }
+    }
+
+    /// Number of the last round.
+    pub(super) fn number(&self) -> u64 {
+        self.round.borrow().number
     }
 
     /// What is asked.
     #[cfg(test)]
     pub(super) fn asked(&self) -> Vec<Interest> {
-        self.interests.borrow().clone()
+        self.round.borrow().interests.clone()
     }
 }
 
@@ -35,7 +45,8 @@ impl Engine {
     /// Asks what has to be asked by now, if that is not what is asked already.
     pub(super) fn ask(&mut self) {
         let Some(asking) = &self.asking else { return };
-        let before = asking.interests.borrow();
+        let round = asking.round.borrow();
+        let before = &round.interests;
         let clock = &self.senses.clock;
         let mut changed = false;
         let interests: Vec<Interest> = self
@@ -57,9 +68,10 @@ impl Engine {
             })
             .collect();
         changed |= interests.len() != before.len();
-        drop(before);
+        let number = round.number + 1;
+        drop(round);
         if changed {
-            asking.interests.send_replace(interests);
+            asking.round.send_replace(Round { number, interests });
         }
     }
 }

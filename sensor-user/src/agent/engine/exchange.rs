@@ -19,7 +19,10 @@ use crate::{
     },
     audit::{AuditBatch, AuditMetrics, SourceStatus, canary, decoder::Decoder},
     config::Config,
-    nats::{Link, NatsMetrics, Status, answering::Answerer, asking::Asker, telling::Teller},
+    nats::{
+        Link, NatsMetrics, Status, answering::Answerer, asking::Asker, interest::Round,
+        telling::Teller,
+    },
     time::Micros,
 };
 
@@ -58,12 +61,12 @@ impl Engine {
         }
         if !config.no_sensor {
             let (status_sender, status) = watch::channel(SourceStatus::default());
-            let (interests, asked) = watch::channel(Vec::new());
+            let (round, asked) = watch::channel(Round::default());
             let source = self.sources.len();
             let canary = self.canary.run().map(str::to_owned);
             link.asker =
                 Some(Asker::new(source, asked, canary, sender, status_sender, metrics.clone()));
-            self.asking = Some(Asking::new(interests));
+            self.asking = Some(Asking::new(round));
             let name = "NATS".to_owned();
             self.sources.push(Source {
                 decoder: Decoder::new(name.clone(), audit_metrics.clone()),
@@ -107,12 +110,14 @@ impl Engine {
         let own = |source: &&Source| source.way != Way::Nats && !self.may_be_absent(source);
         let sources = self.sources.iter().filter(own);
         let last_event = sources.clone().filter_map(|source| source.newest_stage).max();
-        let reached = sources.map(|source| self.reached(source, now, queue_is_empty)).min();
-        let through = reached.filter(|it| *it > Micros::MIN);
+        let reached = sources.map(|source| self.reached(source, now, queue_is_empty));
+        let begun = |it: &Micros| *it > Micros::MIN;
+        let is_any_open = reached.clone().any(|it| begun(&it));
+        let through = reached.min().filter(begun);
         let through = through.map(|it| self.senses.clock.steady_to_wall(it));
         let wall = self.senses.clock.now().wall;
         if let Some(answering) = &mut self.answering {
-            answering.pass_time(through, last_event, wall, &self.join.correlator);
+            answering.pass_time(is_any_open, through, last_event, wall, &self.join.correlator);
         }
     }
 

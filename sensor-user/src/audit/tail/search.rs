@@ -29,7 +29,25 @@ pub fn search(
     interest: &Interest<'_>,
     take: &mut dyn FnMut(Option<AuditRecord>) -> bool,
 ) -> Result<(), String> {
-    search_files(path, from, interest, take).map_err(|error| error.to_string())
+    for _ in 0..TRIES {
+        match search_files(path, from, interest, take) {
+            Ok(Searched::All) => return Ok(()),
+            // What is read again is known by its ids.
+            Ok(Searched::Moved) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Err(format!("files beside {} are renamed or compressed again and again", path.display()))
+}
+
+/// How often files are listed again that were renamed, compressed or removed meanwhile.
+const TRIES: usize = 5;
+
+enum Searched {
+    /// All that there is, or all that is wanted.
+    All,
+    /// But for a file that is not there any more, at least by that name.
+    Moved,
 }
 
 fn search_files(
@@ -37,24 +55,27 @@ fn search_files(
     from: Micros,
     interest: &Interest<'_>,
     take: &mut dyn FnMut(Option<AuditRecord>) -> bool,
-) -> Result<(), OpenError> {
+) -> Result<Searched, OpenError> {
+    let mut moved = false;
     // Before the others are listed: one that is rotated meanwhile is read twice, but not passed over.
     let live = rotation::open(path);
     let written_since = |time: SystemTime| Micros::from(time) >= from;
+    let mut failed = None;
     for sibling in rotation::siblings(path)?.iter().filter(|it| written_since(it.time)) {
-        match sibling.open(0) {
-            Ok(file) => {
-                if !read(path, file, interest, take)? {
-                    return Ok(());
-                }
-            }
-            // Compressed or removed since it was listed.
-            Err(OpenError::Missing(_)) => {}
-            Err(error) => return Err(error),
+        match sibling.open(0).and_then(|file| read(path, file, interest, take)) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Searched::All),
+            Err(OpenError::Missing(_)) => moved = true,
+            // Others may have what is wanted.
+            Err(error) => failed = Some(error),
         }
     }
     let (file, id) = live?;
-    read(path, OpenFile::at(file, id, 0), interest, take).map(drop)
+    let goes_on = read(path, OpenFile::at(file, id, 0), interest, take)?;
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(if moved && goes_on { Searched::Moved } else { Searched::All }),
+    }
 }
 
 /// Reads one file to its end; whether to go on.
@@ -67,7 +88,12 @@ fn read(
     let mut buffer = vec![0; CHUNK];
     loop {
         let found = file.read(&mut buffer).map_err(|error| OpenError::new(path, error))?;
-        let Found::Bytes(chunk, more) = found else { return Ok(true) };
+        let (chunk, more) = match found {
+            Found::Bytes(chunk, more) => (chunk, more),
+            Found::Damaged(error) => return Err(OpenError::new(path, error)),
+            // Whoever follows it says so; what was in it is gone.
+            Found::Truncated => return Ok(true),
+        };
         if !judge(file.lines(), chunk, interest, take) {
             return Ok(false);
         }

@@ -25,7 +25,7 @@ use crate::{
     },
     config::Config,
     kernel::Finding,
-    nats::{Link, NatsConfig, NatsMetrics, asking::Asker},
+    nats::{Link, NatsConfig, NatsMetrics, asking::Asker, interest::Round},
     time::Micros,
 };
 
@@ -107,7 +107,7 @@ async fn listen(
         let _: Result<_, _> = timeout(PATIENCE, looked).await;
     }
     // It asks for nothing but its canaries, and acknowledges nothing.
-    let (_interests, asked) = watch::channel(Vec::new());
+    let (_round, asked) = watch::channel(Round::default());
     let mut is_answered = false;
     if let Some(nats) = nats {
         let (mut link, mut status) = Link::new(nats.clone(), NatsMetrics::default());

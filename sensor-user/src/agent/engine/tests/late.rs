@@ -30,6 +30,15 @@ impl Scene {
         self.engine.ask();
     }
 
+    /// Audit sides have said that they are this far with all that is asked.
+    fn answered(&self, status: &watch::Sender<SourceStatus>, through: Micros) {
+        let number = self.engine.asking.as_ref().unwrap().number();
+        status.send_modify(|status| {
+            status.answered_through = Some(through);
+            status.answered_round = number;
+        });
+    }
+
     fn asks(&self) -> Vec<Interest> {
         self.engine.asking.as_ref().unwrap().asked()
     }
@@ -68,7 +77,7 @@ async fn a_request_that_comes_hours_late_is_asked_for_until_then_and_alerts() {
     // The audit side is behind by two hours: its cloud's log service is.
     for behind in [AGO + Micros::from_secs(1), AGO - Micros::from_secs(50)] {
         let through = scene.engine.senses.clock.now().wall - behind;
-        answered.send_modify(|status| status.answered_through = Some(through));
+        scene.answered(&answered, through);
         scene.engine.pass_time(&scene.batches).unwrap();
         let asked = scene.asks();
         assert_eq!(asked.len(), 1, "it is asked for as long as its requests may come");
@@ -77,7 +86,7 @@ async fn a_request_that_comes_hours_late_is_asked_for_until_then_and_alerts() {
     scene.engine.take(request(opened + Micros::from_secs(5)));
     assert_eq!(scene.alerts(), 1);
     let through = scene.engine.senses.clock.now().wall;
-    answered.send_modify(|status| status.answered_through = Some(through));
+    scene.answered(&answered, through);
     scene.engine.pass_time(&scene.batches).unwrap();
     assert!(scene.asks().is_empty(), "all sides are past it");
 }
@@ -87,9 +96,23 @@ async fn beyond_the_patience_of_the_node_a_request_is_too_late() {
     let (mut scene, answered) = node(3_600).await;
     let opened = scene.engine.senses.clock.now().wall - AGO;
     scene.open(opened);
-    answered.send_modify(|status| status.answered_through = Some(opened));
+    scene.answered(&answered, opened);
     scene.engine.pass_time(&scene.batches).unwrap();
     assert!(scene.asks().is_empty());
     scene.engine.take(request(opened + Micros::from_secs(5)));
     assert_eq!(scene.alerts(), 0);
+}
+
+#[tokio::test]
+async fn what_audit_sides_said_of_other_questions_ends_nothing() {
+    let (mut scene, answered) = node(3 * 3_600).await;
+    let through = scene.engine.senses.clock.now().wall;
+    scene.answered(&answered, through);
+    // As the journal has it after a restart, or the ring after an outage.
+    let opened = scene.engine.senses.clock.now().wall - AGO;
+    scene.open(opened);
+    scene.engine.pass_time(&scene.batches).unwrap();
+    assert_eq!(scene.asks().len(), 1, "nobody has been asked about it yet");
+    scene.engine.take(request(opened + Micros::from_secs(5)));
+    assert_eq!(scene.alerts(), 1);
 }
