@@ -39,9 +39,10 @@ impl Recent {
         self.since <= received
     }
 
-    /// The lines, oldest first.
-    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        self.lines.iter().map(|(line, _)| &**line)
+    /// The lines that were read then or later, oldest first: among them are all of requests received since.
+    pub fn lines_since(&self, received: Micros) -> impl Iterator<Item = &[u8]> {
+        let first = self.lines.partition_point(|(_, read)| *read < received);
+        self.lines.range(first..).map(|(line, _)| &**line)
     }
 
     /// Bytes held.
@@ -77,7 +78,8 @@ mod tests {
                 for from in 0..=now + 1 {
                     if recent.reaches(Micros(from)) {
                         let read_since = all.iter().filter(|(_, read)| *read >= from).count();
-                        prop_assert!(recent.lines().count() >= read_since, "from {}", from);
+                        let since = recent.lines_since(Micros(from)).count();
+                        prop_assert_eq!(since, read_since, "from {}", from);
                     }
                 }
             }
@@ -89,6 +91,6 @@ mod tests {
         let mut recent = Recent::new(1_000, Micros(10));
         assert!(!recent.reaches(Micros(9)));
         recent.push(b"line".as_slice().into(), Micros(12));
-        assert!(recent.reaches(Micros(10)) && recent.lines().eq([b"line"]));
+        assert!(recent.reaches(Micros(10)) && recent.lines_since(Micros::MIN).eq([b"line"]));
     }
 }

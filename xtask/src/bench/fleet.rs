@@ -19,7 +19,7 @@ use rustix::{
     process::{Resource, Rlimit, setrlimit},
     time::{ClockId, Timespec, clock_gettime},
 };
-use tokentrail_tests::{AgentSetup, Broker, PATIENCE, Pod, Sandbox};
+use tokentrail_tests::{AgentSetup, Broker, PATIENCE, Pod, Sandbox, api};
 
 use super::{
     example,
@@ -62,7 +62,12 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
         .args(["--no-sensor".to_owned()])
         .args(broker.arguments())
         .start()?;
-    let node = AgentSetup::new(&sandbox, log.path()).without_audit_log().args(broker.arguments());
+    // A stand-in for an API server audits the node's canary, from which it knows the clock of who writes the log.
+    let api = api::serve_audited(&sandbox, &[], log.path())?;
+    let node = AgentSetup::new(&sandbox, log.path())
+        .without_audit_log()
+        .kubeconfig(api)
+        .args(broker.arguments());
     let alerts = node.alerts().path().to_owned();
     let node = node.start()?;
 

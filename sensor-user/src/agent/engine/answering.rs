@@ -282,7 +282,10 @@ impl Answering {
                 Scan::Record(record) => Some(record),
                 Scan::Skip | Scan::Bad(_) => None,
             };
-            self.recent.lines().filter_map(record).collect()
+            // A canary may have been asked for before this node was.
+            let earliest = new.interests().map(|(_, interest)| interest.from).min();
+            let from = earliest.filter(|_| !new.has_canary()).unwrap_or(Micros::MIN);
+            self.recent.lines_since(from).filter_map(record).collect()
         });
         for record in records {
             self.send_to(new.wanted(&record), &record, known);
