@@ -18,10 +18,10 @@ use crate::{
 
 /// Records that a share has at once; all five take four of five in the ring.
 const BURST: u64 = 80;
-/// Files of a volume that have a share of their own; the kubelet writes three, one after the other.
-const FILES: u64 = 4;
 /// Its records a second after that, as the time that each takes, nanoseconds: 200.
 const EACH_NS: u64 = 5_000_000;
+/// Files of a volume that have a share of their own; the kubelet writes three, one after the other.
+const FILES: u64 = 4;
 
 /// Who has a share of the ring.
 #[repr(C)]
