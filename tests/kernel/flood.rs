@@ -108,9 +108,12 @@ async fn no_other_file_of_a_volume_hides_its_token() {
     others.retain(|file| number(file) % 4 != number(&token) % 4);
     let mut bench = Bench::start().await;
     bench.sensor.watch_devices(&BTreeSet::from([volume.device()])).unwrap();
-    for file in &others {
+    for (at, file) in others.iter().enumerate() {
         fs::File::open(file).unwrap();
-        bench.sensor.drain(|_| {});
+        // Seldom: what a slow machine takes for it gives the shares time to fill again.
+        if at % 100 == 99 {
+            bench.sensor.drain(|_| {});
+        }
     }
     let lost = bench.metrics.lost_total(Loss::Flood);
     assert!(lost > 0, "{} opens are more than the shares of one session", others.len());
