@@ -113,19 +113,23 @@ fn decentralised<'sandbox>(
     (broker, [node, side])
 }
 
+/// An attack on the node alerts there, with the request that the audit side has read.
+fn assert_an_attack_alerts(node: &Node<'_>, side: &Agent) {
+    let victim = node.workload().unwrap();
+    victim.attack().unwrap();
+    side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
+    node.request_by(&victim.pod).unwrap();
+    node.settled_alert_about(&victim.pod).unwrap();
+}
+
 #[test]
 fn with_jwts_of_an_operator_each_part_does_its_work_with_the_permissions_that_are_shipped() {
     let sandbox = Sandbox::create().unwrap();
     let operator = Operator::default();
     let (broker, logins) = decentralised(&sandbox, &operator, None);
     let (node, side) = scene(&sandbox, &broker, logins.each_ref().map(String::as_str));
-    let side = side.start().unwrap();
-    let agent = node.agent.start().unwrap();
-    let victim = node.workload().unwrap();
-    victim.attack().unwrap();
-    side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
-    node.request_by(&victim.pod).unwrap();
-    node.settled_alert_about(&victim.pod).unwrap();
+    let (side, agent) = (side.start().unwrap(), node.agent.start().unwrap());
+    assert_an_attack_alerts(&node, &side);
     agent.wait_for_metric("tokentrail_nats_audit_sides", &[], 1.0).unwrap();
     let refused = broker.log().lines().filter(|it| it.contains("Violation")).count();
     assert_eq!(refused, 0, "{}", broker.log());
@@ -230,13 +234,8 @@ fn a_client_certificate_is_asked_for_and_a_renewed_one_is_taken_and_nothing_is_l
     set_up(&sandbox, &broker, &login("admin"));
     let logins = ["node", "side"].map(login);
     let (node, side) = scene(&sandbox, &broker, logins.each_ref().map(String::as_str));
-    let side = side.start().unwrap();
-    let agent = node.agent.start().unwrap();
-    let victim = node.workload().unwrap();
-    victim.attack().unwrap();
-    side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
-    node.request_by(&victim.pod).unwrap();
-    node.settled_alert_about(&victim.pod).unwrap();
+    let (side, agent) = (side.start().unwrap(), node.agent.start().unwrap());
+    assert_an_attack_alerts(&node, &side);
 
     // The server trusts another authority from now on; the audit side's certificate was renewed before.
     second.certify(folder, "side");

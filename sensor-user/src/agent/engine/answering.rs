@@ -358,9 +358,9 @@ impl Answering {
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.metrics.interests.set(gauge(self.asked.pods()));
         self.metrics.look_back_bytes.set(gauge(self.recent.bytes()));
+        let asked = self.asked.pods() > 0;
         let Some(through) = through else {
             // One source has not begun. The others answer, and how far all are is not known.
-            let asked = self.asked.pods() > 0;
             self.reached.send_if_modified(|reached| {
                 let is_first = reached.is_none();
                 reached.get_or_insert(Reached { covered: None, asked });
@@ -372,7 +372,6 @@ impl Answering {
             self.searching.is_none() && self.to_search.is_empty() && self.deferred.is_none();
         if is_settled && self.next.is_none() {
             let covered = Covered { through, seen: self.seen, last_event, sends_canaries: true };
-            let asked = self.asked.pods() > 0;
             self.next = Some((Reached { covered: Some(covered), asked }, self.queued));
         }
         if let Some((reached, _)) = self.next.take_if(|(_, queued)| done >= *queued) {

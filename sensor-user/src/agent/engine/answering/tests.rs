@@ -188,6 +188,16 @@ fn a_canary_is_sent_whether_it_was_read_before_or_comes_later_and_nobody_waits_f
 }
 
 #[test]
+fn a_source_that_has_not_begun_keeps_no_other_from_answering() {
+    let mut scene = scene(100, Vec::new());
+    scene.answering.pass_time(false, None, None, at(START), &scene.known);
+    assert_eq!(*scene.reached.borrow(), None, "there is nothing to answer from");
+    scene.answering.pass_time(true, None, None, at(START), &scene.known);
+    let reached = scene.reached.borrow().unwrap();
+    assert_eq!((reached.covered, reached.asked), (None, false), "how far all are is not known");
+}
+
+#[test]
 fn who_got_in_is_told_first_and_once() {
     let mut scene = scene(100, Vec::new());
     let record: AuditRecord = serde_json::from_value(session("exec", 900)).unwrap();
