@@ -27,6 +27,9 @@ const OF_EACH_ROUTE: &str = "/metadata/tokentrail/tests-of-each-route";
 /// Where a package names those of its tests that need a Kubernetes cluster.
 const OF_A_CLUSTER: &str = "/metadata/tokentrail/tests-of-a-cluster";
 
+/// Where it names those of which the longest test only waits: the others of the same go on beside it, one by one.
+const THAT_WAIT: &str = "/metadata/tokentrail/tests-that-wait";
+
 /// One package's whole-program tests.
 pub(crate) struct Suite {
     package: String,
@@ -34,6 +37,7 @@ pub(crate) struct Suite {
     of_the_kernel: Option<Vec<String>>,
     of_each_route: Vec<String>,
     of_a_cluster: Vec<String>,
+    that_wait: Vec<String>,
 }
 
 /// All of them.
@@ -53,6 +57,7 @@ pub(crate) fn suites() -> Result<Vec<Suite>> {
         of_the_kernel: names(package, OF_THE_KERNEL),
         of_each_route: names(package, OF_EACH_ROUTE).unwrap_or_default(),
         of_a_cluster: names(package, OF_A_CLUSTER).unwrap_or_default(),
+        that_wait: names(package, THAT_WAIT).unwrap_or_default(),
     });
     Ok(packages.filter(|suite| !suite.tests.is_empty()).collect())
 }
@@ -75,6 +80,12 @@ impl Suite {
     /// Those that need a cluster, or the others.
     pub(crate) fn with_cluster(mut self, cluster: bool) -> Self {
         self.tests.retain(|test| self.of_a_cluster.contains(test) == cluster);
+        self
+    }
+
+    /// Those of which the longest test only waits, or the others.
+    pub(crate) fn with_waiting(mut self, waits: bool) -> Self {
+        self.tests.retain(|test| self.that_wait.contains(test) == waits);
         self
     }
 

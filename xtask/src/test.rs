@@ -138,9 +138,12 @@ fn whole_program() -> Result<Outcome> {
         return Ok(Outcome::NotSetUp(obstacle));
     }
     let mut tally = Tally::default();
-    for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(false)) {
-        if !suite.tests().is_empty() {
-            tally += stream(suite.cargo_test().args(["--", "--test-threads=1"]))?;
+    for (waits, threads) in [(false, "--test-threads=1"), (true, "--test-threads=2")] {
+        for suite in system_tests::suites()?.into_iter().map(|suite| suite.with_cluster(false)) {
+            let suite = suite.with_waiting(waits);
+            if !suite.tests().is_empty() {
+                tally += stream(suite.cargo_test().args(["--", threads]))?;
+            }
         }
     }
     Ok(Outcome::Counted(tally))
@@ -158,7 +161,7 @@ fn cluster() -> Result<Outcome> {
         if !suite.tests().is_empty() {
             let mut test = suite.cargo_test();
             scene.hand_to(&mut test);
-            // The longest only waits: the others go on beside it, one by one.
+            // As with those that wait.
             tally += stream(test.args(["--", "--test-threads=2"]))?;
         }
     }
