@@ -148,6 +148,35 @@ fn each_part_does_its_work_with_its_permissions_alone() {
 }
 
 #[test]
+fn what_a_login_may_not_do_is_said_in_one_sentence_before_anything_is_asked() {
+    let sandbox = Sandbox::create().unwrap();
+    let reached = "\"tokentrail.test.reached.*\"";
+    let broker = broker(&sandbox);
+    // As an operator has it who updates agents and forgets the permissions.
+    let file = sandbox.folder().join("node-b.conf");
+    let permissions = fs::read_to_string(&file).unwrap();
+    assert!(permissions.contains(reached));
+    fs::write(&file, permissions.replace(reached, "")).unwrap();
+    broker.reload().unwrap();
+    let node = asking(&sandbox, &broker);
+    let agent = node.agent.spawn().unwrap();
+    let says = format!(
+        "NATS: this login lacks a permission on the NATS server: Permissions Violation for Subscription to {reached}; \
+         docs/nats.md"
+    );
+    wait_until(PATIENCE, "the agent says what it may not hear", || {
+        // It may not listen yet.
+        Ok(agent.get("/readyz").is_ok_and(|it| it.body.contains(&says)).then_some(()))
+    })
+    .unwrap();
+    let mut check = tokentrail();
+    check.args(["check", "--no-kube", "--node-name", "node-b"]).args(broker.arguments());
+    let found = sandbox.run(check.args(login(&sandbox, "node-b", ""))).unwrap();
+    let line = found.output.lines().find(|it| it.contains("  NATS  ")).unwrap_or_default();
+    assert!(line.contains(says.trim_start_matches("NATS: ")), "{found:?}");
+}
+
+#[test]
 fn a_login_is_changed_under_a_running_agent() {
     let sandbox = Sandbox::create().unwrap();
     let broker = broker(&sandbox);
@@ -191,9 +220,11 @@ fn streams_and_bucket_may_be_made_by_hand() {
 
 /// What somebody with the login of `node-b` tries in the name of `node-a`. Those marked `true` the login that
 /// all nodes share may do.
-const PUBLISHED: [(&str, &str, bool); 39] = [
+const PUBLISHED: [(&str, &str, bool); 41] = [
     ("ask in another's name", "$KV.tokentrail_test.ask.node-a_east", true),
     ("pass for an audit side", "$KV.tokentrail_test.side.node-b", false),
+    ("pass for an audit side", "tokentrail.test.reached.node-b", false),
+    ("speak for an audit side", "tokentrail.test.reached.node-a_east", false),
     ("answer another", "tokentrail.test.request.node-a_east", false),
     ("answer itself", "tokentrail.test.request.node-b", false),
     ("tell alerts of another", "tokentrail.test.alert.node-a_east", true),
@@ -390,7 +421,8 @@ fn what_the_broker_replies_to_a_thief_is_no_question_and_no_answer_of_another_no
     for words in
         [&*format!("$KV.tokentrail_test.ask.{NODE_A}"), "$JS.API.STREAM.INFO.tokentrail_test"]
     {
-        for reply in [question, answers, "$KV.tokentrail_test.side.thief"] {
+        let sides = ["$KV.tokentrail_test.side.thief", "tokentrail.test.reached.thief"];
+        for reply in [question, answers].into_iter().chain(sides) {
             assert_eq!(thief.publish(words, reply, br#"{"interests":[]}"#).unwrap(), None);
         }
     }

@@ -254,18 +254,38 @@ fn a_token_minted_by_a_pod_that_is_asked_about_is_told_by_one_of_both() {
     assert_eq!(scene.node.agent.alerts().matching(is_minted).unwrap(), Vec::<Value>::new());
 }
 
+/// The state of the bucket that the audit side has seen, as it said to the node.
+fn seen(agent: &Agent) -> (Option<Timestamp>, u64) {
+    let status = status(agent);
+    let seen = |what| status.pointer(&format!("/nats/audit_sides/node-a/seen/{what}"));
+    let made = seen("bucket").and_then(Value::as_str).and_then(|it| it.parse().ok());
+    (made, seen("number").and_then(Value::as_u64).unwrap_or_default())
+}
+
 #[test]
-fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it() {
+fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it_also_in_a_bucket_made_anew()
+{
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
     let mut scene = Scene::new(&sandbox, &broker);
     let config = sandbox.folder().join("side.yaml");
     fs::write(&config, "audit-lateness-seconds: 1\n").unwrap();
     scene.side = scene.side.args(["--config".as_ref(), config.as_os_str()]);
-    let _side = scene.side.start().unwrap();
-    let _agent = scene.node.agent.start().unwrap();
+    let side = scene.side.start().unwrap();
+    let agent = scene.node.agent.start().unwrap();
     let victim = scene.node.workload().unwrap();
     victim.attack().unwrap();
+    wait_until_asked(&side);
+    let (old, _) = wait_until(PATIENCE, "the node hears that its question was seen", || {
+        Ok(Some(seen(&agent)).filter(|(_, number)| *number > 0))
+    })
+    .unwrap();
+    // While the exposure goes on; nobody is restarted.
+    broker.make_bucket_anew().unwrap();
+    wait_until(PATIENCE, "the node hears that of the new bucket", || {
+        Ok(Some(seen(&agent)).filter(|(made, number)| *made > old && *number > 0))
+    })
+    .unwrap();
     let told = || Ok(scene.node.told("token-read", "alert", &victim.pod)?.into_iter().next());
     wait_until(PATIENCE * 2, "the read is told", told).unwrap();
 }

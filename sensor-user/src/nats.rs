@@ -5,12 +5,14 @@
 //!   exposures ──► asking ──► bucket, key ask.<node>  ──────► answering ──► asked (who wants what)
 //!                  ▲  ▲                                          │            ▲ lines, recent lines,
 //!                  │  └───── bucket, key side.<node> ◄── covered ┤            │ or the file once more
+//!                  │  └──── tokentrail.<cluster>.reached.<node> ◄─┤
 //!   correlation ◄──┴── stream, tokentrail.<cluster>.request.<node> ◄─ records ┘
 //!   alert log ──► telling ──► stream, tokentrail.<cluster>.alert.<node> ──────► whoever collects alerts
 //! ```
 //!
 //! A node says what it wants to know: one document, replaced whenever it changes. Whoever reads an audit log
-//! publishes the records that are wanted, and says how far it has come. To the node the answers are one
+//! publishes the records that are wanted, and says how far it has come: once a minute to all by the bucket, more
+//! often to those who ask something, by what nothing stores. To the node the answers are one
 //! more audit source, whose batches are acknowledged when their alerts are durable. What either tells is published
 //! once it is durable in the alert log.
 //!
@@ -33,6 +35,7 @@ mod bucket;
 mod connection;
 pub mod interest;
 mod link;
+mod looks;
 mod metrics;
 pub mod names;
 pub mod progress;

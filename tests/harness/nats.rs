@@ -259,8 +259,27 @@ impl<'sandbox> Broker<'sandbox> {
         let configuration = fs::read_to_string(&self.configuration)?;
         ensure!(configuration.contains(old), "there is no {old:?} in its configuration");
         fs::write(&self.configuration, configuration.replace(old, new))?;
+        self.reload()
+    }
+
+    /// Has it read its configuration anew, and what that includes.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub fn reload(&self) -> Result<()> {
         let Some(process) = &self.process else { bail!("there is no NATS server to tell") };
         Ok(kill_process(Pid::from_child(&process.child), Signal::HUP)?)
+    }
+
+    /// Deletes the bucket and makes it anew, as an operator does by mistake.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn make_bucket_anew(&self) -> Result<()> {
+        const DELETE: &str = "$JS.API.STREAM.DELETE.KV_tokentrail_test";
+        let deleted = self.log_in("", "", "_INBOX.harness")?.ask(DELETE, "", b"")?;
+        ensure!(deleted.get("error").is_none(), "{deleted}");
+        self.set_up()
     }
 
     /// Logs in with a password. What is asked is answered to `inbox`.

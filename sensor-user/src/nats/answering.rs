@@ -1,5 +1,5 @@
 //! The side of an agent with audit sources: hears what nodes ask, publishes the records that the engine finds
-//! to be wanted, and says how far it has come.
+//! to be wanted, and says how far it has come, to all nodes and more often to those that ask.
 //!
 //! Records are published in their order and counted as they are taken by the broker; those that a connection
 //! took with it are published again by the next, and the broker knows them by their ids. The engine decides
@@ -26,11 +26,11 @@ use tracing::warn;
 
 use super::{
     NatsMetrics,
-    bucket::Bucket,
+    bucket::{Bucket, Entry},
     connection::ConnectionError,
     interest::{self, Question, Refused},
     names::{self, Names},
-    progress::Covered,
+    progress::{Covered, Revision},
 };
 use crate::{
     audit::{AuditRecord, Stage},
@@ -42,8 +42,11 @@ use crate::{
 const IN_FLIGHT: usize = 256;
 /// How often this side looks at whether to say how far it is.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often it says so while somebody asks, and while nobody does.
-const SAID: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
+/// How often it says so to nodes that ask. Not with each question that it has seen: in a large cluster somebody
+/// asks all the time.
+const SAID: Duration = Duration::from_secs(5);
+/// How often it puts that, by which all nodes know that it is there; and once more when it has read its first event.
+const PUT: Duration = Duration::from_mins(1);
 /// How often it is said that answers are given up.
 const GIVEN_UP: Duration = Duration::from_mins(1);
 
@@ -91,7 +94,7 @@ pub struct Asks {
     /// All of it.
     pub question: Question,
     /// Revision of the bucket.
-    pub revision: u64,
+    pub revision: Revision,
 }
 
 /// How far the engine is.
@@ -99,8 +102,6 @@ pub struct Asks {
 pub struct Reached {
     /// What is to be said; nothing while a source has not begun.
     pub covered: Option<Covered>,
-    /// Whether anybody asks about pods.
-    pub asked: bool,
 }
 
 /// What answers.
@@ -119,7 +120,7 @@ pub struct Answerer {
 
 type Taken = BoxFuture<'static, Result<PublishAck, PublishError>>;
 /// A put of how far this side is.
-type Said = BoxFuture<'static, Result<(), ConnectionError>>;
+type Put = BoxFuture<'static, Result<(), ConnectionError>>;
 
 impl Answerer {
     /// One that publishes what comes by `queue`, and counts by `done`.
@@ -149,15 +150,13 @@ impl Answerer {
         }
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut said: Option<Instant> = None;
-        let mut saying: Option<Said> = None;
+        let (mut last_said, mut last_put) = (None::<Instant>, None::<Instant>);
+        let mut has_read = false;
+        let mut put: Option<Put> = None;
         loop {
             tokio::select! {
                 entry = asks.next() => {
-                    let entry = entry?;
-                    // A key that was removed asks for nothing.
-                    let value = entry.value.as_deref().unwrap_or(interest::NOTHING);
-                    if let Some(asks) = self.hear(&entry.key, value, entry.revision) {
+                    if let Some(asks) = self.hear(&entry?) {
                         self.asks.send(asks).await.map_err(|_| unheard())?;
                     }
                 }
@@ -169,18 +168,30 @@ impl Answerer {
                     taken.push_back(sent?);
                 }
                 Some(result) = taken.next() => self.take(&result)?,
-                _ = look.tick(), if saying.is_none() => {
+                _ = look.tick() => {
                     let reached = *self.reached.borrow();
-                    if let Some(reached) = reached
-                        && let Some(covered) = reached.covered
-                        && said.is_none_or(|at| at.elapsed() >= every(reached))
-                    {
-                        said = Some(Instant::now());
-                        saying = Some(say(bucket, names, covered));
+                    let Some(covered) = reached.and_then(|it| it.covered) else { continue };
+                    let is_due =
+                        |last: Option<Instant>, every| last.is_none_or(|at| at.elapsed() >= every);
+                    let covered = Covered { seen: bucket.seen(covered.seen), ..covered };
+                    // Numbers and times: they have a JSON form.
+                    let word = serde_json::to_vec(&covered).unwrap_or_default();
+                    if is_due(last_said, SAID) {
+                        last_said = Some(Instant::now());
+                        say(context, names, word.clone()).await?;
+                    }
+                    let is_first = covered.last_event.is_some() && !has_read;
+                    if put.is_none() && (is_first || is_due(last_put, PUT)) {
+                        last_put = Some(Instant::now());
+                        has_read = covered.last_event.is_some();
+                        let (bucket, key) = (bucket.clone(), names.side());
+                        put = Some(Box::pin(async move {
+                            bucket.put(&key, word, "say that it is there").await.map(drop)
+                        }));
                     }
                 }
-                result = async { match &mut saying { Some(it) => it.await, None => std::future::pending().await } } => {
-                    saying = None;
+                result = async { match &mut put { Some(it) => it.await, None => std::future::pending().await } } => {
+                    put = None;
                     result?;
                 }
             }
@@ -188,11 +199,13 @@ impl Answerer {
     }
 
     /// What a key of the bucket asks, if it can be heard.
-    fn hear(&self, key: &str, value: &[u8], revision: u64) -> Option<Asks> {
-        let Some(node) = names::asker(key) else {
+    fn hear(&self, entry: &Entry) -> Option<Asks> {
+        let Some(node) = names::asker(&entry.key) else {
             self.metrics.refused(Refused::Key).inc();
             return None;
         };
+        // A key that was removed asks for nothing.
+        let value = entry.value.as_deref().unwrap_or(interest::NOTHING);
         let question = match interest::decode(value) {
             Ok((question, refused)) => {
                 self.metrics.refused(Refused::Bounds).inc_by(refused as u64);
@@ -203,7 +216,7 @@ impl Answerer {
                 return None;
             }
         };
-        Some(Asks { node: node.to_owned(), question, revision })
+        Some(Asks { node: node.to_owned(), question, revision: entry.revision })
     }
 
     /// What the broker said of the record that waits first.
@@ -240,19 +253,10 @@ fn unheard() -> ConnectionError {
     ConnectionError::Ended("nobody hears what is asked".to_owned())
 }
 
-/// How often it is said how far this side is. Not with each question that it has seen: all nodes hear it, and
-/// in a large cluster somebody asks all the time.
-fn every(reached: Reached) -> Duration {
-    if reached.asked { SAID.0 } else { SAID.1 }
-}
-
-fn say(bucket: &Bucket, names: &Names, covered: Covered) -> Said {
-    let (bucket, key) = (bucket.clone(), names.side());
-    Box::pin(async move {
-        // Numbers and times: they have a JSON form.
-        let value = serde_json::to_vec(&covered).unwrap_or_default();
-        bucket.put(&key, value, "say how far it is").await.map(drop)
-    })
+/// Says how far this side is to nodes that ask. Nothing stores it: of what is lost the next one takes the place.
+async fn say(context: &Context, names: &Names, word: Vec<u8>) -> Result<(), ConnectionError> {
+    let said = context.client().publish(names.reached_by(names.node()), word.into()).await;
+    said.map_err(|error| ConnectionError::failed("say how far it is", &error))
 }
 
 async fn publish(

@@ -6,13 +6,14 @@
 
 use std::{
     convert::Infallible,
+    future::pending,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use async_nats::jetstream::{
     Context, Message,
-    consumer::{AckPolicy, pull},
+    consumer::{AckPolicy, Consumer, pull},
 };
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -25,12 +26,16 @@ use super::{
     bucket::Bucket,
     connection::ConnectionError,
     interest::{self, Interest, Question, Round},
+    looks::Looks,
     names::{self, Names},
-    progress::Progress,
-    sides::{self, Sides},
+    progress::{Progress, Revision},
+    sides::Sides,
     wall_clock,
 };
-use crate::audit::{AuditBatch, ReadLine, SourceState, SourceStatus};
+use crate::{
+    audit::{AuditBatch, ReadLine, SourceState, SourceStatus},
+    time::Micros,
+};
 
 /// Answers in one batch.
 const BATCH: usize = 64;
@@ -43,7 +48,7 @@ const AWAY: Duration = Duration::from_hours(7 * 24);
 /// How often what is asked is put again, so that the bucket keeps it.
 const RENEWED: Duration = Duration::from_mins(5);
 /// How often the audit sides are counted.
-const LOOK: Duration = Duration::from_secs(5);
+const COUNTED: Duration = Duration::from_secs(5);
 
 /// What asks for a node.
 pub struct Asker {
@@ -61,7 +66,9 @@ pub struct Asker {
 }
 
 /// A put that is on its way: what, and at which revision it is there.
-type Put = BoxFuture<'static, Result<(Vec<Interest>, u64), ConnectionError>>;
+type Put = BoxFuture<'static, Result<(Vec<Interest>, Revision), ConnectionError>>;
+/// A look whether answers wait: how many do.
+type Look<'consumer> = BoxFuture<'consumer, Result<u64, ConnectionError>>;
 /// An answer that waits for the engine's word.
 type Untold = BoxFuture<'static, Option<Vec<Message>>>;
 
@@ -124,14 +131,17 @@ impl Asker {
             .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
         let mut sides = Sides::open(context, names).await?;
         // First of all: what audit sides say is held against it.
-        let mut put = self.put(bucket, names);
+        let mut looks = Looks::of(names.node());
+        let mut put = self.put(bucket, names, &mut looks);
+        let mut looking: Option<Look<'_>> = None;
         let mut untold: FuturesUnordered<Untold> = FuturesUnordered::new();
-        let mut renew = time::interval(RENEWED);
-        let mut look = time::interval(LOOK);
+        let mut renew = time::interval_at(time::Instant::now() + RENEWED, RENEWED);
+        let mut count = time::interval(COUNTED);
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.source_status.send_modify(|it| it.state = SourceState::Open);
         loop {
+            sides.heed(self.progress.asks()).await?;
             tokio::select! {
                 answer = answers.next() => {
                     let Some(answer) = answer else {
@@ -157,44 +167,56 @@ impl Asker {
                     }
                 }
                 said = sides.next() => {
-                    let Some((key, value)) = said else {
+                    let Some((side, covered)) = said else {
                         return Err(ConnectionError::Ended("no more of audit sides".to_owned()));
                     };
-                    self.hear(&key, &value);
-                    self.look(status);
-                    // Whatever was published before is here, or nothing is said.
-                    let info = if self.progress.asks() {
-                        let info = consumer.get_info().await;
-                        info.map_err(|error| ConnectionError::failed("count answers", &error))?
+                    if bucket.is_before(covered.seen) {
+                        return Err(ConnectionError::Anew);
+                    }
+                    self.progress.hear(&side, covered, wall_clock());
+                    self.count_sides(status);
+                    if self.progress.asks() {
+                        looks.plan(Instant::now());
                     } else {
-                        consumer.cached_info().clone()
-                    };
-                    if !self.progress.asks() || (info.num_pending == 0 && info.num_ack_pending == 0) {
-                        self.advance();
+                        self.advance(self.progress.through());
+                    }
+                }
+                () = until(looks.due()), if looking.is_none() => {
+                    let told = self.source_status.borrow().answered_through;
+                    if looks.begin(Instant::now(), self.progress.through(), told) {
+                        looking = Some(Box::pin(waiting(&consumer)));
+                    }
+                }
+                waiting = async { match &mut looking { Some(it) => it.await, None => pending().await } } => {
+                    looking = None;
+                    // Whatever was published before is here, or nothing is said.
+                    if let Some(through) = looks.end(waiting? == 0) {
+                        self.advance(Some(through));
                     }
                 }
                 // One at a time, in order: what changes meanwhile is in the next.
                 changed = self.round.changed(), if put.is_none() => {
                     changed.map_err(|_| untaken())?;
-                    put = self.put(bucket, names);
+                    put = self.put(bucket, names, &mut looks);
                 }
-                _ = renew.tick(), if put.is_none() => put = self.put(bucket, names),
-                done = async { match &mut put { Some(put) => put.await, None => std::future::pending().await } } => {
+                _ = renew.tick(), if put.is_none() => put = self.put(bucket, names, &mut looks),
+                done = async { match &mut put { Some(put) => put.await, None => pending().await } } => {
                     put = None;
                     let (interests, revision) = done?;
                     self.metrics.asked.inc();
                     self.has_put = !interests.is_empty();
                     self.progress.put(&interests, revision);
                 }
-                _ = look.tick() => self.look(status),
+                _ = count.tick() => self.count_sides(status),
             }
         }
     }
 
     /// Begins to put what is asked now, if the bucket has to hear of it.
-    fn put(&mut self, bucket: &Bucket, names: &Names) -> Option<Put> {
+    fn put(&mut self, bucket: &Bucket, names: &Names, looks: &mut Looks) -> Option<Put> {
         let Round { number, interests } = self.round.borrow_and_update().clone();
         self.progress.ask(&interests);
+        looks.restate();
         self.restate(number);
         let question = Question { interests: interests.clone(), canary: self.canary.clone() };
         if question.is_empty() && !self.has_put {
@@ -234,15 +256,8 @@ impl Asker {
         Ok(Box::pin(async move { word.await.ok().map(|()| messages) }))
     }
 
-    fn hear(&mut self, key: &str, value: &[u8]) {
-        if let Some((side, covered)) = sides::said(key, value) {
-            self.progress.hear(side, covered, wall_clock());
-        }
-    }
-
     /// Tells the engine how far all sides are.
-    fn advance(&self) {
-        let through = self.progress.through();
+    fn advance(&self, through: Option<Micros>) {
         self.source_status.send_if_modified(|status| {
             let moved = status.answered_through != through;
             status.answered_through = through;
@@ -262,7 +277,7 @@ impl Asker {
     }
 
     /// Counts the audit sides.
-    fn look(&mut self, status: &watch::Sender<Status>) {
+    fn count_sides(&mut self, status: &watch::Sender<Status>) {
         let now = wall_clock();
         self.progress.forget(now);
         let (sides, unanswered_since) = (self.progress.sides(), self.progress.silent_since(now));
@@ -288,6 +303,21 @@ fn untaken() -> ConnectionError {
 fn side(message: &Message) -> Option<Arc<str>> {
     let value = message.headers.as_ref()?.get(names::SIDE)?;
     names::named_side(value.as_str()).map(Arc::from)
+}
+
+/// Waits until then, or for ever.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => time::sleep_until(due.into()).await,
+        None => pending().await,
+    }
+}
+
+/// How many answers the broker has that are not taken.
+async fn waiting(consumer: &Consumer<pull::Config>) -> Result<u64, ConnectionError> {
+    let info = consumer.get_info().await;
+    let info = info.map_err(|error| ConnectionError::failed("count answers", &error))?;
+    Ok(info.num_pending.saturating_add(info.num_ack_pending as u64))
 }
 
 /// How the broker keeps answers for a node: until the engine has taken each.

@@ -10,13 +10,15 @@ use async_nats::{
         context::{GetStreamError, GetStreamErrorKind},
     },
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time};
 
 use super::{Login, NatsConfig, bucket::Bucket, interest, progress::Covered, sides::Sides};
-use crate::errors::with_causes;
+use crate::{errors::with_causes, time::Micros};
 
 /// How long the broker may take for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long `check` waits for the server to say that something is not allowed.
+const OBJECTION: Duration = Duration::from_millis(200);
 /// Least time that the bucket must keep what was put: it is put again after a third of that.
 const KEPT: Duration = Duration::from_secs(15 * 60);
 
@@ -93,8 +95,16 @@ pub enum ConnectionError {
     /// It ended.
     #[error("the connection to NATS ended: {0}")]
     Ended(String),
-    /// Something was refused or not answered.
-    #[error("NATS: cannot {what}: {reason}; check the permissions of this login")]
+    /// The login may not do all that an agent does.
+    #[error(
+        "this login lacks a permission on the NATS server: {0}; docs/nats.md says which it needs"
+    )]
+    Forbidden(String),
+    /// The revisions of before are of another bucket.
+    #[error("the NATS bucket was made anew, and is looked at anew")]
+    Anew,
+    /// Something was refused for another reason, or not answered.
+    #[error("NATS: cannot {what}: {reason}")]
     Failed {
         /// What was tried.
         what: &'static str,
@@ -110,18 +120,32 @@ impl ConnectionError {
     }
 }
 
+/// What comes of something over a connection, unless that ends meanwhile: to whom something is not allowed the
+/// server says so, and answers nothing.
+pub(super) async fn unless_ended<T>(
+    ended: &mut mpsc::Receiver<ConnectionError>,
+    work: impl Future<Output = Result<T, ConnectionError>>,
+) -> Result<T, ConnectionError> {
+    tokio::select! {
+        done = work => done,
+        why = ended.recv() => {
+            Err(why.unwrap_or_else(|| ConnectionError::Ended("it was closed".to_owned())))
+        }
+    }
+}
+
 /// A connection, and all that is needed of it.
 pub(super) struct Connection {
     pub(super) context: Context,
     pub(super) bucket: Bucket,
     /// What ends it.
-    pub(super) ended: mpsc::Receiver<String>,
+    pub(super) ended: mpsc::Receiver<ConnectionError>,
 }
 
 /// Connects and logs in.
 pub(super) async fn connect(
     config: &NatsConfig,
-) -> Result<(Client, mpsc::Receiver<String>), ConnectionError> {
+) -> Result<(Client, mpsc::Receiver<ConnectionError>), ConnectionError> {
     let (say, ended) = mpsc::channel(1);
     let alerts = format!("\"{}\"", config.names.alerts_of(config.names.node()));
     let options = log_in(&config.login)?
@@ -145,8 +169,11 @@ pub(super) async fn connect(
                 Event::Connected | Event::LameDuckMode | Event::Draining => None,
             };
             if let Some(why) = why {
+                let is_forbidden = why.to_lowercase().contains("permissions violation");
+                let ended =
+                    if is_forbidden { ConnectionError::Forbidden } else { ConnectionError::Ended };
                 // The first one tells.
-                let _ = say.try_send(why);
+                let _ = say.try_send(ended(why.trim_start_matches("nats: ").to_owned()));
             }
             std::future::ready(())
         });
@@ -189,7 +216,12 @@ pub(super) async fn connect(
 
 /// Connects, and finds stream and bucket.
 pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionError> {
-    let (client, ended) = connect(config).await?;
+    let (client, mut ended) = connect(config).await?;
+    let (context, bucket) = unless_ended(&mut ended, find(client, config)).await?;
+    Ok(Connection { context, bucket, ended })
+}
+
+async fn find(client: Client, config: &NatsConfig) -> Result<(Context, Bucket), ConnectionError> {
     let mut context = jetstream::new(client);
     context.set_timeout(PATIENCE);
     let stream = config.names.stream();
@@ -198,6 +230,8 @@ pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionEr
     let bucket = format!("KV_{name}");
     let found =
         context.get_stream(&bucket).await.map_err(|error| missing(&error, &context, bucket))?;
+    let made = u64::try_from(found.cached_info().created.unix_timestamp_nanos());
+    let made = Micros::from_nanos(made.unwrap_or_default());
     let found = &found.cached_info().config;
     if !found.max_age.is_zero() && found.max_age < KEPT {
         let what = "forgets before it is told again";
@@ -214,8 +248,8 @@ pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionEr
     if room < interest::MAX_BYTES {
         return Err(ConnectionError::Bucket { name, what: "has no room for what a node may ask" });
     }
-    let bucket = Bucket::new(context.clone(), &config.names);
-    Ok(Connection { context, bucket, ended })
+    let bucket = Bucket::new(context.clone(), &config.names, made);
+    Ok((context, bucket))
 }
 
 /// What `tokentrail check` says of the broker.
@@ -232,12 +266,18 @@ pub struct Look {
 /// # Errors
 /// It cannot be used; a sentence why.
 pub async fn look(config: &NatsConfig, asks: bool) -> Result<Look, ConnectionError> {
-    let connection = open(config).await?;
+    let mut connection = open(config).await?;
     let version = connection.context.client().server_info().version;
     let broker =
         format!("{}, version {version}, stream and bucket there", config.servers.join(", "));
     let sides = if asks {
-        Some(Sides::open(&connection.context, &config.names).await?.before())
+        let sides = async {
+            let sides = Sides::open(&connection.context, &config.names).await?;
+            // Whether it may hear them the server says, if it may not.
+            time::sleep(OBJECTION).await;
+            Ok(sides.before())
+        };
+        Some(unless_ended(&mut connection.ended, sides).await?)
     } else {
         None
     };

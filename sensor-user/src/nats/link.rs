@@ -10,7 +10,7 @@ use super::{
     NatsConfig, NatsMetrics, Status,
     answering::Answerer,
     asking::Asker,
-    connection::{self, ConnectionError},
+    connection::{self, ConnectionError, unless_ended},
     telling::Teller,
     wall_clock,
 };
@@ -102,14 +102,14 @@ impl Link {
                 None => std::future::pending().await,
             }
         };
-        let Err(error) = tokio::select! {
-            ended = asks => ended,
-            ended = answers => ended,
-            ended = tells => ended,
-            why = connection.ended.recv() => {
-                Err(ConnectionError::Ended(why.unwrap_or_else(|| "it was closed".to_owned())))
+        let all = async {
+            tokio::select! {
+                ended = asks => ended,
+                ended = answers => ended,
+                ended = tells => ended,
             }
         };
+        let Err(error) = unless_ended(&mut connection.ended, all).await;
         error
     }
 }

@@ -84,9 +84,20 @@ impl Names {
         format!("ask.{}", self.node)
     }
 
-    /// The key of how far this audit side has come.
+    /// The key of this audit side: that it is there, for all nodes.
     pub fn side(&self) -> String {
         format!("side.{}", self.node)
+    }
+
+    /// Where an audit side, given as a word, says how far it is to nodes that ask something; `*` for all sides.
+    pub fn reached_by(&self, side: &str) -> String {
+        format!("tokentrail.{}.reached.{side}", self.cluster)
+    }
+
+    /// The audit side, as a word, whose subject this is, be it of its key or of what it says to nodes that ask.
+    pub fn side_at<'subject>(&self, subject: &'subject str) -> Option<&'subject str> {
+        let prefixes = [self.subject_of("side."), self.reached_by("")];
+        named_side(prefixes.iter().find_map(|prefix| subject.strip_prefix(&**prefix))?)
     }
 
     /// Where replies to this agent go: a prefix that no other node may listen to, and that `_INBOX.>`, which
@@ -104,11 +115,6 @@ pub const SIDES: &str = "side.*";
 /// The node, as a word, whose question this key holds.
 pub fn asker(key: &str) -> Option<&str> {
     key.strip_prefix("ask.").filter(|node| is_word(node))
-}
-
-/// The audit side, as a word, that this key is of.
-pub fn side(key: &str) -> Option<&str> {
-    key.strip_prefix("side.").filter(|node| is_word(node))
 }
 
 /// Header of an answer that names the audit side, as a word.
@@ -133,7 +139,9 @@ mod tests {
             "tokentrail.prod_eu.request.ip-10-0-0-1_eu_internal"
         );
         assert_eq!(asker(&names.ask()), Some(names.node()));
-        assert_eq!(side(&names.side()), Some(names.node()));
+        let subjects = [names.subject_of(&names.side()), names.reached_by(names.node())];
+        assert_eq!(subjects[1], "tokentrail.prod_eu.reached.ip-10-0-0-1_eu_internal");
+        assert_eq!(subjects.each_ref().map(|it| names.side_at(it)), [Some(names.node()); 2]);
     }
 
     #[test]
@@ -162,6 +170,20 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(asker(key), node, "{key}");
+        }
+        let names = Names::new("test", "node-b");
+        for (subject, side) in [
+            ("$KV.tokentrail_test.side.a", Some("a")),
+            ("tokentrail.test.reached.a", Some("a")),
+            ("$KV.tokentrail_test.ask.a", None),
+            ("$KV.tokentrail_other.side.a", None),
+            ("tokentrail.other.reached.a", None),
+            ("tokentrail.test.reached.a.b", None),
+            ("tokentrail.test.reached.", None),
+            ("tokentrail.test.request.a", None),
+            ("_INBOX.a", None),
+        ] {
+            assert_eq!(names.side_at(subject), side, "{subject}");
         }
     }
 }

@@ -19,14 +19,30 @@ const SILENT: Micros = Micros::from_secs(180);
 /// Audit sides at once.
 pub const SIDES: usize = 64;
 
-/// What an audit side says of itself, as it lies in the bucket.
+/// A state of the bucket. Of one that is made anew the numbers begin again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// When the bucket was made. NATS server's clock.
+    pub bucket: Micros,
+    /// Its own count of what was put.
+    pub number: u64,
+}
+
+impl Revision {
+    /// Whether what was put at `other` is in the bucket at this revision.
+    fn has(self, other: Self) -> bool {
+        self.bucket == other.bucket && self.number >= other.number
+    }
+}
+
+/// What an audit side says of itself: to all in the bucket, and to nodes that ask something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     /// All requests received until then were read, and answers to what was asked are on the broker. API
     /// server's clock.
     pub through: Micros,
     /// The revision of the bucket up to which it knew what is asked.
-    pub seen: u64,
+    pub seen: Revision,
     /// Time of the newest event that it has read, if it has read any. API server's clock.
     #[serde(default)]
     pub last_event: Option<Micros>,
@@ -64,7 +80,7 @@ struct Asking {
     from: Micros,
     until: Micros,
     /// The revision at which all of it was in the bucket.
-    since: Option<u64>,
+    since: Option<Revision>,
 }
 
 impl Progress {
@@ -88,10 +104,10 @@ impl Progress {
     }
 
     /// This is in the bucket, as of this revision.
-    pub fn put(&mut self, interests: &[Interest], revision: u64) {
+    pub fn put(&mut self, interests: &[Interest], revision: Revision) {
         for Interest { pod, from, until, .. } in interests {
             if let Some(asking) = self.asked.get_mut(pod)
-                && asking.since.is_none()
+                && asking.since.is_none_or(|since| since.bucket != revision.bucket)
                 && *from <= asking.from
                 && *until >= asking.until
             {
@@ -144,7 +160,7 @@ impl Progress {
             let unseen = self
                 .asked
                 .values()
-                .filter(|asking| asking.since.is_none_or(|revision| revision > side.covered.seen));
+                .filter(|asking| asking.since.is_none_or(|since| !side.covered.seen.has(since)));
             // Only what is before the first request that it may not know to be wanted.
             let before = unseen.map(|asking| asking.from - Micros(1)).min();
             before.map_or(side.covered.through, |before| before.min(side.covered.through))
@@ -159,8 +175,13 @@ mod tests {
 
     use super::*;
 
+    /// A revision of one and the same bucket.
+    fn at(number: u64) -> Revision {
+        Revision { bucket: Micros(1), number }
+    }
+
     fn covered(through: i64, seen: u64) -> Covered {
-        Covered { through: Micros::from_secs(through), seen, ..Covered::default() }
+        Covered { through: Micros::from_secs(through), seen: at(seen), ..Covered::default() }
     }
 
     fn through(progress: &Progress) -> Option<i64> {
@@ -175,7 +196,7 @@ mod tests {
         assert_eq!(progress.through(), None, "nobody answers");
         progress.hear("a", covered(500, 7), Micros(0));
         assert_eq!(through(&progress), Some(100), "it is not in the bucket yet");
-        progress.put(&asked, 8);
+        progress.put(&asked, at(8));
         assert_eq!(through(&progress), Some(100), "the side has not seen it");
         progress.hear("a", covered(501, 8), Micros(0));
         assert_eq!(through(&progress), Some(501));
@@ -205,15 +226,35 @@ mod tests {
             ([Interest::example("p", 100, 160)], [Interest::example("p", 100, 220)]);
         progress.ask(&first);
         progress.hear("a", covered(500, 9), Micros(0));
-        progress.put(&first, 3);
+        progress.put(&first, at(3));
         assert_eq!(through(&progress), Some(500));
         progress.ask(&grown);
-        progress.put(&first, 4);
+        progress.put(&first, at(4));
         assert_eq!(through(&progress), Some(100), "what was put is not what is asked");
-        progress.put(&grown, 9);
+        progress.put(&grown, at(9));
         assert_eq!(through(&progress), Some(500));
         progress.ask(&[]);
         assert!(!progress.asks());
+    }
+
+    #[test]
+    fn in_a_bucket_made_anew_what_was_put_and_seen_in_the_old_one_does_not_count() {
+        let mut progress = Progress::new(Micros(0));
+        let asked = [Interest::example("p", 100, 160)];
+        let new = |number| Revision { bucket: Micros(2), number };
+        progress.ask(&asked);
+        progress.put(&asked, at(800));
+        progress.hear("a", covered(500, 900), Micros(0));
+        assert_eq!(through(&progress), Some(500));
+        progress.hear("a", Covered { seen: new(1), ..covered(501, 0) }, Micros(0));
+        assert_eq!(through(&progress), Some(100), "there it was not put");
+        progress.ask(&asked);
+        progress.put(&asked, new(2));
+        assert_eq!(through(&progress), Some(100), "the side has not seen it");
+        progress.hear("a", covered(502, 901), Micros(0));
+        assert_eq!(through(&progress), Some(100), "the side has not seen the new one at all");
+        progress.hear("a", Covered { seen: new(2), ..covered(503, 0) }, Micros(0));
+        assert_eq!(through(&progress), Some(503));
     }
 
     proptest! {
@@ -245,7 +286,7 @@ mod tests {
                         if whole_since.is_none() && !now_asked.is_empty() {
                             whole_since = Some(revision);
                         }
-                        progress.put(&now_asked, revision);
+                        progress.put(&now_asked, at(revision));
                     }
                     _ => {
                         let covered = covered(from + 40, revision.saturating_sub(lag));
@@ -257,7 +298,7 @@ mod tests {
                 let through = progress.through().unwrap();
                 prop_assert!(through <= side.through);
                 if let Some(asked) = now_asked.first()
-                    && whole_since.is_none_or(|since| since > side.seen)
+                    && whole_since.is_none_or(|since| since > side.seen.number)
                 {
                     prop_assert!(through < asked.from);
                 }

@@ -3,15 +3,18 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    self, ErrorCode,
-    context::CreateStreamErrorKind,
-    stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
+use async_nats::{
+    Client,
+    jetstream::{
+        self, ErrorCode,
+        context::CreateStreamErrorKind,
+        stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
+    },
 };
 
 use super::{
     NatsConfig,
-    connection::{self, ConnectionError},
+    connection::{self, ConnectionError, unless_ended},
     interest,
 };
 
@@ -50,7 +53,15 @@ const ASKED: Duration = Duration::from_mins(15);
 /// # Errors
 /// The broker cannot be reached or refuses.
 pub async fn set_up(config: &NatsConfig, size: Size) -> Result<Vec<String>, ConnectionError> {
-    let (client, _ended) = connection::connect(config).await?;
+    let (client, mut ended) = connection::connect(config).await?;
+    unless_ended(&mut ended, make(client, config, size)).await
+}
+
+async fn make(
+    client: Client,
+    config: &NatsConfig,
+    size: Size,
+) -> Result<Vec<String>, ConnectionError> {
     let context = jetstream::new(client);
     let names = &config.names;
     let answers = stream::Config {

@@ -1,9 +1,10 @@
-//! What audit sides say of themselves, as a node hears it: first what lies in the bucket, then what is put.
+//! What audit sides say of themselves, as a node hears it: first what lies in the bucket, then what is put there,
+//! and while the node asks something also what they say to those who ask.
 //!
 //! Not a watch of the bucket: that is a consumer, and whoever may make one may have it deliver to any subject.
 //! A subscription and reads of single keys need no more than to be allowed these keys.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{collections::BTreeMap, future::pending};
 
 use async_nats::{
     Subscriber,
@@ -20,27 +21,29 @@ use super::{
 /// Keys that are looked at for audit sides: anybody may have replies put under some.
 const LOOKED_AT: usize = 4_096;
 
-/// Keys and values of audit sides.
+/// What audit sides say.
 pub(super) struct Sides {
-    before: VecDeque<(String, Vec<u8>)>,
+    context: Context,
+    names: Names,
+    before: BTreeMap<String, Covered>,
     put: Subscriber,
-    prefix: String,
+    /// What is said to those who ask, while this node does.
+    reached: Option<Subscriber>,
 }
 
 impl Sides {
-    /// Begins to listen.
+    /// Begins to listen, as one that asks: whoever may not learns it now, and not when it has something to ask.
     pub(super) async fn open(context: &Context, names: &Names) -> Result<Self, ConnectionError> {
         let all = names.subject_of(names::SIDES);
-        let prefix = names.subject_of("");
         // Before the bucket is read: what is put meanwhile comes twice, and not never.
-        let put = context.client().subscribe(all.clone()).await;
-        let put = put.map_err(|error| ConnectionError::failed("hear the audit sides", &error))?;
+        let put = subscribe(context, all.clone()).await?;
+        let reached = Some(subscribe(context, names.reached_by("*")).await?);
         let failed = |error| ConnectionError::failed("list audit sides", &error);
         let bucket = context.get_stream_no_info(format!("KV_{}", names.bucket())).await;
         let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
         let found = bucket.info_with_subjects(&all).await.map_err(failed)?;
         let mut found = found.take(LOOKED_AT);
-        let mut before = VecDeque::new();
+        let mut before = BTreeMap::new();
         while let Some((subject, _)) = found
             .try_next()
             .await
@@ -48,10 +51,7 @@ impl Sides {
         {
             match bucket.direct_get_last_for_subject(&*subject).await {
                 Ok(message) => {
-                    let (key, value) = (key(&prefix, &subject), message.payload.to_vec());
-                    if said(&key, &value).is_some() {
-                        before.push_back((key, value));
-                    }
+                    before.extend(said(names, &subject, &message.payload));
                     if before.len() == progress::SIDES {
                         break;
                     }
@@ -63,30 +63,54 @@ impl Sides {
                 }
             }
         }
-        Ok(Self { before, put, prefix })
+        Ok(Self { context: context.clone(), names: names.clone(), before, put, reached })
     }
 
-    /// What lay in the bucket, as far as audit sides have said it.
+    /// What lay in the bucket.
     pub(super) fn before(self) -> BTreeMap<String, Covered> {
-        let said = self.before.iter().filter_map(|(key, value)| said(key, value));
-        said.map(|(side, covered)| (side.to_owned(), covered)).collect()
+        self.before
     }
 
-    /// The next key and value; `None` at the end of the connection.
-    pub(super) async fn next(&mut self) -> Option<(String, Vec<u8>)> {
-        if let Some(before) = self.before.pop_front() {
-            return Some(before);
+    /// Hears what is said to those who ask, or does not any more.
+    pub(super) async fn heed(&mut self, asks: bool) -> Result<(), ConnectionError> {
+        if !asks {
+            self.reached = None;
+        } else if self.reached.is_none() {
+            self.reached = Some(subscribe(&self.context, self.names.reached_by("*")).await?);
         }
-        let message = self.put.next().await?;
-        Some((key(&self.prefix, &message.subject), message.payload.to_vec()))
+        Ok(())
+    }
+
+    /// Which audit side says what, next; `None` at the end of the connection. Cancelling loses nothing.
+    pub(super) async fn next(&mut self) -> Option<(String, Covered)> {
+        loop {
+            if let Some(before) = self.before.pop_first() {
+                return Some(before);
+            }
+            let reached = async {
+                match &mut self.reached {
+                    Some(reached) => reached.next().await,
+                    None => pending().await,
+                }
+            };
+            let message = tokio::select! {
+                message = self.put.next() => message?,
+                message = reached => message?,
+            };
+            if let Some(said) = said(&self.names, &message.subject, &message.payload) {
+                return Some(said);
+            }
+        }
     }
 }
 
-/// Which audit side says what, if one does.
-pub(super) fn said<'key>(key: &'key str, value: &[u8]) -> Option<(&'key str, Covered)> {
-    Some((names::side(key)?, serde_json::from_slice(value).ok()?))
+async fn subscribe(context: &Context, subject: String) -> Result<Subscriber, ConnectionError> {
+    let heard = context.client().subscribe(subject).await;
+    heard.map_err(|error| ConnectionError::failed("hear the audit sides", &error))
 }
 
-fn key(prefix: &str, subject: &str) -> String {
-    subject.strip_prefix(prefix).unwrap_or(subject).to_owned()
+/// Which audit side says what, if one does: anybody may have replies put there.
+fn said(names: &Names, subject: &str, payload: &[u8]) -> Option<(String, Covered)> {
+    let side = names.side_at(subject)?.to_owned();
+    Some((side, serde_json::from_slice(payload).ok()?))
 }

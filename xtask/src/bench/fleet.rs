@@ -36,10 +36,9 @@ const NODES: usize = 5_000;
 const ASKING: usize = 1_000;
 /// After so many planted requests of theirs comes one of the real node.
 const TO_ONE_REAL: usize = 4;
-/// How long all are left alone: as long as it takes until an audit side that nobody asks says how far it is.
+/// How long all are left alone, and then again while some ask: as long as it takes until an audit side has told
+/// all nodes that it is there.
 const REST: Duration = Duration::from_secs(60);
-/// How long they are while some ask: some times as long as it takes then.
-const WAIT: Duration = Duration::from_secs(20);
 /// Open files of the broker and of the simulation: a connection each, and some.
 const FILES: u64 = 4 * NODES as u64;
 
@@ -95,13 +94,13 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
     let rest = before.until_now(pids)?;
     let memory = resident_mb(broker_pid)?;
 
-    announce(format_args!("fleet: {ASKING} of them ask"));
+    announce(format_args!("fleet: {ASKING} of them ask, for {} s", REST.as_secs()));
     writeln!(input, "ask")?;
     #[expect(clippy::cast_precision_loss, reason = "a thousand")]
     side.wait_for_metric("tokentrail_nats_interests", &[], ASKING as f64)?;
 
     let before = Usage::of(pids)?;
-    thread::sleep(WAIT);
+    thread::sleep(REST);
     let asked = before.until_now(pids)?;
 
     announce(format_args!(

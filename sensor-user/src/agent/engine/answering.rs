@@ -25,7 +25,7 @@ use crate::{
         answering::{Answer, Asks, Reached},
         asked::{Asked, Wanted, pod_name},
         interest::{Question, Refused},
-        progress::Covered,
+        progress::{Covered, Revision},
         recent::Recent,
     },
     time::Micros,
@@ -61,7 +61,7 @@ pub(super) struct Answering {
     /// How many of them must be done before whoever posted them is answered.
     due: u64,
     /// Revision of the bucket up to which is known what is asked.
-    seen: u64,
+    seen: Revision,
     to_search: Asked,
     searching: Option<Search>,
     /// What may be said once so many records are done.
@@ -116,7 +116,7 @@ impl Answering {
             done,
             deferred: None,
             due: 0,
-            seen: 0,
+            seen: Revision::default(),
             to_search: Asked::default(),
             searching: None,
             next: None,
@@ -251,7 +251,7 @@ impl Answering {
         let mut new = Asked::default();
         let mut next = Some(first);
         while let Some(Asks { node, question, revision }) = next {
-            self.seen = self.seen.max(revision);
+            self.seen = revision;
             if !question.is_empty() && !self.asked.has_room(&node) {
                 self.metrics.refused(Refused::Bounds).inc();
             } else if node != self.own {
@@ -358,12 +358,11 @@ impl Answering {
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.metrics.interests.set(gauge(self.asked.pods()));
         self.metrics.look_back_bytes.set(gauge(self.recent.bytes()));
-        let asked = self.asked.pods() > 0;
         let Some(through) = through else {
             // One source has not begun. The others answer, and how far all are is not known.
             self.reached.send_if_modified(|reached| {
                 let is_first = reached.is_none();
-                reached.get_or_insert(Reached { covered: None, asked });
+                reached.get_or_insert(Reached { covered: None });
                 is_first
             });
             return;
@@ -372,7 +371,7 @@ impl Answering {
             self.searching.is_none() && self.to_search.is_empty() && self.deferred.is_none();
         if is_settled && self.next.is_none() {
             let covered = Covered { through, seen: self.seen, last_event, sends_canaries: true };
-            self.next = Some((Reached { covered: Some(covered), asked }, self.queued));
+            self.next = Some((Reached { covered: Some(covered) }, self.queued));
         }
         if let Some((reached, _)) = self.next.take_if(|(_, queued)| done >= *queued) {
             self.reached.send_replace(Some(reached));

@@ -105,7 +105,11 @@ impl Scene {
     }
 
     fn hear_all(&mut self, node: &str, question: Question, revision: u64) {
-        let asks = Asks { node: node.to_owned(), question, revision };
+        let revision = Revision { bucket: at(0), number: revision };
+        self.hear_asks(Asks { node: node.to_owned(), question, revision });
+    }
+
+    fn hear_asks(&mut self, asks: Asks) {
         let now = at(START);
         self.answering.take(Event::Asked(asks), &self.known, now);
     }
@@ -128,7 +132,7 @@ impl Scene {
 
     fn said(&self) -> Option<(i64, u64)> {
         let covered = self.reached.borrow().as_ref()?.covered?;
-        Some(((covered.through - at(0)).0 / 1_000_000, covered.seen))
+        Some(((covered.through - at(0)).0 / 1_000_000, covered.seen.number))
     }
 
     /// Lets a search come to its end.
@@ -177,14 +181,12 @@ fn a_canary_is_sent_whether_it_was_read_before_or_comes_later_and_nobody_waits_f
     assert_eq!(scene.sent(), ["after to b"]);
     assert_eq!(scene.answering.due(), 0);
     scene.tick(1_003);
-    let reached = scene.reached.borrow().unwrap();
-    assert_eq!((reached.covered.unwrap().seen, reached.asked), (9, false));
+    assert_eq!(scene.said(), Some((1_003, 9)));
     scene.hear("d", asked(1_000, 1_060), 10);
     scene.read(&by_pod("wanted", 1_010), 1_010);
     assert_eq!((scene.sent(), scene.answering.due()), (vec!["wanted to d".to_owned()], 3));
     scene.tick(1_011);
-    let reached = scene.reached.borrow().unwrap();
-    assert_eq!((reached.covered.unwrap().seen, reached.asked), (10, true));
+    assert_eq!(scene.said(), Some((1_011, 10)));
 }
 
 #[test]
@@ -194,7 +196,7 @@ fn a_source_that_has_not_begun_keeps_no_other_from_answering() {
     assert_eq!(*scene.reached.borrow(), None, "there is nothing to answer from");
     scene.answering.pass_time(true, None, None, at(START), &scene.known);
     let reached = scene.reached.borrow().unwrap();
-    assert_eq!((reached.covered, reached.asked), (None, false), "how far all are is not known");
+    assert_eq!(reached.covered, None, "how far all are is not known");
 }
 
 #[test]
@@ -236,6 +238,17 @@ fn it_is_through_only_with_what_the_broker_has_taken() {
     assert_eq!(scene.said(), Some((1_002, 7)), "as of when it was sent");
     scene.tick(1_005);
     assert_eq!(scene.said(), Some((1_005, 7)));
+}
+
+#[test]
+fn what_was_seen_in_a_bucket_does_not_count_in_one_that_was_made_anew() {
+    let mut scene = scene(100, Vec::new());
+    scene.hear("b", asked(1_000, 1_060), 900);
+    let question = Question { interests: asked(1_000, 1_060), canary: None };
+    let revision = Revision { bucket: at(1), number: 3 };
+    scene.hear_asks(Asks { node: "b".to_owned(), question, revision });
+    scene.tick(1_001);
+    assert_eq!(scene.reached.borrow().unwrap().covered.unwrap().seen, revision);
 }
 
 #[test]
