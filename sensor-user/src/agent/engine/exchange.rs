@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     AgentError, Engine, Source, Way,
-    answering::{ASKS, Answering, Ends, Event, QUEUE},
+    answering::{ASKS, Answering, Ends, Event, QUEUE, places::Places},
     asking::Asking,
 };
 use crate::{
@@ -46,11 +46,24 @@ impl Engine {
             let (done, finished) = watch::channel(0);
             let (reached, said) = watch::channel(None);
             link.answerer = Some(Answerer::new(queued, asks, said, done, metrics.clone()));
+            let places = match config.kube.clone() {
+                Some(access) => {
+                    let (places, lookups) = Places::looked_up(metrics.clone());
+                    tasks.spawn(async move {
+                        lookups.serve(access).await;
+                        let why = "nobody asks where pods are".to_owned();
+                        AgentError::Ended { part: "lookups of pods", why }
+                    });
+                    places
+                }
+                None => Places::anywhere(),
+            };
             let ends = Ends {
                 own: nats.names.node().to_owned(),
                 logs: config.audit_logs.clone(),
                 unsearchable: config.audit_webhook.is_some() || config.audit_stdin,
                 look_back: nats.look_back,
+                places,
                 asks: heard,
                 queue,
                 done: finished,
