@@ -185,3 +185,78 @@ async fn in_time<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, 
         }
     }
 }
+
+#[cfg(test)]
+impl Access {
+    /// By a file in this folder, to a server that asks for no credential.
+    pub(crate) fn example(folder: &tempfile::TempDir, server: &str) -> Self {
+        let path = folder.path().join("kubeconfig");
+        let kubeconfig = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "x",
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        Self::Kubeconfig(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, extract::Path as Segments, http::Uri, routing};
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers as an API server does that has one pod, `cart-0`, and one that has no node yet, `new`.
+    async fn answer(Segments(namespace): Segments<String>, uri: Uri) -> (http::StatusCode, String) {
+        let since = "2026-11-29T10:00:00Z";
+        let (status, body) = match (&*namespace, uri.query().unwrap_or_default()) {
+            ("shop", "fieldSelector=metadata.name%3Dcart-0&limit=1") => (
+                200,
+                json!({"items": [
+                {"metadata": {"name": "cart-0", "creationTimestamp": since},
+                 "spec": {"nodeName": "node-b", "containers": []}}]}),
+            ),
+            ("shop", "fieldSelector=metadata.name%3Dnew&limit=1") => (
+                200,
+                json!({"items": [
+                {"metadata": {"name": "new", "creationTimestamp": since}, "spec": {}}]}),
+            ),
+            ("shop", _) => (200, json!({"kind": "PodList", "metadata": {}, "items": []})),
+            ("odd", _) => (200, Value::Null),
+            (_, _) => (
+                403,
+                json!({"kind": "Status", "status": "Failure", "code": 403,
+                "reason": "Forbidden", "message": "pods is forbidden"}),
+            ),
+        };
+        (http::StatusCode::from_u16(status).unwrap(), body.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_found_by_its_name_and_nothing_else_is_asked_for() {
+        let folder = TempDir::new().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let pods = Router::new().route("/api/v1/namespaces/{namespace}/pods", routing::get(answer));
+        tokio::spawn(async move { axum::serve(listener, pods).await });
+        let client = ApiClient::open(&Access::example(&folder, &server)).await.unwrap();
+        let since = Micros::parse("2026-11-29T10:00:00Z").unwrap();
+        let place = |node: Option<&str>| Some(Place { node: node.map(str::to_owned), since });
+        assert_eq!(client.place("shop", "cart-0").await, Ok(place(Some("node-b"))));
+        assert_eq!(client.place("shop", "new").await, Ok(place(None)));
+        assert_eq!(client.place("shop", "gone").await, Ok(None));
+        let refused = client.place("others", "cart-0").await.unwrap_err();
+        assert!(refused.contains("pods is forbidden (403)"), "{refused}");
+        assert!(client.place("odd", "cart-0").await.is_err());
+        for name in ["", "cart-0&watch=1", "../secrets", "cart 0", "a..b", "%2e", "Cart"] {
+            let refused = client.place("shop", name).await;
+            assert_eq!(refused, Err("no pod can have this name".to_owned()), "{name}");
+            assert_eq!(client.place(name, "cart-0").await, refused, "{name}");
+        }
+    }
+}
