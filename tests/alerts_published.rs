@@ -213,4 +213,18 @@ fn a_broker_that_takes_no_alerts_is_told_so_and_keeps_nobody_from_asking() {
     says("make it with `tokentrail nats setup`");
     broker.set_up().unwrap();
     wait_until_published(&broker, &node.agent);
+    // And what is longer than it takes is given up, and said.
+    let info = anybody.ask("$JS.API.STREAM.INFO.ALERTS_tokentrail_test", "", b"").unwrap();
+    let mut config = info["config"].clone();
+    config["max_msg_size"] = 64.into();
+    let update = "$JS.API.STREAM.UPDATE.ALERTS_tokentrail_test";
+    let updated = anybody.ask(update, "", config.to_string().as_bytes()).unwrap();
+    assert!(updated.get("error").is_none(), "{updated}");
+    attacked(&node);
+    let given_up = "tokentrail_nats_alerts_given_up_total";
+    agent.wait_for_metric(given_up, &[r#"reason="size""#], 1.0).unwrap();
+    wait_until(PATIENCE, "that is said", || {
+        Ok(agent.log().contains("an alert is longer than NATS takes").then_some(()))
+    })
+    .unwrap();
 }

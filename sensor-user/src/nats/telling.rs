@@ -30,6 +30,8 @@ use crate::{
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// How often is saved how far it has come, while there is more.
 const SAVED: Duration = Duration::from_secs(1);
+/// How often it is said that alerts are given up.
+const GIVEN_UP: Duration = Duration::from_mins(1);
 
 /// Why an alert is not published, and will not be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +48,8 @@ pub struct Teller {
     durable: watch::Receiver<Durable>,
     /// How it stands.
     alerts: Alerts,
+    /// When it was last said that the broker takes none that is so long.
+    given_up: Option<Instant>,
     metrics: NatsMetrics,
 }
 
@@ -64,7 +68,7 @@ impl Teller {
         durable: watch::Receiver<Durable>,
         metrics: NatsMetrics,
     ) -> Self {
-        Self { queue, durable, alerts: Alerts::default(), metrics }
+        Self { queue, durable, alerts: Alerts::default(), given_up: None, metrics }
     }
 
     /// Publishes until nobody writes alerts any more.
@@ -79,7 +83,7 @@ impl Teller {
         loop {
             let durable = *self.durable.borrow_and_update();
             let failure = match self.queue.next(durable) {
-                Ok(Some(next)) => match publish(context, names, next).await {
+                Ok(Some(next)) => match publish(context, names, &next).await {
                     Ok(is_new) => {
                         self.queue.done();
                         self.metrics.alerts_published.inc_by(is_new.into());
@@ -88,7 +92,7 @@ impl Teller {
                     }
                     Err(Refused::TooLong) => {
                         self.queue.done();
-                        self.metrics.given_up(GivenUp::Size).inc();
+                        self.give_up(&next);
                         None
                     }
                     Err(Refused::Now(why)) => Some(why),
@@ -118,6 +122,20 @@ impl Teller {
                 self.save(durable).await;
                 saved = Instant::now();
             }
+        }
+    }
+
+    /// The broker never takes this document: that is counted, and said once a minute.
+    fn give_up(&mut self, next: &Next) {
+        self.metrics.given_up(GivenUp::Size).inc();
+        if self.given_up.is_none_or(|said| said.elapsed() >= GIVEN_UP) {
+            self.given_up = Some(Instant::now());
+            let (id, bytes) = (&next.id, next.line.len());
+            warn!(
+                id,
+                bytes,
+                "an alert is longer than NATS takes and is in the alert log alone; raise max_payload of the server"
+            );
         }
     }
 
@@ -159,10 +177,10 @@ impl Teller {
 }
 
 /// Publishes a document. Whether the broker did not have it.
-async fn publish(context: &Context, names: &Names, next: Next) -> Result<bool, Refused> {
+async fn publish(context: &Context, names: &Names, next: &Next) -> Result<bool, Refused> {
     let message = PublishMessage::build()
-        .payload(next.line.into())
-        .message_id(next.id)
+        .payload(next.line.clone().into())
+        .message_id(&next.id)
         .expected_stream(names.alert_stream());
     let sent = context.send_publish(names.alerts_of(names.node()), message).await;
     let taken = match sent {
