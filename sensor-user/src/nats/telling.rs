@@ -81,8 +81,8 @@ impl Teller {
         let mut pause = PAUSES.0;
         let mut saved = Instant::now();
         loop {
-            let durable = *self.durable.borrow_and_update();
-            let failure = match self.queue.next(durable) {
+            let durable = self.durable.borrow_and_update().clone();
+            let failure = match self.queue.next(&durable) {
                 Ok(Some(next)) => match publish(context, names, &next).await {
                     Ok(is_new) => {
                         self.queue.done();
@@ -98,8 +98,8 @@ impl Teller {
                     Err(Refused::Now(why)) => Some(why),
                 },
                 Ok(None) => {
-                    self.save(durable).await;
-                    self.show(durable, status);
+                    self.save(&durable).await;
+                    self.show(&durable, status);
                     let ended = || ConnectionError::Ended("nobody writes alerts".to_owned());
                     self.durable.changed().await.map_err(|_| ended())?;
                     continue;
@@ -111,7 +111,7 @@ impl Teller {
                 warn!(%why, "alerts are not published and wait in the alert log");
             }
             self.alerts.failure = failure;
-            self.show(durable, status);
+            self.show(&durable, status);
             if self.alerts.failure.is_some() {
                 time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
@@ -119,7 +119,7 @@ impl Teller {
                 pause = PAUSES.0;
             }
             if saved.elapsed() > SAVED {
-                self.save(durable).await;
+                self.save(&durable).await;
                 saved = Instant::now();
             }
         }
@@ -141,11 +141,11 @@ impl Teller {
 
     /// Says how it stands, also while there is no connection.
     pub(super) fn observe(&mut self, status: &watch::Sender<Status>) {
-        let durable = *self.durable.borrow();
-        self.show(durable, status);
+        let durable = self.durable.borrow().clone();
+        self.show(&durable, status);
     }
 
-    fn show(&mut self, durable: Durable, status: &watch::Sender<Status>) {
+    fn show(&mut self, durable: &Durable, status: &watch::Sender<Status>) {
         self.alerts.waiting = self.queue.waiting(durable);
         self.alerts.published = self.metrics.alerts_published.get();
         let waiting = i64::try_from(self.alerts.waiting).unwrap_or(i64::MAX);
@@ -160,7 +160,7 @@ impl Teller {
     }
 
     /// Saves how far it has come. A disk that is busy keeps nobody else waiting.
-    async fn save(&mut self, durable: Durable) {
+    async fn save(&mut self, durable: &Durable) {
         let Some(save) = self.queue.save(durable) else { return };
         let written = task::spawn_blocking(move || save.write()).await;
         let why = match written {
