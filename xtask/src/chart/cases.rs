@@ -498,6 +498,13 @@ pub(super) const CASES: &[Case] = &[
             ("ConfigMap data audit-side.yaml nats", Is(r#""nats://a:4222""#)),
             ("ConfigMap data audit-side.yaml cluster-name", Is(r#""prod""#)),
             ("ConfigMap data audit-side.yaml nats-look-back-mib", Is("64")),
+            // In a file, or they would not be published; and no larger than half of the volume `state`.
+            (
+                "ConfigMap data audit-side.yaml alert-log",
+                Is(r#""/var/lib/tokentrail/alerts.ndjson""#),
+            ),
+            ("ConfigMap data audit-side.yaml alert-log-max-mib", Is("32")),
+            ("ConfigMap data audit-side.yaml alert-log-keep", Is("3")),
             ("ConfigMap data config.yaml audit-webhook", Absent),
             (
                 "Deployment spec template spec containers audit-side env NODE_NAME valueFrom fieldRef fieldPath",
@@ -517,6 +524,15 @@ pub(super) const CASES: &[Case] = &[
             ),
             ("Service metadata name", Is(r#""tokentrail-audit""#)),
             ("Service spec publishNotReadyAddresses", Is("true")),
+        ]),
+    ),
+    case(
+        "where its alerts are not published they are in its pods' logs",
+        "{clusterName: prod, audit: {mode: nats, webhook: {secretName: tls}}, nats: {url: 'nats://a'}, \
+         auditSide: {enabled: true, config: {nats-publish-alerts: false}}}",
+        Renders(&[
+            ("ConfigMap data audit-side.yaml alert-log", Is(r#""-""#)),
+            ("ConfigMap data audit-side.yaml nats-publish-alerts", Is("false")),
         ]),
     ),
     case(

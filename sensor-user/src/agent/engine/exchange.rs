@@ -138,7 +138,11 @@ impl Engine {
     pub(super) fn publish_alerts(&self) {
         if let Some(publishing) = &self.publishing {
             let durable = self.alert_log.durable();
-            publishing.send_if_modified(|told| std::mem::replace(told, durable) != durable);
+            publishing.send_if_modified(|told| {
+                let is_news = *told != durable;
+                *told = durable;
+                is_news
+            });
         }
     }
 
@@ -208,7 +212,7 @@ pub(super) fn unpublished(
         return Ok(None);
     }
     let path = log.path.clone();
-    let opened = Unpublished::open(log, &config.state_dir, alert_log.durable());
+    let opened = Unpublished::open(log, &config.state_dir, &alert_log.durable());
     opened.map(Some).map_err(|source| AlertLogError::unpublishable(path, source))
 }
 
