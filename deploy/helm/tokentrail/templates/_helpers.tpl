@@ -104,7 +104,9 @@ nats-{{ $key }}-file: {{ printf "/run/tokentrail/nats/%s" . | quote }}
 {{- end }}
 
 {{- define "tokentrail.sideOwnConfig" -}}
-{{- $config := dict "no-sensor" true "no-kube" true "alert-log" (include "tokentrail.sideAlertLog" .) "state-dir" "/var/lib/tokentrail" "rules-file" "/etc/tokentrail/rules.yaml" "cluster-name" .Values.clusterName }}
+{{- $config := dict "no-sensor" true "no-kube" (not .Values.kubeApi.enabled) "alert-log" (include "tokentrail.sideAlertLog" .) "state-dir" "/var/lib/tokentrail" "rules-file" "/etc/tokentrail/rules.yaml" "cluster-name" .Values.clusterName }}
+{{- /* An API server posts to one of several: what comes back to it says nothing of another's. */ -}}
+{{- $_ := set $config "audit-canary-seconds" 0 }}
 {{- /* Half of its volume at most: whoever writes more there is evicted. */ -}}
 {{- $_ := set $config "alert-log-max-mib" 32 }}
 {{- $_ := set $config "alert-log-keep" 3 }}
