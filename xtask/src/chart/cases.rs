@@ -465,7 +465,6 @@ pub(super) const CASES: &[Case] = &[
         Renders(&[
             ("Deployment spec template spec hostPID", Absent),
             ("Deployment spec template spec hostNetwork", Absent),
-            ("Deployment spec template spec serviceAccountName", Absent),
             ("Deployment spec template spec priorityClassName", Absent),
             (
                 "Deployment spec template spec securityContext",
@@ -506,6 +505,7 @@ pub(super) const CASES: &[Case] = &[
             ("ConfigMap data audit-side.yaml no-kube", Is("false")),
             ("ConfigMap data audit-side.yaml audit-canary-seconds", Is("0")),
             ("Deployment spec template spec automountServiceAccountToken", Is("true")),
+            ("Deployment spec template spec serviceAccountName", Is(r#""tokentrail""#)),
             ("ConfigMap data config.yaml audit-webhook", Absent),
             (
                 "Deployment spec template spec containers audit-side env NODE_NAME valueFrom fieldRef fieldPath",
@@ -543,6 +543,7 @@ pub(super) const CASES: &[Case] = &[
         Renders(&[
             ("ConfigMap data audit-side.yaml no-kube", Is("true")),
             ("Deployment spec template spec automountServiceAccountToken", Is("false")),
+            ("Deployment spec template spec serviceAccountName", Absent),
         ]),
     ),
     case(
