@@ -4,9 +4,11 @@
 
 use std::fs;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tokentrail_tests::{
-    Agent, AgentSetup, AuditLine, Broker, Node, PATIENCE, Sandbox, Workload, wait_until,
+    Agent, AgentSetup, AuditLine, AuditLog, Broker, Node, PATIENCE, Pod, Request, Sandbox, Stage,
+    Workload, wait_until,
 };
 
 fn node<'sandbox>(sandbox: &'sandbox Sandbox, broker: &Broker<'_>) -> Node<'sandbox> {
@@ -56,8 +58,7 @@ fn wait_until_published(broker: &Broker<'_>, setup: &AgentSetup<'_>) {
 }
 
 fn alerts_of(agent: &Agent) -> Value {
-    let status: Value = serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap();
-    status.pointer("/nats/alerts").unwrap().clone()
+    agent.status().unwrap().pointer("/nats/alerts").unwrap().clone()
 }
 
 #[test]
@@ -138,23 +139,34 @@ fn whatever_is_killed_and_however_often_each_alert_is_published_once() {
 }
 
 #[test]
-fn what_two_readers_of_a_log_tell_is_published_once() {
+fn what_needs_no_open_is_published_once_however_many_audit_sides_hear_of_it() {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
-    let node = Node::new(&sandbox).unwrap();
-    let side = |name: &str| {
-        AgentSetup::new(&sandbox, node.audit.path())
-            .node_name(name)
-            .state(sandbox.folder().join(format!("state-{name}")))
-            .alert_log(sandbox.folder().join(format!("alerts-{name}.ndjson")))
-            .args(["--no-sensor".to_owned()])
-            .args(broker.arguments())
-    };
-    let setups = [side("node-a"), side("node-a2")];
+    let rules = sandbox.folder().join("rules.yaml");
+    fs::write(&rules, "decoys: [shop/backup-admin]\n").unwrap();
+    // As replicas of one Deployment: what is posted to both, or a stage to each.
+    let logs = ["node-a", "node-a2"]
+        .map(|name| AuditLog::create(sandbox.folder().join(format!("{name}.log"))).unwrap());
+    let side =
+        |name: &str, log| broker.side(name, log).args(["--rules-file".as_ref(), rules.as_os_str()]);
+    let setups = [side("node-a", &logs[0]), side("node-a2", &logs[1])];
     let agents = [&setups[0], &setups[1]].map(|setup| setup.start().unwrap());
-    node.audit.append(&AuditLine::mint("mallory", "shop", "cart").unwrap()).unwrap();
+    let minted = AuditLine::mint("mallory", "shop", "cart").unwrap();
+    let mut decoy = Pod::elsewhere("decoy");
+    decoy.service_account = "backup-admin".to_owned();
+    let received = Timestamp::now();
+    let used = [Stage::RequestReceived, Stage::ResponseComplete].map(|stage| {
+        let line = AuditLine::recorded(Request::GetSecret, stage, &decoy).unwrap();
+        line.with_audit_id("one-request").at(received, received)
+    });
+    for (log, used) in logs.iter().zip(&used) {
+        log.append(&minted).unwrap();
+        log.append(used).unwrap();
+    }
     for (setup, agent) in setups.iter().zip(&agents) {
-        setup.alerts().wait_for("the minted token is told", |_| true).unwrap();
+        for rule in ["token-request-by-user", "decoy-used"] {
+            setup.alerts().wait_for(rule, |it| it["rule"]["id"] == rule).unwrap();
+        }
         wait_until(PATIENCE, "none waits", || {
             let alerts = alerts_of(agent);
             Ok((alerts["waiting"] == 0 && alerts["last_published"].is_string()).then_some(()))
@@ -201,4 +213,18 @@ fn a_broker_that_takes_no_alerts_is_told_so_and_keeps_nobody_from_asking() {
     says("make it with `tokentrail nats setup`");
     broker.set_up().unwrap();
     wait_until_published(&broker, &node.agent);
+    // And what is longer than it takes is given up, and said.
+    let info = anybody.ask("$JS.API.STREAM.INFO.ALERTS_tokentrail_test", "", b"").unwrap();
+    let mut config = info["config"].clone();
+    config["max_msg_size"] = 64.into();
+    let update = "$JS.API.STREAM.UPDATE.ALERTS_tokentrail_test";
+    let updated = anybody.ask(update, "", config.to_string().as_bytes()).unwrap();
+    assert!(updated.get("error").is_none(), "{updated}");
+    attacked(&node);
+    let given_up = "tokentrail_nats_alerts_given_up_total";
+    agent.wait_for_metric(given_up, &[r#"reason="size""#], 1.0).unwrap();
+    wait_until(PATIENCE, "that is said", || {
+        Ok(agent.log().contains("an alert is longer than NATS takes").then_some(()))
+    })
+    .unwrap();
 }

@@ -55,10 +55,7 @@ impl<'sandbox> Scene<'sandbox> {
 }
 
 fn wait_for(agent: &Agent, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let found = wait_until(PATIENCE, what, || {
-        let status: Value = serde_json::from_str(&agent.get("/statusz")?.body)?;
-        Ok(Some(status).filter(&wanted))
-    });
+    let found = wait_until(PATIENCE, what, || Ok(Some(agent.status()?).filter(&wanted)));
     found.with_context(|| agent.get("/statusz").map(|it| it.body).unwrap_or_default()).unwrap()
 }
 

@@ -10,7 +10,7 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 use tokentrail_tests::{
-    Agent, AgentSetup, Alerts, AuditLine, Broker, Node, PATIENCE, Pod, Request, Sandbox, Stage,
+    AgentSetup, Alerts, AuditLine, Broker, Node, PATIENCE, Pod, Request, Sandbox, Stage,
     tokentrail, wait_until,
     wrapped::{Form, cloud_audit},
 };
@@ -19,10 +19,6 @@ const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures");
 
 fn request_by(pod: &Pod) -> AuditLine {
     AuditLine::recorded(Request::ListPods, Stage::ResponseComplete, pod).unwrap()
-}
-
-fn status(agent: &Agent) -> Value {
-    serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap()
 }
 
 #[test]
@@ -56,7 +52,7 @@ fn what_cloudwatch_delivers_to_the_input_of_an_audit_side_alerts_where_the_token
         assert_eq!(alert["client"]["user"]["name"], "admin", "{alert:#}");
         node.the_alert_about(&victim.pod).unwrap();
     }
-    assert_eq!(status(&side)["audit"], "standard input on this node");
+    assert_eq!(side.status().unwrap()["audit"], "standard input on this node");
     let bad = side.metric("tokentrail_audit_bad_lines_total", &[]).unwrap();
     assert!(bad < 0.5, "{bad} bad lines");
 }
@@ -79,7 +75,7 @@ fn an_agent_whose_input_has_ended_tells_what_came_and_is_not_ready() {
         Ok((ready.status == 503 && ready.body.contains(says)).then_some(()))
     })
     .unwrap();
-    let condition = &status(&agent)["conditions"]["standard input"];
+    let condition = &agent.status().unwrap()["conditions"]["standard input"];
     assert!(condition.to_string().contains(says), "{condition}");
     assert!(agent.log().contains("standard input has ended"), "{}", agent.log());
     // It goes on with all else, and ends as any agent.

@@ -54,7 +54,7 @@ fn times(flood: ScopedJoinHandle<'_, Result<Finished>>) -> u32 {
 /// Waits until `/statusz` says so, which it does once a second.
 fn wait_for_statusz(agent: &Agent, pointer: &str, least: f64) {
     wait_until(PATIENCE, &format!("{pointer} of /statusz is at least {least}"), || {
-        let status: Value = serde_json::from_str(&agent.get("/statusz")?.body)?;
+        let status = agent.status()?;
         let found = status.pointer(pointer).and_then(Value::as_f64);
         Ok(found.context("there is no such field")?.ge(&least).then_some(()))
     })

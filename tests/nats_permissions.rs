@@ -4,10 +4,12 @@
 
 use std::{fs, path::Path, thread};
 
+use jiff::{SignedDuration, Timestamp};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::{Value, json};
 use tokentrail_tests::{
-    AgentSetup, Broker, Finished, Login, Node, PATIENCE, Sandbox, tokentrail, wait_until,
+    AgentSetup, AuditLine, Broker, Finished, Login, Node, PATIENCE, Sandbox, api, tokentrail,
+    wait_until,
 };
 
 /// The password of all of them.
@@ -401,6 +403,44 @@ fn a_login_that_all_nodes_share_takes_and_asks_what_is_anothers_but_answers_nobo
     }
     let left = of_node_a(&mut log_in(&broker, "anybody", "x"));
     assert_ne!(left, there, "node-a's question and answer");
+}
+
+#[test]
+fn a_stolen_login_is_not_told_who_got_into_a_pod_of_another_node() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = broker(&sandbox);
+    let mut node = asking(&sandbox, &broker);
+    let victim = node.workload().unwrap();
+    let api = api::serve(&sandbox, &[api::pod_on(&victim.pod, "node-b")]).unwrap();
+    node.agent = node.agent.kubeconfig(&api);
+    let side = side(&sandbox, &node, &broker).kubeconfig(api).start().unwrap();
+    let agent = node.agent.start().unwrap();
+    node.audit.append(&AuditLine::session(&victim.pod).unwrap()).unwrap();
+    side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+    // It knows the pod's name, and it may ask for whatever it likes.
+    let after = |minutes| (Timestamp::now() + SignedDuration::from_mins(minutes)).to_string();
+    let question = json!({"interests": [{
+        "pod": "of-no-pod", "namespace": victim.pod.namespace, "name": victim.pod.name,
+        "from": after(-1), "until": after(30),
+    }]});
+    let mut thief = log_in(&broker, "node-a", NODE_A);
+    let asked = format!("$KV.tokentrail_test.ask.{NODE_A}");
+    let put = thief.ask(&asked, "", question.to_string().as_bytes()).unwrap();
+    assert!(at(&put, "/seq").is_u64(), "{put}");
+    side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
+    victim.attack().unwrap();
+    side.wait_for_metric("tokentrail_nats_interests", &[], 2.0).unwrap();
+    node.request_by(&victim.pod).unwrap();
+    let alert = node.wait_for("alert", &victim.pod).unwrap();
+    assert_eq!(alert["client"]["user"]["name"], "admin", "its own node is told: {alert:#}");
+    // And of one who gets in while both ask.
+    let told = agent.metric("tokentrail_nats_answers_total", &[]).unwrap();
+    node.audit.append(&AuditLine::session(&victim.pod).unwrap()).unwrap();
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], told + 1.0).unwrap();
+    let filter = format!(r#"{{"subjects_filter":"tokentrail.test.request.{NODE_A}"}}"#);
+    let mut anybody = log_in(&broker, "anybody", "x");
+    let stream = anybody.ask("$JS.API.STREAM.INFO.tokentrail_test", "", filter.as_bytes()).unwrap();
+    assert_eq!(at(&stream, "/state/subjects"), Value::Null, "{stream:#}");
 }
 
 /// A login is not asked where replies to it go, so the broker's own words may land anywhere. They are

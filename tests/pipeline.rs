@@ -7,8 +7,8 @@ use std::{env, fs};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokentrail_tests::{
-    Agent, AuditLine, Container, NODE_NAME, Node, Pod, Request, SERVICE_ACCOUNT_FOLDER, Sandbox,
-    Stage, TOKEN_PATH, Workload,
+    AuditLine, Container, NODE_NAME, Node, Pod, Request, SERVICE_ACCOUNT_FOLDER, Sandbox, Stage,
+    TOKEN_PATH, Workload,
 };
 
 const RULE: &str = "token-access-then-api-request";
@@ -84,7 +84,7 @@ fn an_interactive_open_followed_by_a_request_is_one_alert_that_says_who_and_what
         ("/tokentrail/evidence/requests/0/resource", json!("pods")),
         ("/tokentrail/evidence/requests/0/code", json!(200)),
         ("/tokentrail/evidence/requests/0/decision", json!("allow")),
-        ("/tokentrail/sensor/route", status(&agent)["route"].clone()),
+        ("/tokentrail/sensor/route", agent.status().unwrap()["route"].clone()),
     ] {
         assert_eq!(alert.pointer(pointer), Some(&expected), "{pointer} of {alert:#}");
     }
@@ -105,9 +105,9 @@ fn the_hook_route_is_the_one_that_this_kernel_must_offer() {
     let sandbox = Sandbox::create().unwrap();
     let node = Node::new(&sandbox).unwrap();
     let agent = node.agent.start().unwrap();
-    let route = status(&agent)["route"].clone();
+    let route = agent.status().unwrap()["route"].clone();
     match env::var("TOKENTRAIL_EXPECT_ROUTE") {
-        Ok(expected) => assert_eq!(route, expected, "{}", status(&agent)),
+        Ok(expected) => assert_eq!(route, expected, "{}", agent.status().unwrap()),
         Err(_) => assert!(["fexit", "kprobe", "exit"].iter().any(|it| route == *it), "{route}"),
     }
 }
@@ -242,8 +242,4 @@ fn alert_of_read(read: impl FnOnce(&Workload)) -> Value {
     read(&workload);
     node.request_by(&workload.pod).unwrap();
     node.settled_alert_about(&workload.pod).unwrap()
-}
-
-fn status(agent: &Agent) -> Value {
-    serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap()
 }

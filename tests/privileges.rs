@@ -10,7 +10,7 @@ mod facts;
 use std::thread;
 
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokentrail_tests::{Node, Sandbox};
 
 use facts::note;
@@ -55,7 +55,7 @@ fn run_with(capabilities: CapabilitySet, route: &str) -> Result<(), Refused> {
         start.join().unwrap().unwrap()
     });
     if agent.wait_until_ready().is_ok() {
-        let status: Value = serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap();
+        let status = agent.status().unwrap();
         assert_eq!(status.pointer("/route"), Some(&json!(route)), "{status}");
         return Ok(());
     }

@@ -92,13 +92,9 @@ fn text<'document>(document: &'document Value, pointer: &str) -> &'document str 
     document.pointer(pointer).and_then(Value::as_str).unwrap()
 }
 
-fn status(agent: &Agent) -> Value {
-    serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap()
-}
-
 /// Whether this kernel keeps the route attached while no agent runs; where not, the agent says so.
 fn keeps(agent: &Agent) -> bool {
-    let status = status(agent);
+    let status = agent.status().unwrap();
     let degraded = status.get("degraded").unwrap().as_array().unwrap();
     !degraded.iter().any(|why| why.as_str().unwrap().contains("cannot keep that attached"))
 }
@@ -137,7 +133,7 @@ fn what_is_opened_while_no_agent_runs_is_told_once_by_the_next_one() {
             assert_eq!(kept.opens_by_cat(&victim), 1);
         }
         // What could not be kept is named with its time.
-        let gaps = status(&agent)["gaps"].as_array().unwrap().len();
+        let gaps = agent.status().unwrap()["gaps"].as_array().unwrap().len();
         assert_eq!(gaps, usize::from(!keeps));
         let unseen = agent.metric("tokentrail_kernel_unseen_seconds_total", &[]).unwrap();
         assert_eq!(unseen > 0.0, !keeps, "{unseen}");
@@ -197,7 +193,7 @@ fn whenever_agents_are_killed_each_open_is_read_once() {
     node.settled_alert_about(&victim.pod).unwrap();
     let lost = agent.metric("tokentrail_kernel_lost_total", &[]).unwrap();
     assert!(lost.abs() < f64::EPSILON, "{lost}");
-    let gaps = status(&agent)["gaps"].clone();
+    let gaps = agent.status().unwrap()["gaps"].clone();
     if keeps {
         assert_eq!(kept.opens_by_cat(&victim), OPENS + 1);
         assert_eq!(gaps, Value::Array(Vec::new()));
@@ -226,7 +222,7 @@ fn an_agent_that_stands_by_takes_over_without_missing_or_repeating_an_open() {
     if keeps(&second) {
         assert_eq!(kept.opens_by_cat(&victim), OPENS);
     }
-    assert_eq!(status(&second)["gaps"], Value::Array(Vec::new()));
+    assert_eq!(second.status().unwrap()["gaps"], Value::Array(Vec::new()));
     assert_eq!(kept.sets().len(), 1, "{:?}", kept.sets());
 }
 
@@ -335,7 +331,7 @@ fn where_nothing_can_be_pinned_the_agent_goes_on_and_says_so() {
     let pins = sandbox.folder().join("pins");
     node.agent = node.agent.args(["--pin-dir".as_ref(), pins.as_os_str()]);
     let agent = node.agent.start().unwrap();
-    let degraded = status(&agent)["degraded"].to_string();
+    let degraded = agent.status().unwrap()["degraded"].to_string();
     assert!(degraded.contains("on no BPF file system"), "{degraded}");
     assert!(!pins.exists());
     let checked = sandbox.run(
@@ -386,7 +382,7 @@ fn a_sensor_that_does_not_see_its_own_open_makes_the_agent_unready_until_it_does
     assert!(agent.log().contains("testing once more"), "{}", agent.log());
     unmount(&canary, UnmountFlags::empty()).unwrap();
     agent.wait_until_ready().unwrap();
-    let gaps = status(&agent)["gaps"].clone();
+    let gaps = agent.status().unwrap()["gaps"].clone();
     assert!(gaps[0]["why"].as_str().unwrap().contains("nothing came"), "{gaps}");
     let victim = node.workload().unwrap();
     victim.attack().unwrap();
@@ -433,7 +429,7 @@ fn when_a_route_no_longer_fires_the_next_one_is_taken() {
     let mut node = tests_itself(&sandbox, &canary);
     node.agent = node.agent.args(["--pin-dir".as_ref(), pins.join("tokentrail").as_os_str()]);
     let mut agent = node.agent.start().unwrap();
-    assert_eq!(status(&agent)["route"], "fexit");
+    assert_eq!(agent.status().unwrap()["route"], "fexit");
     let victims = [node.workload().unwrap(), node.workload().unwrap()];
     let Some(_off) = NoFunctionTracing::begin() else {
         writeln!(stdout(), "skipped: here a trampoline cannot be kept from being called").unwrap();
@@ -441,7 +437,7 @@ fn when_a_route_no_longer_fires_the_next_one_is_taken() {
     };
     wait_until_not_ready(&agent);
     agent.wait_until_ready().unwrap();
-    let found = status(&agent);
+    let found = agent.status().unwrap();
     // On x86 a probe of a function's start is a trace of the function.
     let (dead, alive) =
         ["fexit", "kprobe", "exit"].split_at(if cfg!(target_arch = "x86_64") { 2 } else { 1 });

@@ -81,8 +81,7 @@ fn a_new_version_counts_without_a_restart_and_a_bad_one_changes_nothing() {
     ]);
     let agent = setup.start().unwrap();
     let in_force = |least| agent.wait_for_metric("tokentrail_rules_exceptions", &[], least);
-    let status =
-        || -> Value { serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap() };
+    let status = || agent.status().unwrap();
     in_force(1.0).unwrap();
 
     fs::write(&rules, exceptions(&["one", "two"])).unwrap();

@@ -185,8 +185,7 @@ fn an_open_that_no_request_follows_is_held_and_nothing_is_told_yet() {
     workload.attack().unwrap();
     node.wait_until_seen(&workload).unwrap();
     wait_until(PATIENCE, "the open is counted as held", || {
-        let status: Value = serde_json::from_str(&agent.get("/statusz")?.body)?;
-        Ok((status["correlation"]["exposures"].as_u64() >= Some(1)).then_some(()))
+        Ok((agent.status()?["correlation"]["exposures"].as_u64() >= Some(1)).then_some(()))
     })
     .unwrap();
     assert!(node.agent.alerts().all().unwrap().is_empty());

@@ -1,6 +1,6 @@
 //! How the Kubernetes API is reached, and single requests to it. With `attribution/pods/watch` the
-//! only user of the `kube` client; decides nothing about what it is told. Called by that watch and
-//! by the audit canary.
+//! only user of the `kube` client; decides nothing about what it is told. Called by that watch,
+//! by the audit canary, and by who answers other nodes.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,8 +13,9 @@ use kube::{
     client::{Body, ClientBuilder},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde::Deserialize;
 
-use crate::errors::with_causes;
+use crate::{errors::with_causes, time::Micros};
 
 /// After so long a single request has failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,6 +80,40 @@ async fn kubeconfig(path: &Path) -> Result<Config, String> {
 /// Makes single requests.
 pub struct ApiClient(Client);
 
+/// Where the pod of a name is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its node; `None` before it has one.
+    pub node: Option<String>,
+    /// When it was created: API server's clock, whole seconds.
+    pub since: Micros,
+}
+
+/// The few fields of a `PodList` that tell this.
+#[derive(Deserialize)]
+struct Pods {
+    items: Vec<Pod>,
+}
+
+#[derive(Deserialize)]
+struct Pod {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    creation_timestamp: Micros,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    node_name: Option<String>,
+}
+
 impl ApiClient {
     /// Reads the credential; asks the server nothing.
     ///
@@ -97,16 +132,131 @@ impl ApiClient {
     /// # Errors
     /// A sentence that says why there was no answer.
     pub async fn status(&self, uri: &str, user_agent: &str) -> Result<u16, String> {
-        let request = Request::get(uri).header(header::USER_AGENT, user_agent).body(Body::empty());
-        let request = request.map_err(|error| format!("no request can be made: {error}"))?;
-        match tokio::time::timeout(TIMEOUT, self.0.send(request)).await {
-            Ok(Ok(response)) => Ok(response.status().as_u16()),
-            Ok(Err(error)) => {
-                Err(format!("the Kubernetes API cannot be reached: {}", with_causes(&error)))
-            }
-            Err(_elapsed) => {
-                Err(format!("the Kubernetes API did not answer within {} s", TIMEOUT.as_secs()))
-            }
+        let response = in_time(self.0.send(get(uri, user_agent, Body::empty())?)).await?;
+        Ok(response.status().as_u16())
+    }
+
+    /// Where the pod is that has this name now; `None` if none has. Asked for as a list, for which one needs no
+    /// other right than for the pod index; by this field an API server looks for one key and no others.
+    ///
+    /// # Errors
+    /// A sentence that says why this cannot be known.
+    pub async fn place(&self, namespace: &str, name: &str) -> Result<Option<Place>, String> {
+        if ![namespace, name].into_iter().all(is_name) {
+            return Err("no pod can have this name".to_owned());
+        }
+        let uri = format!(
+            "/api/v1/namespaces/{namespace}/pods?fieldSelector=metadata.name%3D{name}&limit=1"
+        );
+        let user_agent = concat!("tokentrail/", env!("CARGO_PKG_VERSION"));
+        let pods: Pods = in_time(self.0.request(get(&uri, user_agent, Vec::new())?)).await?;
+        let place = |pod: Pod| Place {
+            node: pod.spec.node_name.filter(|it| !it.is_empty()),
+            since: pod.metadata.creation_timestamp,
+        };
+        Ok(pods.items.into_iter().next().map(place))
+    }
+}
+
+/// Whether this may stand in a request's path as it is: a DNS subdomain, as namespaces and pods are named.
+fn is_name(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=253).contains(&text.len())
+        && text.split('.').all(|label| !label.is_empty() && label.bytes().all(is_part))
+}
+
+/// A GET request. Its body is empty, in the form that the client wants it in.
+fn get<B>(uri: &str, user_agent: &str, empty: B) -> Result<Request<B>, String> {
+    let request = Request::get(uri).header(header::USER_AGENT, user_agent).body(empty);
+    request.map_err(|error| format!("no request can be made: {error}"))
+}
+
+async fn in_time<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
+    match tokio::time::timeout(TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => {
+            Err(format!("the Kubernetes API refused: {} ({})", status.message, status.code))
+        }
+        Ok(Err(error)) => {
+            Err(format!("the Kubernetes API cannot be reached: {}", with_causes(&error)))
+        }
+        Err(_elapsed) => {
+            Err(format!("the Kubernetes API did not answer within {} s", TIMEOUT.as_secs()))
+        }
+    }
+}
+
+#[cfg(test)]
+impl Access {
+    /// By a file in this folder, to a server that asks for no credential.
+    pub(crate) fn example(folder: &tempfile::TempDir, server: &str) -> Self {
+        let path = folder.path().join("kubeconfig");
+        let kubeconfig = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "x",
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        Self::Kubeconfig(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, extract::Path as Segments, http::Uri, routing};
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers as an API server does that has one pod, `cart-0`, and one that has no node yet, `new`.
+    async fn answer(Segments(namespace): Segments<String>, uri: Uri) -> (http::StatusCode, String) {
+        let since = "2026-11-29T10:00:00Z";
+        let (status, body) = match (&*namespace, uri.query().unwrap_or_default()) {
+            ("shop", "fieldSelector=metadata.name%3Dcart-0&limit=1") => (
+                200,
+                json!({"items": [
+                {"metadata": {"name": "cart-0", "creationTimestamp": since},
+                 "spec": {"nodeName": "node-b", "containers": []}}]}),
+            ),
+            ("shop", "fieldSelector=metadata.name%3Dnew&limit=1") => (
+                200,
+                json!({"items": [
+                {"metadata": {"name": "new", "creationTimestamp": since}, "spec": {}}]}),
+            ),
+            ("shop", _) => (200, json!({"kind": "PodList", "metadata": {}, "items": []})),
+            ("odd", _) => (200, Value::Null),
+            (_, _) => (
+                403,
+                json!({"kind": "Status", "status": "Failure", "code": 403,
+                "reason": "Forbidden", "message": "pods is forbidden"}),
+            ),
+        };
+        (http::StatusCode::from_u16(status).unwrap(), body.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_found_by_its_name_and_nothing_else_is_asked_for() {
+        let folder = TempDir::new().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let pods = Router::new().route("/api/v1/namespaces/{namespace}/pods", routing::get(answer));
+        tokio::spawn(async move { axum::serve(listener, pods).await });
+        let client = ApiClient::open(&Access::example(&folder, &server)).await.unwrap();
+        let since = Micros::parse("2026-11-29T10:00:00Z").unwrap();
+        let place = |node: Option<&str>| Some(Place { node: node.map(str::to_owned), since });
+        assert_eq!(client.place("shop", "cart-0").await, Ok(place(Some("node-b"))));
+        assert_eq!(client.place("shop", "new").await, Ok(place(None)));
+        assert_eq!(client.place("shop", "gone").await, Ok(None));
+        let refused = client.place("others", "cart-0").await.unwrap_err();
+        assert!(refused.contains("pods is forbidden (403)"), "{refused}");
+        assert!(client.place("odd", "cart-0").await.is_err());
+        for name in ["", "cart-0&watch=1", "../secrets", "cart 0", "a..b", "%2e", "Cart"] {
+            let refused = client.place("shop", name).await;
+            assert_eq!(refused, Err("no pod can have this name".to_owned()), "{name}");
+            assert_eq!(client.place(name, "cart-0").await, refused, "{name}");
         }
     }
 }

@@ -274,6 +274,12 @@ impl AuditRecord {
     pub fn decision(&self) -> Option<&str> {
         self.annotations.get("authorization.k8s.io/decision").map(String::as_str)
     }
+
+    /// Whether the API server would not do it, or could not.
+    pub fn was_refused(&self) -> bool {
+        let code = self.response_status.as_ref().and_then(|status| status.code);
+        self.decision() == Some("forbid") || code.is_some_and(|code| code >= 400)
+    }
 }
 
 /// A line that may matter. Whether it does, the reader of the log cannot tell.

@@ -161,7 +161,7 @@ fn every_way(arguments: &[&str], expects: fn(&Exit) -> bool) -> Completion {
         Err(error) => panic!("{error:#}"),
     };
     // What the route cannot see on this kernel it says itself: io_uring's opens before Linux 5.19.
-    let status: Value = serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap();
+    let status = agent.status().unwrap();
     let no_uring = status["degraded"].to_string().contains("opens by io_uring are not seen");
     // New volumes are looked for once a second; until then only files of the known names count.
     agent.wait_for_metric("tokentrail_attribution_volumes", &[], 1.0).unwrap();

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::{
     NODE_NAME,
@@ -224,6 +225,15 @@ impl Agent {
     /// If there is no answer; any status is one.
     pub fn get(&self, path: &str) -> Result<Answer> {
         http_get(&format!("http://{}{path}", self.admin))
+    }
+
+    /// What `/statusz` says.
+    ///
+    /// # Errors
+    /// If it does not answer, or with something else.
+    pub fn status(&self) -> Result<Value> {
+        let body = self.get("/statusz")?.body;
+        serde_json::from_str(&body).with_context(|| format!("/statusz is no JSON: {body}"))
     }
 
     /// Sum of a metric's samples, over all label sets that have every one of `labels` (each

@@ -1,5 +1,6 @@
 //! As much of a Kubernetes API as tells an agent of this node's pods: one list of them, and a watch in
-//! which nothing happens. And as writes an agent's audit canaries to an audit log.
+//! which nothing happens. As tells where the pod of a name is. And as writes an agent's audit canaries to an
+//! audit log.
 
 use std::{
     fs,
@@ -48,6 +49,17 @@ pub fn pod_with_volumes(pod: &Pod, volumes: &[(&str, Value)]) -> Value {
     pod_of(pod, &json!({"name": "main", "image": "shop/cart:1"}), &volumes, &[])
 }
 
+/// A pod that is on a node, and was for long.
+pub fn pod_on(pod: &Pod, node: &str) -> Value {
+    json!({
+        "metadata": {
+            "uid": pod.uid, "name": pod.name, "namespace": pod.namespace,
+            "creationTimestamp": "2020-01-01T00:00:00Z",
+        },
+        "spec": {"nodeName": node},
+    })
+}
+
 fn pod_of(pod: &Pod, container: &Value, volumes: &[Value], statuses: &[Value]) -> Value {
     json!({
         "metadata": {"uid": pod.uid, "name": pod.name, "namespace": pod.namespace},
@@ -76,12 +88,11 @@ pub fn serve_audited(sandbox: &Sandbox, pods: &[Value], log: &Path) -> Result<Pa
     let log = log.to_owned();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let server = format!("http://{}", listener.local_addr()?);
-    let metadata = json!({"resourceVersion": "1"});
-    let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": pods});
+    let pods = pods.to_vec();
     thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
-            let (list, log) = (list.to_string(), log.clone());
-            thread::spawn(move || answer(&client, &list, &log));
+            let (pods, log) = (pods.clone(), log.clone());
+            thread::spawn(move || answer(&client, &pods, &log));
         }
     });
     let kubeconfig = sandbox.folder().join("kubeconfig");
@@ -102,7 +113,7 @@ pub fn serve_audited(sandbox: &Sandbox, pods: &[Value], log: &Path) -> Result<Pa
 }
 
 /// Answers one request after the other; a watch is left open.
-fn answer(mut client: &TcpStream, list: &str, log: &Path) {
+fn answer(mut client: &TcpStream, pods: &[Value], log: &Path) {
     let mut reader = BufReader::new(client);
     loop {
         let mut head = String::new();
@@ -117,21 +128,38 @@ fn answer(mut client: &TcpStream, list: &str, log: &Path) {
             let line = format!("{}\n", canary(target, &head));
             let _ = AuditLog::at(log).append_bytes(line.as_bytes());
         }
-        let response = if !target.starts_with("/api/v1/pods") {
-            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned()
-        } else if target.contains("watch=") {
+        let named = |pod: &&Value| {
+            let text = |pointer| pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
+            target.starts_with(&format!(
+                "/api/v1/namespaces/{namespace}/pods?fieldSelector=metadata.name%3D{name}&"
+            ))
+        };
+        let response = if target.contains("watch=") {
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
                 .to_owned()
+        } else if target.starts_with("/api/v1/pods") {
+            list(pods)
+        } else if target.contains("/pods?fieldSelector=metadata.name%3D") {
+            list(&pods.iter().filter(named).cloned().collect::<Vec<_>>())
         } else {
-            let length = list.len();
-            format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{list}"
-            )
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned()
         };
         if client.write_all(response.as_bytes()).is_err() {
             return;
         }
     }
+}
+
+/// An answer with these pods.
+fn list(pods: &[Value]) -> String {
+    let metadata = json!({"resourceVersion": "1"});
+    let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": pods});
+    let list = list.to_string();
+    let length = list.len();
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{list}"
+    )
 }
 
 /// The event of a canary's request.

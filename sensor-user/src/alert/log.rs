@@ -12,6 +12,7 @@ use std::{
     num::NonZeroUsize,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use lru::LruCache;
@@ -91,7 +92,7 @@ impl AlertLogMetrics {
 }
 
 /// How far the log is durable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Durable {
     /// Inode of the file at the log's path. Those that were rotated before are durable as a whole.
     pub inode: u64,
@@ -99,6 +100,15 @@ pub struct Durable {
     pub length: u64,
     /// Documents that were written since the log was opened.
     pub documents: u64,
+    /// The file: no other one gets its inode while this is around.
+    _held: Option<Arc<File>>,
+}
+
+impl PartialEq for Durable {
+    fn eq(&self, other: &Self) -> bool {
+        let facts = |it: &Self| (it.inode, it.length, it.documents);
+        facts(self) == facts(other)
+    }
 }
 
 /// What became of a document.
@@ -132,7 +142,7 @@ pub struct AlertLog {
 
 #[derive(Debug)]
 enum Target {
-    File { file: File, inode: u64, length: u64 },
+    File { file: Arc<File>, inode: u64, length: u64 },
     Stdout,
 }
 
@@ -156,7 +166,17 @@ impl AlertLog {
             }
             read_back(&rotated(&settings.path, 1), &mut known);
             read_back(&settings.path, &mut known);
-            open_file(&settings.path)?
+            let target = open_file(&settings.path)?;
+            // What a killed agent wrote is known by its ids, and counts as durable.
+            if let Target::File { file, .. } = &target {
+                file.sync_data().map_err(|source| AlertLogError {
+                    action: "sync",
+                    path: settings.path.clone(),
+                    advice: "check the file system that it is on",
+                    source,
+                })?;
+            }
+            target
         };
         let mut log = Self {
             settings,
@@ -177,14 +197,15 @@ impl AlertLog {
 
     /// How far it is durable; only a file ever is.
     pub fn durable(&self) -> Durable {
-        self.durable
+        self.durable.clone()
     }
 
     /// How far it is written.
     fn here(&self) -> Durable {
-        match self.target {
-            Target::File { inode, length, .. } => {
-                Durable { inode, length, documents: self.written }
+        match &self.target {
+            &Target::File { ref file, inode, length } => {
+                let _held = Some(Arc::clone(file));
+                Durable { inode, length, documents: self.written, _held }
             }
             Target::Stdout => Durable::default(),
         }
@@ -233,20 +254,12 @@ impl AlertLog {
 
     /// What has to be synced for everything written so far to be durable, to be done by another
     /// thread and told with [`AlertLog::end_sync`]; `None` if it is.
-    ///
-    /// # Errors
-    /// There is no descriptor left.
-    pub fn begin_sync(&mut self) -> io::Result<Option<File>> {
-        let Target::File { file, .. } = &self.target else {
-            self.unsynced = false;
-            return Ok(None);
-        };
-        let file = self.unsynced.then(|| file.try_clone()).transpose()?;
-        if file.is_some() {
-            self.syncing = Some(self.here());
-        }
-        self.unsynced = false;
-        Ok(file)
+    pub fn begin_sync(&mut self) -> Option<Arc<File>> {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let Target::File { file, .. } = &self.target else { return None };
+        let file = unsynced.then(|| Arc::clone(file))?;
+        self.syncing = Some(self.here());
+        Some(file)
     }
 
     /// What [`AlertLog::begin_sync`] gave out is durable, or not.
@@ -283,7 +296,7 @@ impl AlertLog {
         while let Some(line) = self.pending.front_mut() {
             let result = match &mut self.target {
                 Target::Stdout => io::stdout().write(line),
-                Target::File { file, .. } => file.write(line),
+                Target::File { file, .. } => file.as_ref().write(line),
             };
             match result {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -381,7 +394,7 @@ fn open_file(path: &Path) -> Result<Target, AlertLogError> {
     let mend_failed = failed("mend the last line of", "check the file system that it is on");
     let mended = mend(&mut file).and_then(|length| Ok((length, file.metadata()?.ino())));
     let (length, inode) = mended.map_err(mend_failed)?;
-    Ok(Target::File { file, inode, length })
+    Ok(Target::File { file: Arc::new(file), inode, length })
 }
 
 /// Takes back a line that a crash cut off: its alert is told again, and readers never meet half a

@@ -84,7 +84,7 @@ impl Unpublished {
     ///
     /// # Errors
     /// The log or the state cannot be read, or not be written.
-    pub fn open(log: AlertLogSettings, state_dir: &Path, durable: Durable) -> io::Result<Self> {
+    pub fn open(log: AlertLogSettings, state_dir: &Path, durable: &Durable) -> io::Result<Self> {
         let file = state_dir.join("published-alerts.json");
         let mut queue =
             Self { log, file, reader: None, next: 0, found: 0, done: 0, lost: 0, saved: None };
@@ -96,7 +96,7 @@ impl Unpublished {
                 }
             }
             Some(saved) => {
-                queue.reader = queue.find(&saved)?;
+                queue.reader = queue.find(&saved, durable)?;
                 queue.found = queue.count(durable)?;
                 if queue.reader.as_ref().is_none_or(|it| it.first_line != saved.first_line) {
                     queue.lost = saved.waiting.saturating_sub(queue.found);
@@ -113,10 +113,10 @@ impl Unpublished {
     ///
     /// # Errors
     /// The log cannot be read.
-    pub fn next(&mut self, durable: Durable) -> io::Result<Option<Next>> {
+    pub fn next(&mut self, durable: &Durable) -> io::Result<Option<Next>> {
         loop {
             let Some(reader) = &mut self.reader else {
-                self.reader = self.oldest_since(SystemTime::UNIX_EPOCH)?;
+                self.reader = self.oldest(durable, |_| false)?;
                 if self.reader.is_none() {
                     return Ok(None);
                 }
@@ -131,7 +131,7 @@ impl Unpublished {
                     // Text of others.
                     None => reader.offset += self.next,
                 }
-            } else if is_current || !self.move_on()? {
+            } else if is_current || !self.move_on(durable)? {
                 // All is read that there is: what was written and not read is gone.
                 let gone = if is_current { self.waiting(durable) } else { 0 };
                 self.lost += gone;
@@ -150,7 +150,7 @@ impl Unpublished {
     }
 
     /// Documents that are not done with.
-    pub fn waiting(&self, durable: Durable) -> u64 {
+    pub fn waiting(&self, durable: &Durable) -> u64 {
         (self.found + durable.documents).saturating_sub(self.done)
     }
 
@@ -160,7 +160,7 @@ impl Unpublished {
     }
 
     /// What has to be written for the next start to go on here, if that is not on disk.
-    pub fn save(&mut self, durable: Durable) -> Option<Save> {
+    pub fn save(&mut self, durable: &Durable) -> Option<Save> {
         let saved = Saved {
             version: VERSION,
             first_line: self.reader.as_mut().and_then(Reader::first_line),
@@ -181,7 +181,7 @@ impl Unpublished {
     }
 
     /// The files of the log, the newest first.
-    fn files(&self) -> impl DoubleEndedIterator<Item = PathBuf> {
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
         let number = |number| match number {
             0 => self.log.path.clone(),
             _ => rotated(&self.log.path, number),
@@ -189,19 +189,28 @@ impl Unpublished {
         (0..=self.log.keep).map(number)
     }
 
-    /// The oldest file that was written to then or later.
-    fn oldest_since(&self, since: SystemTime) -> io::Result<Option<Reader>> {
-        for path in self.files().rev() {
-            let found = Reader::open(&path)?.filter(|reader| reader.modified() >= since);
-            if found.is_some() {
-                return Ok(found);
+    /// The oldest file of those after what `is_before` names. `None` also while the one that is told of as durable
+    /// is not among them: it was rotated away since, and how far what is there now is durable is yet to be told.
+    fn oldest(
+        &self,
+        durable: &Durable,
+        is_before: impl Fn(&Reader) -> bool,
+    ) -> io::Result<Option<Reader>> {
+        let (mut oldest, mut is_told) = (None, false);
+        // While they are renamed a file may be met twice, and none is missed.
+        for path in self.files() {
+            let Some(reader) = Reader::open(&path)? else { continue };
+            if is_before(&reader) {
+                break;
             }
+            is_told |= reader.inode == durable.inode;
+            oldest = Some(reader);
         }
-        Ok(None)
+        Ok(oldest.filter(|_| is_told))
     }
 
     /// The file that was read last and where; if it is gone, what was written after it.
-    fn find(&self, saved: &Saved) -> io::Result<Option<Reader>> {
+    fn find(&self, saved: &Saved, durable: &Durable) -> io::Result<Option<Reader>> {
         for path in self.files() {
             let Some(mut reader) = Reader::open(&path)? else { continue };
             if reader.first_line.is_some() && reader.first_line == saved.first_line {
@@ -209,11 +218,11 @@ impl Unpublished {
                 return Ok(Some(reader));
             }
         }
-        self.oldest_since(saved.modified)
+        self.oldest(durable, |reader| reader.modified() < saved.modified)
     }
 
     /// Documents from here on.
-    fn count(&mut self, durable: Durable) -> io::Result<u64> {
+    fn count(&mut self, durable: &Durable) -> io::Result<u64> {
         let Some(reader) = &self.reader else { return Ok(0) };
         let start = (reader.inode, reader.offset);
         let mut count = 0;
@@ -235,19 +244,12 @@ impl Unpublished {
     }
 
     /// Goes on in the file that was begun after this one. Whether there is one.
-    fn move_on(&mut self) -> io::Result<bool> {
+    fn move_on(&mut self, durable: &Durable) -> io::Result<bool> {
         let Some(current) = &self.reader else { return Ok(false) };
         let (inode, modified) = (current.inode, current.modified());
-        let mut newer: Option<Reader> = None;
-        // While they are renamed a file may be met twice, and none is missed. Somebody may have moved this one
-        // elsewhere: then time tells which are of before.
-        for path in self.files() {
-            let Some(reader) = Reader::open(&path)? else { continue };
-            if reader.inode == inode || reader.modified() < modified {
-                break;
-            }
-            newer = Some(reader);
-        }
+        // Somebody may have moved this one elsewhere: then time tells which are of before.
+        let is_before = |it: &Reader| it.inode == inode || it.modified() < modified;
+        let newer = self.oldest(durable, is_before)?;
         let found = newer.is_some();
         if found {
             self.reader = newer;

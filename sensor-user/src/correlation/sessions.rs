@@ -43,12 +43,6 @@ fn wants_terminal(record: &AuditRecord) -> Option<bool> {
     Some(query.split('&').any(|pair| pair == "tty=true" || pair == "tty=1"))
 }
 
-/// Whether nobody got in: the API server would not, or could not.
-fn was_refused(record: &AuditRecord) -> bool {
-    let code = record.response_status.as_ref().and_then(|status| status.code);
-    record.decision() == Some("forbid") || code.is_some_and(|code| code >= 400)
-}
-
 fn pod_of(record: &AuditRecord) -> Option<(&str, &str)> {
     let object = record.object_ref.as_ref().filter(|object| object.is_way_into_pod())?;
     object.namespace.as_deref().zip(object.name.as_deref())
@@ -59,7 +53,7 @@ impl Sessions {
     /// granted and a restart has to know it.
     pub fn note(&mut self, record: &AuditRecord, time: Micros) -> bool {
         let Some((namespace, name)) = pod_of(record) else { return false };
-        if was_refused(record) {
+        if record.was_refused() {
             self.forget_refused(record, namespace, name);
             return false;
         }
@@ -130,7 +124,7 @@ impl Sessions {
         let mut fitting: Vec<&Session> = sessions
             .filter(|session| {
                 let age = open.time - session.time;
-                !was_refused(&session.record) && -skew_us <= age.0 && age <= settings.session_memory
+                !session.record.was_refused() && -skew_us <= age.0 && age <= settings.session_memory
             })
             .collect();
         fitting.sort_by_key(|session| {

@@ -32,8 +32,8 @@ pub struct Asked {
     by_pod: HashMap<String, HashSet<String>>,
     /// The same, by user name of the pod's service account.
     by_account: HashMap<String, HashSet<(String, String)>>,
-    /// Pods by namespace and name.
-    by_name: HashMap<(String, String), HashSet<String>>,
+    /// Uids of pods.
+    by_name: HashMap<PodName, HashSet<String>>,
     /// Who asks, by run of the audit canary.
     by_canary: HashMap<String, HashSet<String>>,
 }
@@ -46,6 +46,9 @@ struct Asker {
     sent: Option<Micros>,
     said: Micros,
 }
+
+/// Namespace and name of a pod.
+pub type PodName = (String, String);
 
 /// Who wants a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,7 +160,7 @@ impl Asked {
         self.nodes.is_empty()
     }
 
-    /// Who wants a request: the node of the pod that made it, and that of the pod that it is a way into.
+    /// Who wants a request: the node of the pod that made it.
     pub fn wanted(&self, record: &AuditRecord) -> Wanted {
         let mut wanted = Wanted::default();
         let received = record.request_received_timestamp;
@@ -182,16 +185,19 @@ impl Asked {
                 }
             }
         }
-        if let Some((namespace, name)) = way_into(record) {
-            let key = (namespace.to_owned(), name.to_owned());
-            for uid in self.by_name.get(&key).into_iter().flatten() {
-                // Who got in did so before.
-                for (node, _) in self.of_pod(uid).filter(|(_, it)| received <= it.until) {
-                    wanted.add(node);
-                }
-            }
-        }
         wanted
+    }
+
+    /// The pod that a request is a way into, if any node asks about one of that name.
+    pub fn way_into(&self, record: &AuditRecord) -> Option<PodName> {
+        let object = record.object_ref.as_ref().filter(|object| object.is_way_into_pod())?;
+        let name = (object.namespace.clone()?, object.name.clone()?);
+        self.by_name.contains_key(&name).then_some(name)
+    }
+
+    /// Who asks about a pod of that name, as node and uid, and until when: who got in did so before.
+    pub fn of_name(&self, name: &PodName) -> impl Iterator<Item = (&str, &Interest)> {
+        self.by_name.get(name).into_iter().flatten().flat_map(|uid| self.of_pod(uid))
     }
 
     /// Nodes that a record is to be sent to as their audit canary. It takes place of those that follow at once.
@@ -276,20 +282,15 @@ fn user_of(interest: &Interest) -> Option<String> {
     Some(format!("{SERVICE_ACCOUNT}{namespace}:{account}"))
 }
 
-fn name_of(interest: &Interest) -> Option<(String, String)> {
+/// The name of the pod that is asked about, where whoever asks gave it.
+pub fn name_of(interest: &Interest) -> Option<PodName> {
     interest.namespace.clone().zip(interest.name.clone())
 }
 
-/// Namespace and name of the pod that a request is a way into.
-fn way_into(record: &AuditRecord) -> Option<(&str, &str)> {
-    let object = record.object_ref.as_ref().filter(|object| object.is_way_into_pod())?;
-    object.namespace.as_deref().zip(object.name.as_deref())
-}
-
-/// Namespace and name of the pod that made a request, as its token tells them.
-pub fn pod_name(record: &AuditRecord) -> Option<(&str, &str)> {
+/// The name of the pod that made a request, as its token tells it.
+pub fn pod_name(record: &AuditRecord) -> Option<PodName> {
     let (namespace, _) = record.service_account()?;
-    Some((namespace, record.extra(POD_NAME)?))
+    Some((namespace.to_owned(), record.extra(POD_NAME)?.to_owned()))
 }
 
 #[cfg(test)]
@@ -384,18 +385,20 @@ mod tests {
     }
 
     #[test]
-    fn who_got_into_a_pod_is_told_to_its_node_however_long_ago() {
+    fn a_way_into_a_pod_is_known_by_the_name_of_who_is_asked_about() {
         let mut asked = Asked::default();
         let mut interest = Interest::example("p", 40_000, 40_060);
         interest.namespace = Some("shop".to_owned());
         interest.name = Some("cart-0".to_owned());
         take(&mut asked, "node-b", vec![interest], Micros(0));
-        let exec = |name: &str| {
-            record(&json!({"user": {"username": "admin"}, "objectRef": {"resource": "pods",
-                "subresource": "exec", "namespace": "shop", "name": name}}))
+        let into = |subresource: &str, name: &str| {
+            asked.way_into(&record(&json!({"user": {"username": "admin"}, "objectRef":
+                {"resource": "pods", "subresource": subresource, "namespace": "shop", "name": name}})))
         };
-        assert_eq!(nodes(&asked, &exec("cart-0")), ["node-b"]);
-        assert_eq!(nodes(&asked, &exec("cart-1")), [""; 0]);
+        let name = into("exec", "cart-0").unwrap();
+        let of_name: Vec<_> = asked.of_name(&name).map(|(node, it)| (node, &*it.pod)).collect();
+        assert_eq!(of_name, [("node-b", "p")]);
+        assert_eq!((into("exec", "cart-1"), into("log", "cart-0")), (None, None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use async_nats::{
     jetstream::{
         self, Context, ErrorCode,
         context::{GetStreamError, GetStreamErrorKind},
+        stream::{self, DiscardPolicy, RetentionPolicy},
     },
 };
 use tokio::{sync::mpsc, time};
@@ -21,6 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const OBJECTION: Duration = Duration::from_millis(200);
 /// Least time that the bucket must keep what was put: it is put again after a third of that.
 const KEPT: Duration = Duration::from_secs(15 * 60);
+/// What helps against most that may be wrong with a stream.
+const CHANGED: &str = "`tokentrail nats setup` puts that right";
+/// What helps against what the server does not change. Nodes ask once more for what waited.
+pub(super) const MADE_ANEW: &str = "delete it, and make it anew with `tokentrail nats setup`";
 
 /// Why there is no connection. The texts are shown in readiness and `/statusz`.
 #[derive(Debug, thiserror::Error)]
@@ -84,13 +89,15 @@ pub enum ConnectionError {
         /// Which.
         name: String,
     },
-    /// The bucket is not as it must be.
-    #[error("the NATS bucket {name} {what}; `tokentrail nats setup` puts that right")]
-    Bucket {
+    /// The stream or the bucket is not as it must be.
+    #[error("the NATS {thing} {fault}; {cure}")]
+    Unfit {
         /// Which.
-        name: String,
+        thing: String,
         /// What is wrong with it.
-        what: &'static str,
+        fault: String,
+        /// What to do.
+        cure: &'static str,
     },
     /// It ended.
     #[error("the connection to NATS ended: {0}")]
@@ -224,32 +231,66 @@ pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionEr
 async fn find(client: Client, config: &NatsConfig) -> Result<(Context, Bucket), ConnectionError> {
     let mut context = jetstream::new(client);
     context.set_timeout(PATIENCE);
-    let stream = config.names.stream();
-    context.get_stream(&stream).await.map_err(|error| missing(&error, &context, stream))?;
-    let name = config.names.bucket();
-    let bucket = format!("KV_{name}");
-    let found =
-        context.get_stream(&bucket).await.map_err(|error| missing(&error, &context, bucket))?;
-    let made = u64::try_from(found.cached_info().created.unix_timestamp_nanos());
+    let (stream, bucket) = (config.names.stream(), config.names.bucket());
+    let found = look_at(&context, stream.clone()).await?;
+    let fault = fault_of_stream(&found.config, &config.names.requests());
+    fit(format!("stream {stream}"), fault)?;
+    let found = look_at(&context, format!("KV_{bucket}")).await?;
+    let fault = fault_of_bucket(&found.config).map(|fault| (fault, CHANGED));
+    fit(format!("bucket {bucket}"), fault)?;
+    let made = u64::try_from(found.created.unix_timestamp_nanos());
     let made = Micros::from_nanos(made.unwrap_or_default());
-    let found = &found.cached_info().config;
-    if !found.max_age.is_zero() && found.max_age < KEPT {
-        let what = "forgets before it is told again";
-        return Err(ConnectionError::Bucket { name, what });
-    }
-    if found.allow_rollup {
-        let what = "allows roll-ups, by which one node erases what others ask";
-        return Err(ConnectionError::Bucket { name, what });
-    }
-    if !found.allow_direct {
-        return Err(ConnectionError::Bucket { name, what: "does not allow direct reads" });
-    }
-    let room = usize::try_from(found.max_message_size).unwrap_or(usize::MAX);
-    if room < interest::MAX_BYTES {
-        return Err(ConnectionError::Bucket { name, what: "has no room for what a node may ask" });
-    }
     let bucket = Bucket::new(context.clone(), &config.names, made);
     Ok((context, bucket))
+}
+
+async fn look_at(context: &Context, name: String) -> Result<stream::Info, ConnectionError> {
+    match context.get_stream(&name).await {
+        Ok(found) => Ok(found.cached_info().clone()),
+        Err(error) => Err(missing(&error, context, name)),
+    }
+}
+
+/// What is wrong, and what to do.
+type Fault = (&'static str, &'static str);
+
+fn fit(thing: String, fault: Option<Fault>) -> Result<(), ConnectionError> {
+    match fault {
+        None => Ok(()),
+        Some((fault, cure)) => Err(ConnectionError::Unfit { thing, fault: fault.to_owned(), cure }),
+    }
+}
+
+/// Why answers would be lost in a stream like this, and nobody told.
+fn fault_of_stream(found: &stream::Config, subjects: &str) -> Option<Fault> {
+    if found.retention != RetentionPolicy::WorkQueue {
+        return Some(("is no work queue, so answers that were taken stay", MADE_ANEW));
+    }
+    if !found.subjects.iter().any(|it| it == subjects) {
+        return Some(("does not take the subjects of answers", CHANGED));
+    }
+    if found.discard != DiscardPolicy::New {
+        return Some(("drops answers that wait when it is full", CHANGED));
+    }
+    if !found.discard_new_per_subject {
+        return Some(("drops answers that wait when a node's share is used up", CHANGED));
+    }
+    None
+}
+
+/// Why a bucket like this is of no use.
+fn fault_of_bucket(found: &stream::Config) -> Option<&'static str> {
+    if !found.max_age.is_zero() && found.max_age < KEPT {
+        return Some("forgets before it is told again");
+    }
+    if found.allow_rollup {
+        return Some("allows roll-ups, by which one node erases what others ask");
+    }
+    if !found.allow_direct {
+        return Some("does not allow direct reads");
+    }
+    let room = usize::try_from(found.max_message_size).unwrap_or(usize::MAX);
+    (room < interest::MAX_BYTES).then_some("has no room for what a node may ask")
 }
 
 /// What `tokentrail check` says of the broker.
@@ -285,7 +326,7 @@ pub async fn look(config: &NatsConfig, asks: bool) -> Result<Look, ConnectionErr
 }
 
 /// Why a stream is not to be had.
-pub(super) fn missing(error: &GetStreamError, context: &Context, name: String) -> ConnectionError {
+fn missing(error: &GetStreamError, context: &Context, name: String) -> ConnectionError {
     match error.kind() {
         GetStreamErrorKind::JetStream(error) => match error.error_code() {
             ErrorCode::STREAM_NOT_FOUND => ConnectionError::NoStream { name },

@@ -82,6 +82,8 @@ pub struct NatsMetrics {
     pub searches: Counter,
     /// Pods asked about for a time of which a source has nothing any more.
     pub beyond_reach: Counter,
+    /// Times that no node was told who got into a pod, as it could not be found out where that is.
+    pub unplaced: Counter,
     /// Bytes of lines kept for those who ask later.
     pub look_back_bytes: Gauge,
     refused: Family<RefusedLabels, Counter>,
@@ -140,6 +142,11 @@ impl NatsMetrics {
                 "beyond_reach",
                 "Pods asked about for a time of which an audit source has nothing any more",
                 &self.beyond_reach,
+            ),
+            (
+                "unplaced_pods",
+                "Times that no node was told who got into a pod, as it is not known where that is",
+                &self.unplaced,
             ),
             ("alerts_published", "Alerts that NATS has taken", &self.alerts_published),
         ];

@@ -14,7 +14,7 @@ use async_nats::{
 
 use super::{
     NatsConfig,
-    connection::{self, ConnectionError, unless_ended},
+    connection::{self, ConnectionError, MADE_ANEW, unless_ended},
     interest,
 };
 
@@ -129,17 +129,26 @@ async fn put_stream(
     context: &jetstream::Context,
     config: stream::Config,
 ) -> Result<(), ConnectionError> {
+    let name = config.name.clone();
     context.create_or_update_stream(config).await.map(drop).map_err(|error| {
-        const OFF: [ErrorCode; 2] =
-            [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT];
-        let is_off = if let CreateStreamErrorKind::JetStream(refusal) = error.kind() {
-            OFF.contains(&refusal.error_code())
-        } else {
-            !context.client().server_info().jetstream
+        let CreateStreamErrorKind::JetStream(refusal) = error.kind() else {
+            return if context.client().server_info().jetstream {
+                ConnectionError::failed("make the stream", &error)
+            } else {
+                ConnectionError::NoJetStream
+            };
         };
-        if is_off {
-            return ConnectionError::NoJetStream;
+        match refusal.error_code() {
+            ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+                ConnectionError::NoJetStream
+            }
+            // Its retention, for one.
+            ErrorCode::STREAM_INVALID_CONFIG => ConnectionError::Unfit {
+                thing: format!("stream {name}"),
+                fault: format!("cannot be made what it must be: {refusal}"),
+                cure: MADE_ANEW,
+            },
+            _ => ConnectionError::failed("make the stream", &error),
         }
-        ConnectionError::failed("make the stream", &error)
     })
 }

@@ -30,6 +30,8 @@ use crate::{
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// How often is saved how far it has come, while there is more.
 const SAVED: Duration = Duration::from_secs(1);
+/// How often it is said that alerts are given up.
+const GIVEN_UP: Duration = Duration::from_mins(1);
 
 /// Why an alert is not published, and will not be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +48,8 @@ pub struct Teller {
     durable: watch::Receiver<Durable>,
     /// How it stands.
     alerts: Alerts,
+    /// When it was last said that the broker takes none that is so long.
+    given_up: Option<Instant>,
     metrics: NatsMetrics,
 }
 
@@ -64,7 +68,7 @@ impl Teller {
         durable: watch::Receiver<Durable>,
         metrics: NatsMetrics,
     ) -> Self {
-        Self { queue, durable, alerts: Alerts::default(), metrics }
+        Self { queue, durable, alerts: Alerts::default(), given_up: None, metrics }
     }
 
     /// Publishes until nobody writes alerts any more.
@@ -77,9 +81,9 @@ impl Teller {
         let mut pause = PAUSES.0;
         let mut saved = Instant::now();
         loop {
-            let durable = *self.durable.borrow_and_update();
-            let failure = match self.queue.next(durable) {
-                Ok(Some(next)) => match publish(context, names, next).await {
+            let durable = self.durable.borrow_and_update().clone();
+            let failure = match self.queue.next(&durable) {
+                Ok(Some(next)) => match publish(context, names, &next).await {
                     Ok(is_new) => {
                         self.queue.done();
                         self.metrics.alerts_published.inc_by(is_new.into());
@@ -88,14 +92,14 @@ impl Teller {
                     }
                     Err(Refused::TooLong) => {
                         self.queue.done();
-                        self.metrics.given_up(GivenUp::Size).inc();
+                        self.give_up(&next);
                         None
                     }
                     Err(Refused::Now(why)) => Some(why),
                 },
                 Ok(None) => {
-                    self.save(durable).await;
-                    self.show(durable, status);
+                    self.save(&durable).await;
+                    self.show(&durable, status);
                     let ended = || ConnectionError::Ended("nobody writes alerts".to_owned());
                     self.durable.changed().await.map_err(|_| ended())?;
                     continue;
@@ -107,7 +111,7 @@ impl Teller {
                 warn!(%why, "alerts are not published and wait in the alert log");
             }
             self.alerts.failure = failure;
-            self.show(durable, status);
+            self.show(&durable, status);
             if self.alerts.failure.is_some() {
                 time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
@@ -115,19 +119,33 @@ impl Teller {
                 pause = PAUSES.0;
             }
             if saved.elapsed() > SAVED {
-                self.save(durable).await;
+                self.save(&durable).await;
                 saved = Instant::now();
             }
         }
     }
 
-    /// Says how it stands, also while there is no connection.
-    pub(super) fn observe(&mut self, status: &watch::Sender<Status>) {
-        let durable = *self.durable.borrow();
-        self.show(durable, status);
+    /// The broker never takes this document: that is counted, and said once a minute.
+    fn give_up(&mut self, next: &Next) {
+        self.metrics.given_up(GivenUp::Size).inc();
+        if self.given_up.is_none_or(|said| said.elapsed() >= GIVEN_UP) {
+            self.given_up = Some(Instant::now());
+            let (id, bytes) = (&next.id, next.line.len());
+            warn!(
+                id,
+                bytes,
+                "an alert is longer than NATS takes and is in the alert log alone; raise max_payload of the server"
+            );
+        }
     }
 
-    fn show(&mut self, durable: Durable, status: &watch::Sender<Status>) {
+    /// Says how it stands, also while there is no connection.
+    pub(super) fn observe(&mut self, status: &watch::Sender<Status>) {
+        let durable = self.durable.borrow().clone();
+        self.show(&durable, status);
+    }
+
+    fn show(&mut self, durable: &Durable, status: &watch::Sender<Status>) {
         self.alerts.waiting = self.queue.waiting(durable);
         self.alerts.published = self.metrics.alerts_published.get();
         let waiting = i64::try_from(self.alerts.waiting).unwrap_or(i64::MAX);
@@ -142,7 +160,7 @@ impl Teller {
     }
 
     /// Saves how far it has come. A disk that is busy keeps nobody else waiting.
-    async fn save(&mut self, durable: Durable) {
+    async fn save(&mut self, durable: &Durable) {
         let Some(save) = self.queue.save(durable) else { return };
         let written = task::spawn_blocking(move || save.write()).await;
         let why = match written {
@@ -159,10 +177,10 @@ impl Teller {
 }
 
 /// Publishes a document. Whether the broker did not have it.
-async fn publish(context: &Context, names: &Names, next: Next) -> Result<bool, Refused> {
+async fn publish(context: &Context, names: &Names, next: &Next) -> Result<bool, Refused> {
     let message = PublishMessage::build()
-        .payload(next.line.into())
-        .message_id(next.id)
+        .payload(next.line.clone().into())
+        .message_id(&next.id)
         .expected_stream(names.alert_stream());
     let sent = context.send_publish(names.alerts_of(names.node()), message).await;
     let taken = match sent {

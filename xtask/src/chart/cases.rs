@@ -460,13 +460,11 @@ pub(super) const CASES: &[Case] = &[
         ]),
     ),
     case(
-        "an audit side has no privilege, no token and nothing of its node",
+        "an audit side has no privilege and nothing of its node",
         AUDIT_SIDE,
         Renders(&[
-            ("Deployment spec template spec automountServiceAccountToken", Is("false")),
             ("Deployment spec template spec hostPID", Absent),
             ("Deployment spec template spec hostNetwork", Absent),
-            ("Deployment spec template spec serviceAccountName", Absent),
             ("Deployment spec template spec priorityClassName", Absent),
             (
                 "Deployment spec template spec securityContext",
@@ -493,11 +491,21 @@ pub(super) const CASES: &[Case] = &[
         AUDIT_SIDE,
         Renders(&[
             ("ConfigMap data audit-side.yaml no-sensor", Is("true")),
-            ("ConfigMap data audit-side.yaml no-kube", Is("true")),
             ("ConfigMap data audit-side.yaml audit-webhook", Is(r#""0.0.0.0:9643""#)),
             ("ConfigMap data audit-side.yaml nats", Is(r#""nats://a:4222""#)),
             ("ConfigMap data audit-side.yaml cluster-name", Is(r#""prod""#)),
             ("ConfigMap data audit-side.yaml nats-look-back-mib", Is("64")),
+            // In a file, or they would not be published; and no larger than half of the volume `state`.
+            (
+                "ConfigMap data audit-side.yaml alert-log",
+                Is(r#""/var/lib/tokentrail/alerts.ndjson""#),
+            ),
+            ("ConfigMap data audit-side.yaml alert-log-max-mib", Is("32")),
+            ("ConfigMap data audit-side.yaml alert-log-keep", Is("3")),
+            ("ConfigMap data audit-side.yaml no-kube", Is("false")),
+            ("ConfigMap data audit-side.yaml audit-canary-seconds", Is("0")),
+            ("Deployment spec template spec automountServiceAccountToken", Is("true")),
+            ("Deployment spec template spec serviceAccountName", Is(r#""tokentrail""#)),
             ("ConfigMap data config.yaml audit-webhook", Absent),
             (
                 "Deployment spec template spec containers audit-side env NODE_NAME valueFrom fieldRef fieldPath",
@@ -517,6 +525,25 @@ pub(super) const CASES: &[Case] = &[
             ),
             ("Service metadata name", Is(r#""tokentrail-audit""#)),
             ("Service spec publishNotReadyAddresses", Is("true")),
+        ]),
+    ),
+    case(
+        "where its alerts are not published they are in its pods' logs",
+        "{clusterName: prod, audit: {mode: nats, webhook: {secretName: tls}}, nats: {url: 'nats://a'}, \
+         auditSide: {enabled: true, config: {nats-publish-alerts: false}}}",
+        Renders(&[
+            ("ConfigMap data audit-side.yaml alert-log", Is(r#""-""#)),
+            ("ConfigMap data audit-side.yaml nats-publish-alerts", Is("false")),
+        ]),
+    ),
+    case(
+        "an audit side has no token where agents have none",
+        "{clusterName: prod, audit: {mode: nats, webhook: {secretName: tls}}, nats: {url: 'nats://a'}, \
+         auditSide: {enabled: true}, kubeApi: {enabled: false}}",
+        Renders(&[
+            ("ConfigMap data audit-side.yaml no-kube", Is("true")),
+            ("Deployment spec template spec automountServiceAccountToken", Is("false")),
+            ("Deployment spec template spec serviceAccountName", Absent),
         ]),
     ),
     case(

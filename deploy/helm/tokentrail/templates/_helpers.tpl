@@ -98,8 +98,18 @@ nats-{{ $key }}-file: {{ printf "/run/tokentrail/nats/%s" . | quote }}
 {{- toYaml (merge (include "tokentrail.sideOwnConfig" . | fromYaml) .Values.auditSide.config) }}
 {{- end }}
 
+{{- /* Where its alerts are: in a file, which is the queue to NATS; in the pod's log where they are not published. */ -}}
+{{- define "tokentrail.sideAlertLog" -}}
+{{- ternary "-" "/var/lib/tokentrail/alerts.ndjson" (eq (get .Values.auditSide.config "nats-publish-alerts" | toString) "false") }}
+{{- end }}
+
 {{- define "tokentrail.sideOwnConfig" -}}
-{{- $config := dict "no-sensor" true "no-kube" true "alert-log" "-" "state-dir" "/var/lib/tokentrail" "rules-file" "/etc/tokentrail/rules.yaml" "cluster-name" .Values.clusterName }}
+{{- $config := dict "no-sensor" true "no-kube" (not .Values.kubeApi.enabled) "alert-log" (include "tokentrail.sideAlertLog" .) "state-dir" "/var/lib/tokentrail" "rules-file" "/etc/tokentrail/rules.yaml" "cluster-name" .Values.clusterName }}
+{{- /* An API server posts to one of several: what comes back to it says nothing of another's. */ -}}
+{{- $_ := set $config "audit-canary-seconds" 0 }}
+{{- /* Half of its volume at most: whoever writes more there is evicted. */ -}}
+{{- $_ := set $config "alert-log-max-mib" 32 }}
+{{- $_ := set $config "alert-log-keep" 3 }}
 {{- $_ := set $config "admin-listen" (include "tokentrail.listen" (list . .Values.admin.port)) }}
 {{- toYaml (merge $config (include "tokentrail.webhookConfig" . | fromYaml) (include "tokentrail.natsConfig" . | fromYaml)) }}
 {{- end }}

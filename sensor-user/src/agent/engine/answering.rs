@@ -2,9 +2,9 @@
 //! were read before somebody asked, and where these do not reach back the log files once more. A part of
 //! `engine`.
 //!
-//! Who wants a record is decided in one place, [`Answering::answer`].
+//! Who wants a record is decided in [`Asked`], who may know of a session in [`Places`].
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+use std::{collections::HashSet, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use lru::LruCache;
 use tokio::{
@@ -13,9 +13,10 @@ use tokio::{
 };
 use tracing::warn;
 
+use self::places::Places;
 use crate::{
     audit::{
-        AuditRecord,
+        AuditRecord, NODE_NAME,
         scan::{Interest as Lines, Node, Pods, Scan, Users, classify},
         tail::search,
     },
@@ -23,7 +24,7 @@ use crate::{
     nats::{
         NatsMetrics,
         answering::{Answer, Asks, Reached},
-        asked::{Asked, Wanted, pod_name},
+        asked::{Asked, PodName, Wanted, name_of, pod_name},
         interest::{Question, Refused},
         progress::{Covered, Revision},
         recent::Recent,
@@ -48,6 +49,7 @@ pub(super) struct Answering {
     recent: Recent,
     /// Pods of nodes that have been told who got in.
     introduced: LruCache<(String, String), ()>,
+    places: Places,
     /// Log files that can be searched.
     logs: Vec<PathBuf>,
     /// Whether there is a source that cannot.
@@ -64,8 +66,10 @@ pub(super) struct Answering {
     seen: Revision,
     to_search: Asked,
     searching: Option<Search>,
-    /// What may be said once so many records are done.
-    next: Option<(Reached, u64)>,
+    /// Searches that were begun.
+    searches: u64,
+    /// What is to be said next.
+    next: Option<Next>,
     reached: watch::Sender<Option<Reached>>,
     metrics: NatsMetrics,
 }
@@ -77,6 +81,18 @@ struct Search {
     asked: Arc<Asked>,
 }
 
+/// What may be said once all is done that had to be when it was true. What is asked meanwhile is no part of it: who
+/// always asks for more must not keep it from being said.
+struct Next {
+    reached: Reached,
+    /// So many searches have to be over.
+    searches: u64,
+    /// So many names have to be looked up.
+    lookups: u64,
+    /// Then, so many records have to be with the broker.
+    queued: Option<u64>,
+}
+
 /// Something that happened.
 pub(super) enum Event {
     /// A node has said what it asks.
@@ -85,6 +101,8 @@ pub(super) enum Event {
     Found(Box<AuditRecord>),
     /// A search came to its end.
     Searched,
+    /// It was looked up where the pod of a name is.
+    Placed(places::Found),
 }
 
 /// Where it begins: this node, its sources, and the ends of channels.
@@ -93,6 +111,7 @@ pub(super) struct Ends {
     pub(super) logs: Vec<PathBuf>,
     pub(super) unsearchable: bool,
     pub(super) look_back: usize,
+    pub(super) places: Places,
     pub(super) asks: mpsc::Receiver<Asks>,
     pub(super) queue: mpsc::Sender<Answer>,
     pub(super) done: watch::Receiver<u64>,
@@ -102,12 +121,24 @@ pub(super) struct Ends {
 
 impl Answering {
     pub(super) fn new(ends: Ends, now: Micros) -> Self {
-        let Ends { own, logs, unsearchable, look_back, asks, queue, done, reached, metrics } = ends;
+        let Ends {
+            own,
+            logs,
+            unsearchable,
+            look_back,
+            places,
+            asks,
+            queue,
+            done,
+            reached,
+            metrics,
+        } = ends;
         Self {
             own,
             asked: Asked::default(),
             recent: Recent::new(look_back, now),
             introduced: LruCache::new(INTRODUCED),
+            places,
             logs,
             unsearchable,
             asks,
@@ -119,6 +150,7 @@ impl Answering {
             seen: Revision::default(),
             to_search: Asked::default(),
             searching: None,
+            searches: 0,
             next: None,
             reached,
             metrics,
@@ -127,7 +159,7 @@ impl Answering {
 
     /// What happens next. Cancelling loses nothing.
     pub(super) async fn event(&mut self) -> Option<Event> {
-        let Self { asks, searching, .. } = self;
+        let Self { asks, searching, places, .. } = self;
         let found = async {
             match searching {
                 Some(search) => search.found.recv().await,
@@ -137,6 +169,7 @@ impl Answering {
         tokio::select! {
             asks = asks.recv() => asks.map(Event::Asked),
             found = found => Some(found.map_or(Event::Searched, |it| Event::Found(Box::new(it)))),
+            found = places.found() => Some(Event::Placed(found)),
         }
     }
 
@@ -153,6 +186,11 @@ impl Answering {
             Event::Searched => {
                 self.searching = None;
                 self.search();
+            }
+            Event::Placed(found) => {
+                if let Some(name) = self.places.take(found, now) {
+                    self.introduce_all(&name, known);
+                }
             }
         }
     }
@@ -186,6 +224,16 @@ impl Answering {
     pub(super) fn answer(&mut self, record: &AuditRecord, known: &Correlator<impl Journal>) {
         let wanted = self.asked.wanted(record);
         self.send_to(wanted, record, known);
+        if let Some(name) = self.asked.way_into(record) {
+            // A pod that had this name before may have been elsewhere. Who was refused may have been told of already.
+            let received = record.request_received_timestamp;
+            if record.was_refused() || self.places.is_known(&name, received) {
+                self.tell_session(&name, record);
+            } else {
+                // By then it is among the known ones.
+                self.places.look_up(&name);
+            }
+        }
         for node in self.asked.canary_of(record) {
             self.send_canary(node, record);
         }
@@ -206,30 +254,66 @@ impl Answering {
 
     fn send_to(&mut self, wanted: Wanted, record: &AuditRecord, known: &Correlator<impl Journal>) {
         self.metrics.refused(Refused::Node).inc_by(wanted.foreign);
+        let is_its_own = record.extra(NODE_NAME).is_some();
         for node in wanted.nodes {
             // First who got in: the alert begins with the record that follows.
-            if let (Some(uid), Some((namespace, name))) = (record.pod_uid(), pod_name(record)) {
-                self.introduce(&node, uid, namespace, name, known);
+            if let (Some(uid), Some(name)) = (record.pod_uid(), pod_name(record)) {
+                self.introduce(&node, uid, &name, is_its_own, known);
             }
             self.send(node, record);
         }
     }
 
+    /// Tells a node once who got into a pod, as far as it may know; what is not known of that is looked up. That the
+    /// pod is its own is known from claims of its token, where these name the node.
     fn introduce(
         &mut self,
         node: &str,
         uid: &str,
-        namespace: &str,
-        name: &str,
+        name: &PodName,
+        is_its_own: bool,
         known: &Correlator<impl Journal>,
     ) {
-        if self.introduced.put((node.to_owned(), uid.to_owned()), ()).is_none() {
-            for session in known.sessions_into(namespace, name) {
+        let key = (node.to_owned(), uid.to_owned());
+        if self.introduced.get(&key).is_some() {
+            return;
+        }
+        for session in known.sessions_into(&name.0, &name.1) {
+            let received = session.request_received_timestamp;
+            if !is_its_own && !self.places.is_known(name, received) {
+                return self.places.look_up(name);
+            }
+            if is_its_own || self.places.may_hear(node, name, received) {
                 self.send(node.to_owned(), &session);
             }
         }
+        self.introduced.put(key, ());
     }
 
+    /// The same to all that ask about pods of a name, now that it is known where that pod is.
+    fn introduce_all(&mut self, name: &PodName, known: &Correlator<impl Journal>) {
+        for session in known.sessions_into(&name.0, &name.1) {
+            self.tell_session(name, &session);
+        }
+        let asking = self.asked.of_name(name);
+        let keys: Vec<_> = asking.map(|(node, it)| (node.to_owned(), it.pod.clone())).collect();
+        for key in keys {
+            self.introduced.put(key, ());
+        }
+    }
+
+    /// Tells who asks about pods of this name of a session into one, as far as is known who may know.
+    fn tell_session(&mut self, name: &PodName, session: &AuditRecord) {
+        let received = session.request_received_timestamp;
+        // Who got in did so before.
+        let asking = self.asked.of_name(name).filter(|(_, it)| received <= it.until);
+        let nodes: HashSet<String> = asking.map(|(node, _)| node.to_owned()).collect();
+        for node in nodes {
+            if self.places.may_hear(&node, name, received) {
+                self.send(node, session);
+            }
+        }
+    }
     fn send(&mut self, node: String, record: &AuditRecord) {
         // A record has a JSON form: it was made of one.
         let payload = serde_json::to_vec(record).unwrap_or_default();
@@ -261,8 +345,8 @@ impl Answering {
                 }
                 for interest in interests {
                     self.introduced.pop(&(node.clone(), interest.pod.clone()));
-                    if let (Some(namespace), Some(name)) = (&interest.namespace, &interest.name) {
-                        self.introduce(&node, &interest.pod, namespace, name, known);
+                    if let Some(name) = name_of(&interest) {
+                        self.introduce(&node, &interest.pod, &name, false, known);
                     }
                     new.add(&node, &interest);
                 }
@@ -316,6 +400,7 @@ impl Answering {
         let logs = self.logs.clone();
         let (sender, found) = mpsc::channel(FOUND);
         self.searching = Some(Search { found, asked: Arc::clone(&asked) });
+        self.searches += 1;
         self.metrics.searches.inc();
         let beyond_reach = self.metrics.beyond_reach.clone();
         task::spawn_blocking(move || {
@@ -367,14 +452,25 @@ impl Answering {
             });
             return;
         };
-        let is_settled =
-            self.searching.is_none() && self.to_search.is_empty() && self.deferred.is_none();
-        if is_settled && self.next.is_none() {
+        let next = self.next.get_or_insert_with(|| {
             let covered = Covered { through, seen: self.seen, last_event, sends_canaries: true };
-            self.next = Some((Reached { covered: Some(covered) }, self.queued));
+            Next {
+                reached: Reached { covered: Some(covered) },
+                searches: self.searches + u64::from(!self.to_search.is_empty()),
+                lookups: self.places.begun(),
+                queued: None,
+            }
+        });
+        let searched = self.searches - u64::from(self.searching.is_some());
+        let is_settled = searched >= next.searches
+            && self.places.ended() >= next.lookups
+            && self.deferred.is_none();
+        if is_settled {
+            next.queued.get_or_insert(self.queued);
         }
-        if let Some((reached, _)) = self.next.take_if(|(_, queued)| done >= *queued) {
-            self.reached.send_replace(Some(reached));
+        if next.queued.is_some_and(|queued| done >= queued) {
+            self.reached.send_replace(Some(next.reached));
+            self.next = None;
         }
     }
 }
@@ -393,5 +489,6 @@ fn with_lines_about<T>(asked: &Asked, f: impl FnOnce(&Lines<'_>) -> T) -> T {
     })
 }
 
+pub(super) mod places;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 //! A disk that is busy takes its time to sync. The engine does not wait for it: opens that come
 //! meanwhile have to be looked at while their processes live.
 
-use std::{fs::File, io};
+use std::{fs::File, io, sync::Arc};
 
 use tokio::task::{self, JoinError, JoinHandle};
 
@@ -59,7 +59,7 @@ impl Engine {
         if self.saving.is_some() || !self.may_checkpoint() {
             return self.saved.clone();
         }
-        let alerts = self.alert_log.begin_sync().map_err(|error| cannot_sync(&error))?;
+        let alerts = self.alert_log.begin_sync();
         let positions = self.checkpoints.begin_flush();
         if alerts.is_none() && positions.is_none() {
             self.acknowledge();
@@ -114,7 +114,7 @@ impl Engine {
 }
 
 /// First the alerts, then the position behind the lines that they are about.
-fn save(alerts: Option<File>, positions: Option<Flush>) -> Result<(), String> {
+fn save(alerts: Option<Arc<File>>, positions: Option<Flush>) -> Result<(), String> {
     alerts.map_or(Ok(()), |file| file.sync_data()).map_err(|error| cannot_sync(&error))?;
     positions.map_or(Ok(()), |positions| positions.write()).map_err(|error| error.to_string())
 }

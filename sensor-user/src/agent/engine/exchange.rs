@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     AgentError, Engine, Source, Way,
-    answering::{ASKS, Answering, Ends, Event, QUEUE},
+    answering::{ASKS, Answering, Ends, Event, QUEUE, places::Places},
     asking::Asking,
 };
 use crate::{
@@ -46,11 +46,24 @@ impl Engine {
             let (done, finished) = watch::channel(0);
             let (reached, said) = watch::channel(None);
             link.answerer = Some(Answerer::new(queued, asks, said, done, metrics.clone()));
+            let places = match config.kube.clone() {
+                Some(access) => {
+                    let (places, lookups) = Places::looked_up(metrics.clone());
+                    tasks.spawn(async move {
+                        lookups.serve(access).await;
+                        let why = "nobody asks where pods are".to_owned();
+                        AgentError::Ended { part: "lookups of pods", why }
+                    });
+                    places
+                }
+                None => Places::anywhere(),
+            };
             let ends = Ends {
                 own: nats.names.node().to_owned(),
                 logs: config.audit_logs.clone(),
                 unsearchable: config.audit_webhook.is_some() || config.audit_stdin,
                 look_back: nats.look_back,
+                places,
                 asks: heard,
                 queue,
                 done: finished,
@@ -125,7 +138,11 @@ impl Engine {
     pub(super) fn publish_alerts(&self) {
         if let Some(publishing) = &self.publishing {
             let durable = self.alert_log.durable();
-            publishing.send_if_modified(|told| std::mem::replace(told, durable) != durable);
+            publishing.send_if_modified(|told| {
+                let is_news = *told != durable;
+                *told = durable;
+                is_news
+            });
         }
     }
 
@@ -195,7 +212,7 @@ pub(super) fn unpublished(
         return Ok(None);
     }
     let path = log.path.clone();
-    let opened = Unpublished::open(log, &config.state_dir, alert_log.durable());
+    let opened = Unpublished::open(log, &config.state_dir, &alert_log.durable());
     opened.map(Some).map_err(|source| AlertLogError::unpublishable(path, source))
 }
 

@@ -20,7 +20,7 @@ impl AlertLog {
         let settings = AlertLogSettings { path: "/dev/full".into(), max_bytes: u64::MAX, keep: 1 };
         let file = File::options().append(true).open("/dev/full").unwrap();
         Self {
-            target: Target::File { file, inode: 0, length: 0 },
+            target: Target::File { file: Arc::new(file), inode: 0, length: 0 },
             settings,
             known: LruCache::new(KNOWN_IDS),
             pending: VecDeque::new(),
@@ -106,20 +106,21 @@ fn how_far_it_is_durable_follows_the_disk_through_a_rotation() {
     let mut log = log(&settings);
     let inode = |name: &str| fs::metadata(directory.path().join(name)).unwrap().ino();
     let first = inode("alerts.ndjson");
-    assert_eq!(log.durable(), Durable { inode: first, length: 0, documents: 0 });
+    let durable = |inode, length, documents| Durable { inode, length, documents, _held: None };
+    assert_eq!(log.durable(), durable(first, 0, 0));
     log.append("a", line("a"));
-    let syncing = log.begin_sync().unwrap();
+    let syncing = log.begin_sync();
     log.append("b", line("b"));
     assert_eq!((syncing.is_some(), log.durable().documents), (true, 0));
     log.end_sync(true);
-    assert_eq!(log.durable(), Durable { inode: first, length: 21, documents: 1 });
-    let _syncing = log.begin_sync().unwrap();
+    assert_eq!(log.durable(), durable(first, 21, 1));
+    let _syncing = log.begin_sync();
     log.end_sync(false);
     assert_eq!(log.durable().documents, 1, "the disk refused");
-    let _syncing = log.begin_sync().unwrap();
+    let _syncing = log.begin_sync();
     // Rotated while that goes on.
     log.append("c", line("c"));
-    let rotated = Durable { inode: inode("alerts.ndjson"), length: 0, documents: 3 };
+    let rotated = durable(inode("alerts.ndjson"), 0, 3);
     assert_eq!(log.durable(), rotated);
     log.end_sync(true);
     assert_eq!(log.durable(), rotated, "that was of the old file");

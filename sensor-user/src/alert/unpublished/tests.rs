@@ -21,7 +21,7 @@ fn settings(folder: &TempDir, keep: u32) -> AlertLogSettings {
 
 fn open(folder: &TempDir, keep: u32) -> (AlertLog, Unpublished) {
     let log = AlertLog::open(settings(folder, keep), AlertLogMetrics::default()).unwrap();
-    let queue = Unpublished::open(settings(folder, keep), folder.path(), log.durable()).unwrap();
+    let queue = Unpublished::open(settings(folder, keep), folder.path(), &log.durable()).unwrap();
     (log, queue)
 }
 
@@ -43,7 +43,7 @@ impl Scene {
     /// What is durable is taken out of the queue.
     fn take(&mut self) -> Vec<String> {
         let mut taken = Vec::new();
-        while let Some(next) = self.queue.next(self.log.durable()).unwrap() {
+        while let Some(next) = self.queue.next(&self.log.durable()).unwrap() {
             taken.push(next.id);
             self.queue.done();
         }
@@ -55,7 +55,7 @@ impl Scene {
     }
 
     fn save(&mut self) {
-        if let Some(save) = self.queue.save(self.log.durable()) {
+        if let Some(save) = self.queue.save(&self.log.durable()) {
             save.write().unwrap();
         }
     }
@@ -66,7 +66,7 @@ impl Scene {
     }
 
     fn waiting(&self) -> u64 {
-        self.queue.waiting(self.log.durable())
+        self.queue.waiting(&self.log.durable())
     }
 }
 
@@ -81,7 +81,7 @@ fn what_was_there_before_is_not_published_and_what_comes_is_once_it_is_durable()
     assert_eq!(scene.take(), [""; 0]);
     scene.sync();
     assert_eq!(scene.waiting(), 1);
-    let next = scene.queue.next(scene.log.durable()).unwrap().unwrap();
+    let next = scene.queue.next(&scene.log.durable()).unwrap().unwrap();
     assert_eq!(next.id, "1");
     assert!(next.line.ends_with(b"}}"));
     assert_eq!(scene.take(), ["1"], "it is next until it is done");
@@ -132,6 +132,33 @@ fn what_rotation_took_away_is_counted_while_it_runs_and_at_the_next_start() {
     scene.write();
     scene.sync();
     assert_eq!(scene.take().last().unwrap(), "16");
+}
+
+#[test]
+fn what_is_only_written_waits_also_where_the_file_that_is_told_of_was_rotated_away() {
+    let mut scene = Scene::new(2);
+    for _ in 0..4 {
+        scene.write();
+    }
+    scene.sync();
+    let next = scene.queue.next(&scene.log.durable()).unwrap().unwrap();
+    assert_eq!(next.id, "1");
+    // Three a file: the second, where 4 is, is gone with the fourth, and the last two are written, not synced.
+    let told = scene.log.durable();
+    for _ in 0..10 {
+        scene.write();
+    }
+    let mut taken = Vec::new();
+    while let Some(next) = scene.queue.next(&told).unwrap() {
+        taken.push(next.id);
+        scene.queue.done();
+    }
+    assert_eq!(taken, ["1", "2", "3"]);
+    // What was rotated was synced before that.
+    assert_eq!(scene.take(), ["7", "8", "9", "10", "11", "12"]);
+    scene.sync();
+    assert_eq!(scene.take(), ["13", "14"]);
+    assert_eq!((scene.queue.take_lost(), scene.waiting()), (3, 0));
 }
 
 #[test]
@@ -191,7 +218,7 @@ proptest! {
                 Step::Restart => {
                     scene.restart();
                     // From somewhere before.
-                    if let Some(first) = scene.queue.next(scene.log.durable()).unwrap() {
+                    if let Some(first) = scene.queue.next(&scene.log.durable()).unwrap() {
                         let first: u64 = first.id.parse().unwrap();
                         prop_assert!(first <= next);
                         next = first;

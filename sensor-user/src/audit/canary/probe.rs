@@ -88,11 +88,10 @@ pub fn wall_clock() -> Micros {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::PathBuf, sync::Arc};
+    use std::sync::Arc;
 
     use axum::{Router, extract::State, http::HeaderMap, routing::get};
     use http::{StatusCode, Uri};
-    use serde_json::json;
     use tempfile::TempDir;
     use tokio::{net::TcpListener, sync::Mutex};
 
@@ -109,18 +108,6 @@ mod tests {
         StatusCode::from_u16(seen.0).unwrap()
     }
 
-    fn kubeconfig(folder: &TempDir, server: &str) -> PathBuf {
-        let path = folder.path().join("kubeconfig");
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "x",
-            "clusters": [{"name": "c", "cluster": {"server": server}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        });
-        fs::write(&path, kubeconfig.to_string()).unwrap();
-        path
-    }
-
     /// An API server that answers with the status that is set.
     async fn server() -> (Access, Seen, TempDir) {
         let seen = Seen::default();
@@ -130,7 +117,7 @@ mod tests {
         let router = Router::new().route(path, get(answer)).with_state(seen.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         let folder = TempDir::new().unwrap();
-        (Access::Kubeconfig(kubeconfig(&folder, &server)), seen, folder)
+        (Access::example(&folder, &server), seen, folder)
     }
 
     #[tokio::test]
@@ -159,7 +146,7 @@ mod tests {
     async fn a_server_that_is_not_there_is_a_reason_and_not_an_error() {
         let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let folder = TempDir::new().unwrap();
-        let access = Access::Kubeconfig(kubeconfig(&folder, &format!("http://{unused}")));
+        let access = Access::example(&folder, &format!("http://{unused}"));
         let asked = Probe::open(&access, Run::begin()).await.unwrap().ask().await;
         let why = asked.answered.unwrap_err();
         assert!(why.contains("cannot be reached"), "{why}");

@@ -171,6 +171,46 @@ mod tests {
     }
 
     #[test]
+    fn what_is_renamed_and_compressed_while_it_is_searched_is_found_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        // As kube-apiserver names them.
+        let [first, second, third] =
+            ["08", "09", "10"].map(|hour| at(&format!("audit-2026-11-22T{hour}-00-00.000.log")));
+        let live = at("audit.log");
+        for (number, path) in [&first, &second, &live].into_iter().enumerate() {
+            fs::write(path, line(u32::try_from(number).unwrap(), "p")).unwrap();
+        }
+        let compress = |path: &Path| {
+            let to = fs::File::create(path.with_extension("log.gz")).unwrap();
+            let mut encoder = flate2::write::GzEncoder::new(to, flate2::Compression::fast());
+            std::io::copy(&mut fs::File::open(path).unwrap(), &mut encoder).unwrap();
+            encoder.finish().unwrap();
+            fs::remove_file(path).unwrap();
+        };
+        let mut found = Vec::new();
+        let interest = Interest {
+            pods: crate::audit::scan::Pods::WithUid(&|uid| uid == "p"),
+            ..Interest::LIVE
+        };
+        let result = search(&live, Micros(0), &interest, &mut |record| {
+            let Some(record) = record else { return true };
+            if found.is_empty() {
+                // The first was listed as it was, the others are elsewhere by the time that they are opened.
+                compress(&second);
+                fs::rename(&live, &third).unwrap();
+                fs::write(&live, line(3, "p")).unwrap();
+            }
+            found.push(record.audit_id);
+            true
+        });
+        result.unwrap();
+        found.sort();
+        found.dedup();
+        assert_eq!(found, ["0", "1", "2", "3"]);
+    }
+
+    #[test]
     fn a_log_that_is_not_there_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.log");

@@ -4,8 +4,9 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::*;
+use super::{places::LookupEnds, *};
 use crate::{
+    api::Place,
     correlation::{Request, Settings, journal::NoJournal},
     nats::interest::Interest,
 };
@@ -18,6 +19,7 @@ struct Scene {
     queued: mpsc::Receiver<Answer>,
     done: watch::Sender<u64>,
     reached: watch::Receiver<Option<Reached>>,
+    lookups: LookupEnds,
     metrics: NatsMetrics,
 }
 
@@ -35,11 +37,13 @@ fn scene(queue: usize, logs: Vec<PathBuf>) -> Scene {
     let (done, finished) = watch::channel(0);
     let (reached, said) = watch::channel(None);
     let metrics = NatsMetrics::default();
+    let (_, lookups) = Places::looked_up(metrics.clone());
     let ends = Ends {
         own: "own".to_owned(),
         unsearchable: logs.is_empty(),
         logs,
         look_back: 1 << 20,
+        places: Places::anywhere(),
         asks: heard,
         queue,
         done: finished,
@@ -53,8 +57,16 @@ fn scene(queue: usize, logs: Vec<PathBuf>) -> Scene {
         queued,
         done,
         reached: said,
+        lookups,
         metrics,
     }
+}
+
+/// One that asks where pods are.
+fn scene_with_lookups() -> Scene {
+    let mut scene = scene(100, Vec::new());
+    (scene.answering.places, scene.lookups) = Places::looked_up(scene.metrics.clone());
+    scene
 }
 
 /// An event at so many seconds.
@@ -135,6 +147,23 @@ impl Scene {
         Some(((covered.through - at(0)).0 / 1_000_000, covered.seen.number))
     }
 
+    /// It was noted that somebody got in then, as the engine does after an answer.
+    fn note(&mut self, session: &Value, seconds: i64) {
+        let record: AuditRecord = serde_json::from_value(session.clone()).unwrap();
+        self.known.request(Request::new(at(seconds), record), at(START), &mut Vec::new());
+    }
+
+    /// Lets the next lookup come to this end.
+    async fn look_up(&mut self, found: Result<Option<Place>, String>) {
+        let name = tokio::select! {
+            name = self.lookups.asked.recv() => name.unwrap(),
+            _ = self.answering.event() => panic!("nothing was looked up"),
+        };
+        self.lookups.found.send((name, found)).await.unwrap();
+        let event = self.answering.event().await.unwrap();
+        self.answering.take(event, &self.known, at(START));
+    }
+
     /// Lets a search come to its end.
     async fn searched(&mut self) {
         while self.answering.searching.is_some() {
@@ -146,6 +175,17 @@ impl Scene {
 
 fn asked(from: i64, until: i64) -> Vec<Interest> {
     vec![Interest { from: at(from), until: at(until), ..Interest::example("p", 0, 0) }]
+}
+
+/// The same by a node that knows the pod's name.
+fn named(from: i64, until: i64) -> Vec<Interest> {
+    let (namespace, name) = (Some("shop".to_owned()), Some("cart-0".to_owned()));
+    vec![Interest { namespace, name, ..asked(from, until).remove(0) }]
+}
+
+/// Where that pod is, and since when.
+fn on(node: &str, since: i64) -> Result<Option<Place>, String> {
+    Ok(Some(Place { node: Some(node.to_owned()), since: at(since) }))
 }
 
 #[test]
@@ -202,25 +242,84 @@ fn a_source_that_has_not_begun_keeps_no_other_from_answering() {
 #[test]
 fn who_got_in_is_told_first_and_once() {
     let mut scene = scene(100, Vec::new());
-    let record: AuditRecord = serde_json::from_value(session("exec", 900)).unwrap();
-    let now = at(START);
-    scene.known.request(Request::new(at(900), record), now, &mut Vec::new());
+    scene.note(&session("exec", 900), 900);
     // A node without an index cannot name the pod: its requests do.
     scene.hear("b", asked(1_000, 1_060), 1);
     scene.read(&by_pod("one", 1_001), 1_001);
     scene.read(&by_pod("two", 1_002), 1_002);
     assert_eq!(scene.sent(), ["exec to b", "one to b", "two to b"]);
-    let named = Interest {
-        namespace: Some("shop".to_owned()),
-        name: Some("cart-0".to_owned()),
-        ..asked(1_000, 1_060).remove(0)
-    };
-    scene.hear("c", vec![named], 2);
+    scene.hear("c", named(1_000, 1_060), 2);
     assert_eq!(scene.sent(), ["exec to c", "one to c", "two to c"]);
     scene.read(&session("another", 1_003), 1_003);
     let mut sent = scene.sent();
     sent.sort();
     assert_eq!(sent, ["another to b", "another to c"], "its name is known by now");
+}
+
+#[tokio::test]
+async fn who_got_in_is_told_to_the_node_that_the_pod_is_on_and_to_none_that_names_it() {
+    let mut scene = scene_with_lookups();
+    scene.note(&session("exec", 900), 900);
+    scene.hear("thief", named(1_000, 1_060), 1);
+    scene.hear("node_b", named(1_000, 1_060), 2);
+    assert_eq!(scene.sent(), [""; 0]);
+    scene.look_up(on("node.b", 800)).await;
+    assert_eq!(scene.sent(), ["exec to node_b"]);
+    // Known by now; asked for once more.
+    scene.hear("thief", Vec::new(), 3);
+    scene.hear("thief", named(990, 1_070), 4);
+    assert_eq!(scene.sent(), [""; 0]);
+    // What comes later may be a session into another pod of that name.
+    scene.read(&session("later", 1_003), 1_003);
+    scene.note(&session("later", 1_003), 1_003);
+    assert_eq!(scene.sent(), [""; 0]);
+    scene.look_up(on("thief", 1_002)).await;
+    let mut sent = scene.sent();
+    sent.sort();
+    assert_eq!(
+        sent,
+        ["exec to node_b", "exec to thief", "later to thief"],
+        "the name's former pod is anybody's"
+    );
+}
+
+#[tokio::test]
+async fn who_got_into_a_pod_that_is_gone_is_told_to_whom_it_may_have_been() {
+    let mut scene = scene_with_lookups();
+    scene.note(&session("exec", 900), 900);
+    scene.hear("b", named(1_000, 1_060), 1);
+    scene.look_up(Ok(None)).await;
+    assert_eq!(scene.sent(), ["exec to b"]);
+}
+
+#[tokio::test]
+async fn where_the_api_does_not_tell_the_claims_of_a_token_do() {
+    let mut scene = scene_with_lookups();
+    scene.note(&session("exec", 900), 900);
+    scene.hear("b", named(1_000, 1_060), 1);
+    scene.tick(1_001);
+    assert_eq!(scene.said(), None, "it is looked up");
+    scene.look_up(Err("not now".to_owned())).await;
+    assert_eq!((scene.sent(), scene.metrics.unplaced.get()), (Vec::new(), 1));
+    scene.tick(1_002);
+    assert_eq!(scene.said(), Some((1_001, 1)), "this holds up nothing");
+    let mut claims = by_pod("one", 1_003);
+    claims["user"]["extra"]["authentication.kubernetes.io/node-name"] = json!(["b"]);
+    scene.read(&claims, 1_003);
+    assert_eq!(scene.sent(), ["exec to b", "one to b"]);
+}
+
+#[tokio::test]
+async fn who_asks_for_ever_more_lookups_keeps_nobody_waiting() {
+    let mut scene = scene_with_lookups();
+    scene.note(&session("exec", 900), 900);
+    scene.hear("b", named(1_000, 1_060), 1);
+    scene.tick(1_001);
+    scene.look_up(on("b", 800)).await;
+    scene.read(&session("later", 1_003), 1_003);
+    assert_eq!(scene.sent(), ["exec to b"]);
+    scene.tick(1_004);
+    assert_eq!(scene.said(), Some((1_001, 1)), "though another lookup goes on");
 }
 
 #[test]
@@ -265,7 +364,7 @@ fn what_found_no_room_is_sent_when_there_is_some() {
     scene.tick(1_011);
     assert_eq!(scene.sent(), ["3 to b", "4 to b"]);
     scene.tick(1_012);
-    assert_eq!(scene.said(), Some((1_011, 1)));
+    assert_eq!(scene.said(), Some((1_010, 1)), "as of when there was none");
 }
 
 #[test]
@@ -297,6 +396,8 @@ async fn what_was_logged_before_it_began_is_searched_for_in_the_file_before_it_i
     scene.searched().await;
     assert_eq!(scene.sent(), ["wanted to b", "early to c", "wanted to c"]);
     scene.tick(1_001);
-    assert_eq!(scene.said(), Some((1_001, 4)));
+    assert_eq!(scene.said(), Some((1_000, 3)), "as of before it was asked for more");
+    scene.tick(1_002);
+    assert_eq!(scene.said(), Some((1_002, 4)));
     assert_eq!((scene.metrics.searches.get(), scene.metrics.beyond_reach.get()), (2, 2));
 }
