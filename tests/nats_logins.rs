@@ -4,12 +4,9 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
 use tokentrail_tests::{
-    Agent, AgentSetup, Broker, Node, Operator, PATIENCE, Sandbox, Workload, tokentrail, wait_until,
+    Agent, AgentSetup, Authority, Broker, Node, Operator, PATIENCE, Sandbox, Workload, tokentrail,
+    wait_until,
 };
 
 /// How long a login lasts that ends: an agent has long been let in by then.
@@ -154,50 +151,19 @@ fn a_jwt_that_expires_under_a_running_agent_is_said_and_a_new_one_is_taken_and_n
     node.settled_alert_about(&victim.pod).unwrap();
 }
 
-/// Signs for servers and clients.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = named(name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    /// Writes `NAME.crt` and `NAME.key` of a new certificate that is good for either end.
-    fn certify(&self, folder: &Path, name: &str) {
-        let mut params = named(name);
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.subject_alt_names = vec![rcgen::SanType::IpAddress("127.0.0.1".parse().unwrap())];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        fs::write(folder.join(name).with_extension("crt"), certificate.pem()).unwrap();
-        fs::write(folder.join(name).with_extension("key"), key.serialize_pem()).unwrap();
-    }
-}
-
-fn named(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params
-}
-
 #[test]
 fn a_client_certificate_is_asked_for_and_a_renewed_one_is_taken_and_nothing_is_lost() {
     let sandbox = Sandbox::create().unwrap();
     let folder = sandbox.folder();
-    let [first, second] = ["first authority", "second authority"].map(Authority::new);
-    first.certify(folder, "server");
+    let [first, second] =
+        ["first authority", "second authority"].map(|name| Authority::new(name).unwrap());
+    let server = first.server("server", &[], &[[127, 0, 0, 1].into()]).unwrap();
+    server.write(folder, "server").unwrap();
+    let certify = |authority: &Authority, name: &str| {
+        authority.client(name, None).unwrap().write(folder, name).unwrap();
+    };
     let trust = |name: &str, authorities: &[&Authority]| {
-        let pem: String = authorities.iter().map(|it| it.pem.as_str()).collect();
+        let pem: String = authorities.iter().map(|it| it.pem()).collect();
         fs::write(folder.join(name), pem).unwrap();
     };
     trust("clients.pem", &[&first]);
@@ -219,7 +185,7 @@ fn a_client_certificate_is_asked_for_and_a_renewed_one_is_taken_and_nothing_is_l
         )
     };
     for name in ["admin", "node", "side"] {
-        first.certify(folder, name);
+        certify(&first, name);
     }
     // Whoever has none is told what is missing.
     let mut check = tokentrail();
@@ -238,14 +204,14 @@ fn a_client_certificate_is_asked_for_and_a_renewed_one_is_taken_and_nothing_is_l
     assert_an_attack_alerts(&node, &side);
 
     // The server trusts another authority from now on; the audit side's certificate was renewed before.
-    second.certify(folder, "side");
+    certify(&second, "side");
     trust("clients.pem", &[&second]);
     broker.kill().unwrap();
     broker.start_again().unwrap();
     side.wait_for_metric("tokentrail_nats_connections_total", &[], 2.0).unwrap();
     wait_until_not_ready(&agent, "no TLS with the NATS server");
     let victim = attack_meanwhile(&node, &side);
-    second.certify(folder, "node");
+    certify(&second, "node");
     agent.wait_for_metric("tokentrail_nats_connections_total", &[], 2.0).unwrap();
     node.wait_for("alert", &victim.pod).unwrap();
     node.settled_alert_about(&victim.pod).unwrap();

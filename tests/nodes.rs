@@ -10,11 +10,16 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokentrail_tests::{
     Agent, AgentSetup, AuditLine, AuditLog, Broker, Node, PATIENCE, Request, Sandbox, Stage,
-    Workload, compress, tokentrail, wait_until,
+    Workload, api, compress, tokentrail, wait_until,
 };
+
+/// The counter of lines that were read.
+const LINES: &str = "tokentrail_audit_lines_total";
+/// The rule of what is told here.
+const R1: &str = "token-access-then-api-request";
 
 /// The node whose agent has a sensor and no audit log, and one that follows the log for it.
 struct Scene<'sandbox> {
@@ -46,8 +51,9 @@ impl<'sandbox> Scene<'sandbox> {
         let victim = self.node.workload().unwrap();
         victim.attack().unwrap();
         self.node.wait_until_seen(&victim).unwrap();
+        let read = side.metric(LINES, &[]).unwrap();
         self.node.request_by(&victim.pod).unwrap();
-        side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+        side.wait_for_metric(LINES, &[], read + 1.0).unwrap();
         victim
     }
 }
@@ -55,10 +61,6 @@ impl<'sandbox> Scene<'sandbox> {
 /// Waits until it knows that pods are asked about.
 fn wait_until_asked(side: &Agent) {
     side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
-}
-
-fn status(agent: &Agent) -> Value {
-    serde_json::from_str(&agent.get("/statusz").unwrap().body).unwrap()
 }
 
 #[test]
@@ -81,7 +83,7 @@ fn a_request_in_another_nodes_log_alerts_where_the_token_was_opened() {
     assert!(scene.side.alerts().all().unwrap().is_empty(), "the audit side has nothing to tell");
     // It is shown once a second.
     let status = wait_until(PATIENCE, "the node shows the audit side and its answer", || {
-        Ok(Some(status(&agent)).filter(|it| {
+        Ok(Some(agent.status()?).filter(|it| {
             it["nats"]["audit_sides"]["node-a"].is_object() && it["nats"]["last_answer"].is_string()
         }))
     })
@@ -89,6 +91,40 @@ fn a_request_in_another_nodes_log_alerts_where_the_token_was_opened() {
     assert_eq!(status["conditions"]["NATS"], "ok", "{status:#}");
     assert_eq!(status["audit"], "audit sides over NATS");
     assert_eq!(status["nats"]["unanswered_since"], Value::Null);
+}
+
+#[test]
+fn a_token_that_names_no_pod_is_known_by_account_and_address_and_a_name_that_is_acted_as_by_nothing()
+ {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let mut scene = Scene::new(&sandbox, &broker);
+    let victim = scene.node.workload().unwrap();
+    let mut known = api::pod(&victim, "shop/cart:1", &json!({}));
+    known["status"]["podIPs"] = json!([{"ip": "10.89.0.7"}]);
+    scene.node.agent = scene.node.agent.kubeconfig(api::serve(&sandbox, &[known]).unwrap());
+    let side = scene.side.start().unwrap();
+    let agent = scene.node.agent.start().unwrap();
+    agent.wait_for_metric("tokentrail_pods_held", &[], 1.0).unwrap();
+    victim.attack().unwrap();
+    wait_until_asked(&side);
+    let forged = AuditLine::acting_as(&victim.pod).unwrap();
+    let elsewhere = AuditLine::of_secrets_token("10.89.0.8").unwrap();
+    let here = AuditLine::of_secrets_token("10.89.0.7").unwrap();
+    for line in [&forged, &elsewhere, &here] {
+        scene.node.audit.append(line).unwrap();
+    }
+    // Answers are in the order of the log.
+    let alert = scene.node.wait_for("alert", &victim.pod).unwrap();
+    let request = &alert["kubernetes"]["audit"];
+    assert_eq!(request["auditID"], here.audit_id(), "{alert:#}");
+    assert_eq!(alert["source"]["ip"], "10.89.0.7");
+    assert_eq!(alert["tokentrail"]["confidence"], "low");
+    side.wait_for_metric("tokentrail_nats_published_total", &[], 1.0).unwrap();
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], 1.0).unwrap();
+    let published = side.metric("tokentrail_nats_published_total", &[]).unwrap();
+    assert!(published < 1.5, "{published} answers: what is nobody's is not sent");
+    assert!(scene.side.alerts().all().unwrap().is_empty());
 }
 
 #[test]
@@ -117,14 +153,23 @@ fn a_request_that_was_read_by_an_audit_side_that_is_gone_alerts() {
     let side = scene.side.start().unwrap();
     let _agent = scene.node.agent.start().unwrap();
     broker.kill().unwrap();
-    let victim = scene.attacked(&side);
-    // Its position is behind the request, and what it had in memory goes with it.
+    // In a compressed file by the time that it is looked for, in a renamed one, and in the live one.
+    let victims = [(); 3].map(|()| {
+        let before = scene.node.audit.rotate_by_rename().unwrap();
+        (scene.attacked(&side), before)
+    });
+    compress(&victims[1].1).unwrap();
+    // Its position is behind the requests, and what it had in memory goes with it.
     assert!(side.terminate().unwrap().success());
-    let old = scene.node.audit.rotate_by_rename().unwrap();
-    compress(&old).unwrap();
     broker.start_again().unwrap();
     let side = scene.side.start().unwrap();
-    scene.node.settled_alert_about(&victim.pod).unwrap();
+    for (victim, _) in &victims {
+        scene.node.wait_for("alert", &victim.pod).unwrap();
+    }
+    scene.node.settle().unwrap();
+    for (victim, _) in &victims {
+        scene.node.the_alert_about(&victim.pod).unwrap();
+    }
     side.wait_for_metric("tokentrail_nats_searches_total", &[], 1.0).unwrap();
 }
 
@@ -256,10 +301,18 @@ fn a_token_minted_by_a_pod_that_is_asked_about_is_told_by_one_of_both() {
 
 /// The state of the bucket that the audit side has seen, as it said to the node.
 fn seen(agent: &Agent) -> (Option<Timestamp>, u64) {
-    let status = status(agent);
+    let status = agent.status().unwrap();
     let seen = |what| status.pointer(&format!("/nats/audit_sides/node-a/seen/{what}"));
     let made = seen("bucket").and_then(Value::as_str).and_then(|it| it.parse().ok());
     (made, seen("number").and_then(Value::as_u64).unwrap_or_default())
+}
+
+/// Has the audit side of a scene wait a second for what comes late.
+fn wait_a_second_for_late_lines(sandbox: &Sandbox, mut scene: Scene<'_>) -> Scene<'_> {
+    let config = sandbox.folder().join("side.yaml");
+    fs::write(&config, "audit-lateness-seconds: 1\n").unwrap();
+    scene.side = scene.side.args(["--config".as_ref(), config.as_os_str()]);
+    scene
 }
 
 #[test]
@@ -267,10 +320,7 @@ fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it_also_in_
 {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
-    let mut scene = Scene::new(&sandbox, &broker);
-    let config = sandbox.folder().join("side.yaml");
-    fs::write(&config, "audit-lateness-seconds: 1\n").unwrap();
-    scene.side = scene.side.args(["--config".as_ref(), config.as_os_str()]);
+    let scene = wait_a_second_for_late_lines(&sandbox, Scene::new(&sandbox, &broker));
     let side = scene.side.start().unwrap();
     let agent = scene.node.agent.start().unwrap();
     let victim = scene.node.workload().unwrap();
@@ -288,6 +338,36 @@ fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it_also_in_
     .unwrap();
     let told = || Ok(scene.node.told("token-read", "alert", &victim.pod)?.into_iter().next());
     wait_until(PATIENCE * 2, "the read is told", told).unwrap();
+}
+
+#[test]
+fn an_answer_that_somebody_kept_adds_nothing_to_its_incident_nor_begins_another() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let scene = wait_a_second_for_late_lines(&sandbox, Scene::new(&sandbox, &broker));
+    let side = scene.side.start().unwrap();
+    let agent = scene.node.agent.start().unwrap();
+    let victim = scene.node.workload().unwrap();
+    victim.attack().unwrap();
+    wait_until_asked(&side);
+    agent.kill().unwrap();
+    scene.node.request_by(&victim.pod).unwrap();
+    side.wait_for_metric("tokentrail_nats_published_total", &[], 1.0).unwrap();
+    let answer = broker.answer_to("node-b").unwrap();
+    let agent = scene.node.agent.start().unwrap();
+    scene.node.wait_for("alert", &victim.pod).unwrap();
+    let send_again = || {
+        let taken = agent.metric("tokentrail_nats_answers_total", &[]).unwrap();
+        broker.publish("tokentrail.test.request.node-b", &answer).unwrap();
+        agent.wait_for_metric("tokentrail_nats_answers_total", &[], taken + 1.0).unwrap();
+    };
+    send_again();
+    let told = || Ok(scene.node.told(R1, "incident", &victim.pod)?.into_iter().next());
+    let summary = wait_until(PATIENCE * 2, "the incident is summed up", told).unwrap();
+    assert_eq!(summary["tokentrail"]["incident"]["requests"], 1, "{summary:#}");
+    send_again();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
+    assert_eq!(scene.node.told(R1, "incident", &victim.pod).unwrap().len(), 1);
 }
 
 #[test]
@@ -348,10 +428,10 @@ fn a_server_behind_a_broken_line_only_delays() {
     victim.attack().unwrap();
     scene.node.wait_until_seen(&victim).unwrap();
     scene.node.request_by(&victim.pod).unwrap();
-    side.wait_for_metric("tokentrail_audit_lines_total", &[], 1.0).unwrap();
+    side.wait_for_metric(LINES, &[], 1.0).unwrap();
     // The question waits for its answer, and that is noticed.
     wait_until(PATIENCE, "the node notices", || {
-        Ok((status(&agent)["conditions"]["NATS"] != "ok").then_some(()))
+        Ok((agent.status()?["conditions"]["NATS"] != "ok").then_some(()))
     })
     .unwrap();
     broker.freeze(false).unwrap();
@@ -402,6 +482,55 @@ fn whatever_is_wrong_with_the_broker_is_one_sentence() {
     let found = sandbox.run(check.args(empty.arguments())).unwrap();
     assert!(found.output.contains("stream and bucket there"), "{found:?}");
     assert!(!found.output.contains("password"), "{found:?}");
+}
+
+#[test]
+fn a_stream_that_would_lose_answers_is_refused_and_set_up_puts_it_right() {
+    const STREAM: &str = "tokentrail_test";
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let mut anybody = broker.log_in("", "", "_INBOX.test").unwrap();
+    let mut api = |verb: &str, payload: &Value| {
+        let subject = format!("$JS.API.STREAM.{verb}.{STREAM}");
+        let answer = anybody.ask(&subject, "", payload.to_string().as_bytes()).unwrap();
+        assert!(answer.get("error").is_none(), "{verb} {payload}: {answer}");
+        answer
+    };
+    let right = api("INFO", &json!({}))["config"].clone();
+    let with = |changes: Value| {
+        let mut config = right.clone();
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        config
+    };
+    let says = |part: &str| {
+        let mut check = tokentrail();
+        check.args(["check", "--no-kube", "--no-sensor", "--audit-log", "/dev/null"]);
+        let found = sandbox.run(check.args(broker.arguments())).unwrap();
+        let line = found.output.lines().find(|it| it.contains("  NATS  ")).unwrap_or_default();
+        assert!(line.contains(part), "{part}: {found:?}");
+    };
+    let old = json!({"discard": "old", "discard_new_per_subject": false});
+    for (changes, part) in [
+        (
+            json!({"subjects": ["elsewhere"]}),
+            "does not take the subjects of answers; `tokentrail nats setup`",
+        ),
+        (old, "drops answers that wait when it is full; `tokentrail nats setup`"),
+        (json!({"discard_new_per_subject": false}), "when a node's share is used up; `tokentrail"),
+    ] {
+        api("UPDATE", &with(changes));
+        says(part);
+        broker.set_up().unwrap();
+        says("stream and bucket there");
+    }
+    api("DELETE", &json!({}));
+    api("CREATE", &with(json!({"retention": "limits"})));
+    says("is no work queue, so answers that were taken stay; delete it, and make it anew");
+    let refusal = broker.set_up().unwrap_err().to_string();
+    assert!(refusal.contains("cannot be made what it must be") && refusal.contains("delete it"));
+    api("DELETE", &json!({}));
+    broker.set_up().unwrap();
+    says("stream and bucket there");
 }
 
 /// A server that says it is of a version before 2.9, and then nothing.

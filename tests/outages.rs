@@ -93,15 +93,39 @@ fn while_the_broker_has_no_space_questions_and_answers_wait() {
 }
 
 #[test]
-fn what_is_beyond_a_nodes_share_of_the_broker_is_counted_and_said() {
+fn beyond_the_bound_of_all_nodes_answers_wait_and_beyond_a_nodes_own_they_are_counted_and_said() {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::bare(&sandbox, "").unwrap();
-    broker.set_up_with(&["--answers-per-node", "1"]).unwrap();
+    broker.set_up_with(&["--max-mib", "1"]).unwrap();
     let scene = Scene::new(&sandbox, &broker, broker.arguments());
-    let side = scene.side.start().unwrap();
+    let mut side = scene.side.start().unwrap();
     let agent = scene.node.agent.start().unwrap();
     let victim = scene.opened();
     side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
+
+    // A node whose agent is away has it all, to the last bytes.
+    let mut anybody = broker.log_in("", "", "_INBOX.test").unwrap();
+    for size in [100_000, 10_000, 1_000, 100] {
+        let answer = vec![b'x'; size];
+        let mut send = || anybody.ask("tokentrail.test.request.node-z", "", &answer).unwrap();
+        while send().get("error").is_none() {}
+    }
+    for _ in 0..3 {
+        scene.node.request_by(&victim.pod).unwrap();
+    }
+    let sentence = wait_until_it_says_so(&side);
+    assert!(sentence.contains("maximum bytes exceeded"), "{sentence}");
+    assert_eq!(scene.node.alerts_about(&victim.pod).unwrap().len(), 0);
+    let room = r#"{"filter":"tokentrail.test.request.node-z"}"#;
+    let room = anybody.ask("$JS.API.STREAM.PURGE.tokentrail_test", "", room.as_bytes()).unwrap();
+    assert_eq!(room["success"], true, "{room}");
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], 3.0).unwrap();
+    scene.node.wait_for("alert", &victim.pod).unwrap();
+    let overflown = side.metric("tokentrail_nats_overflown_total", &[]).unwrap();
+    assert!(overflown < 0.5, "{overflown} answers were given up");
+    side.wait_until_ready().unwrap();
+
+    broker.set_up_with(&["--answers-per-node", "1"]).unwrap();
     agent.kill().unwrap();
     for _ in 0..3 {
         scene.node.request_by(&victim.pod).unwrap();
@@ -110,6 +134,11 @@ fn what_is_beyond_a_nodes_share_of_the_broker_is_counted_and_said() {
     let said = side.log().matches("answers are lost: NATS has no room for more").count();
     assert_eq!(said, 1, "{}", side.log());
     let _agent = scene.node.agent.start().unwrap();
+    wait_until(PATIENCE, "the one that waited is taken, and there is room for another", || {
+        let info = anybody.ask("$JS.API.STREAM.INFO.tokentrail_test", "", b"")?;
+        Ok((info["state"]["messages"] == 0).then_some(()))
+    })
+    .unwrap();
     scene.assert_told_once(&[victim]);
 }
 

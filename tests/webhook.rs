@@ -9,14 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
 use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 use tokentrail_tests::{
-    Alerts, PATIENCE, Sandbox, TOKEN_PATH,
+    Alerts, Authority, PATIENCE, Sandbox, TOKEN_PATH,
     cluster::{Cluster, ClusterNode, Options, victim::Victim},
     fill, tokentrail, wait_until,
 };
@@ -30,28 +26,10 @@ const TOKEN: &str = "a-token-for-one-api-server";
 
 /// Certificates of the webhook and its client, and what either side is told about the other.
 fn write_files(folder: &Path) -> Result<()> {
-    let named = |name: &str| {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params
-    };
-    let mut params = named("webhook authority");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    let key = KeyPair::generate()?;
-    fs::write(folder.join("ca.crt"), params.self_signed(&key)?.pem())?;
-    let authority = Issuer::new(params, key);
-    let mut server = named("webhook");
-    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    server.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
-    let mut client = named("kube-apiserver");
-    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    for (name, params) in [("server", server), ("client", client)] {
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &authority)?;
-        fs::write(folder.join(format!("{name}.crt")), certificate.pem())?;
-        fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
-    }
+    let authority = Authority::new("webhook authority")?;
+    fs::write(folder.join("ca.crt"), authority.pem())?;
+    authority.server("webhook", &[], &[[127, 0, 0, 1].into()])?.write(folder, "server")?;
+    authority.client("kube-apiserver", None)?.write(folder, "client")?;
     fs::write(folder.join("tokens"), TOKEN)?;
     let at = |name: &str| folder.join(name);
     let kubeconfig = json!({

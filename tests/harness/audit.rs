@@ -30,6 +30,12 @@ const EXEC: &str = include_str!("../fixtures/audit/exec-tty.ndjson");
 /// The lines that it wrote when an administrator minted a token of `shop/cart`.
 const MINT: &str = include_str!("../fixtures/audit/token-request-user.ndjson");
 
+/// The lines that it wrote when somebody used the token of a Secret of `shop/cart`, which names no pod.
+const SECRETS_TOKEN: &str = include_str!("../fixtures/audit/legacy-token.ndjson");
+
+/// The lines that it wrote when an administrator acted as `shop/cart`.
+const IMPERSONATION: &str = include_str!("../fixtures/audit/impersonation.ndjson");
+
 /// A request of the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -109,11 +115,9 @@ impl AuditLine {
             })
             .with_context(|| format!("{request:?} was not recorded at stage {stage:?}"))?;
         let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
-        let now = micros(Timestamp::now());
-        let line = Self::of(text.to_owned(), &event);
         let extra =
             |key: &str| recorded(&format!("/user/extra/authentication.kubernetes.io~1{key}/0"));
-        Ok(line
+        Ok(Self::of(text.to_owned(), &event)
             .replacing(&extra("pod-uid"), &pod.uid)
             .replacing(&extra("pod-name"), &pod.name)
             .replacing(&extra("node-name"), NODE_NAME)
@@ -124,8 +128,7 @@ impl AuditLine {
                 "serviceaccount:shop:cart",
                 &format!("serviceaccount:{}:{}", pod.namespace, pod.service_account),
             )
-            .with_audit_id(&random_uuid()?)
-            .stamped(&now, &now))
+            .of_now(&random_uuid()?))
     }
 
     /// The recorded beginning of a `kubectl exec -it … -- sh`, as if `admin` opened it in `pod` now.
@@ -137,7 +140,6 @@ impl AuditLine {
         let line = EXEC.trim_end();
         let (head, rest) = line.split_once("/exec?").context("the recording has no exec")?;
         let (_, tail) = rest.split_once(r"\u0026container").context("it names no container")?;
-        let now = micros(Timestamp::now());
         let line = Self::of(format!(r"{head}/exec?command=sh\u0026container{tail}"), &event);
         Ok(line
             .replacing(
@@ -148,8 +150,7 @@ impl AuditLine {
                 r#""namespace":"default","name":"shop""#,
                 &format!(r#""namespace":"{}","name":"{}""#, pod.namespace, pod.name),
             )
-            .with_audit_id(&random_uuid()?)
-            .stamped(&now, &now))
+            .of_now(&random_uuid()?))
     }
 
     /// The recorded answer to `kubectl create token`, as if `user` had the token of this account
@@ -158,20 +159,40 @@ impl AuditLine {
     /// # Errors
     /// If the recording is not what it was.
     pub fn mint(user: &str, namespace: &str, account: &str) -> Result<Self> {
-        let text = MINT.lines().find(|line| line.contains(r#""code":201"#));
-        let text = text.context("the recording has no answer")?;
-        let event: Value = serde_json::from_str(text)?;
-        let recorded = |pointer: &str| text_at(&event, pointer).to_owned();
-        let now = micros(Timestamp::now());
-        let line = Self::of(text.to_owned(), &event);
-        Ok(line
-            .replacing(&recorded("/user/username"), user)
-            .replacing(
-                r#""namespace":"shop","name":"cart""#,
-                &format!(r#""namespace":"{namespace}","name":"{account}""#),
-            )
-            .with_audit_id(&random_uuid()?)
-            .stamped(&now, &now))
+        let line = Self::answer(MINT)?;
+        let event: Value = serde_json::from_str(&line.text)?;
+        Ok(line.replacing(text_at(&event, "/user/username"), user).replacing(
+            r#""namespace":"shop","name":"cart""#,
+            &format!(r#""namespace":"{namespace}","name":"{account}""#),
+        ))
+    }
+
+    /// The recorded answer to a list of pods with the token of a Secret of `shop/cart`, as if it was asked for
+    /// from this address now.
+    ///
+    /// # Errors
+    /// If the recording is not what it was.
+    pub fn of_secrets_token(address: &str) -> Result<Self> {
+        let line = Self::answer(SECRETS_TOKEN)?;
+        Ok(line.replacing(r#""sourceIPs":["10.90.0.1"]"#, &format!(r#""sourceIPs":["{address}"]"#)))
+    }
+
+    /// The recorded answer to an administrator who acted as `shop/cart`, as if it was now, and in the name of
+    /// this pod.
+    ///
+    /// # Errors
+    /// If the recording is not what it was.
+    pub fn acting_as(pod: &Pod) -> Result<Self> {
+        let extra = format!(r#"{{"authentication.kubernetes.io/pod-uid":["{}"]}}"#, pod.uid);
+        let named = format!(r#""impersonatedUser":{{"extra":{extra},"#);
+        Ok(Self::answer(IMPERSONATION)?.replacing(r#""impersonatedUser":{"#, &named))
+    }
+
+    /// The answered request of a recording, as if it was made now.
+    fn answer(recording: &str) -> Result<Self> {
+        let answered = |line: &&str| line.contains(r#""code":20"#);
+        let text = recording.lines().find(answered).context("the recording has no answer")?;
+        Ok(Self::of(text.to_owned(), &serde_json::from_str(text)?).of_now(&random_uuid()?))
     }
 
     /// With the times at which the request came and this stage was reached.
@@ -214,6 +235,11 @@ impl AuditLine {
             received: recorded("/requestReceivedTimestamp"),
             staged: recorded("/stageTimestamp"),
         }
+    }
+
+    fn of_now(self, audit_id: &str) -> Self {
+        let now = micros(Timestamp::now());
+        self.with_audit_id(audit_id).stamped(&now, &now)
     }
 
     fn stamped(mut self, received: &str, staged: &str) -> Self {
@@ -372,6 +398,20 @@ mod tests {
         );
         assert_eq!(text_at(&event, "/objectRef/name"), "till-0");
         assert_eq!(text_at(&event, "/objectRef/namespace"), "bank");
+    }
+
+    #[test]
+    fn a_pod_is_named_by_who_acts_as_it_and_not_by_the_token_of_a_secret() {
+        let pod = Pod::for_tests();
+        let read = |line: AuditLine| serde_json::from_str::<Value>(line.text()).unwrap();
+        let forged = read(AuditLine::acting_as(&pod).unwrap());
+        let uid = "/extra/authentication.kubernetes.io~1pod-uid/0";
+        assert_eq!(text_at(&forged, &format!("/impersonatedUser{uid}")), pod.uid);
+        assert_eq!(text_at(&forged, &format!("/user{uid}")), "");
+        let legacy = read(AuditLine::of_secrets_token("192.0.2.7").unwrap());
+        assert_eq!(text_at(&legacy, "/sourceIPs/0"), "192.0.2.7");
+        assert_eq!(text_at(&legacy, "/user/username"), "system:serviceaccount:shop:cart");
+        assert!(!legacy.to_string().contains("pod-uid"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use data_encoding::BASE64;
 use rustix::{
     mount::MountFlags,
     process::{Pid, Signal, kill_process},
@@ -217,6 +218,20 @@ impl<'sandbox> Broker<'sandbox> {
         let refused = self.log_in("", "", "_INBOX.harness")?.publish(subject, "", payload)?;
         ensure!(refused.is_none(), "{refused:?}");
         Ok(())
+    }
+
+    /// The last answer that waits for a node, as whoever may read the stream can keep it.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn answer_to(&self, node: &str) -> Result<Vec<u8>> {
+        let ask = json!({"last_by_subj": format!("tokentrail.{CLUSTER}.request.{node}")});
+        let get = format!("$JS.API.STREAM.MSG.GET.tokentrail_{CLUSTER}");
+        let found =
+            self.log_in("", "", "_INBOX.thief")?.ask(&get, "", ask.to_string().as_bytes())?;
+        let data = found.pointer("/message/data").and_then(Value::as_str);
+        let data = data.with_context(|| format!("no answer waits for {node}: {found}"))?;
+        Ok(BASE64.decode(data.as_bytes())?)
     }
 
     /// All alerts that it has, each as often as it has it, with the node that told it.
