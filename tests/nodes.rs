@@ -36,6 +36,14 @@ impl<'sandbox> Scene<'sandbox> {
         Self { node, side }
     }
 
+    /// With an audit side that waits a second for what comes late.
+    fn with_little_lateness(mut self, sandbox: &Sandbox) -> Self {
+        let config = sandbox.folder().join("side.yaml");
+        fs::write(&config, "audit-lateness-seconds: 1\n").unwrap();
+        self.side = self.side.args(["--config".as_ref(), config.as_os_str()]);
+        self
+    }
+
     /// Both, and a pod that was attacked and that the audit side is asked about.
     fn asked(&self) -> (Agent, Agent, Workload) {
         let side = self.side.start().unwrap();
@@ -307,20 +315,12 @@ fn seen(agent: &Agent) -> (Option<Timestamp>, u64) {
     (made, seen("number").and_then(Value::as_u64).unwrap_or_default())
 }
 
-/// Has the audit side of a scene wait a second for what comes late.
-fn wait_a_second_for_late_lines(sandbox: &Sandbox, mut scene: Scene<'_>) -> Scene<'_> {
-    let config = sandbox.folder().join("side.yaml");
-    fs::write(&config, "audit-lateness-seconds: 1\n").unwrap();
-    scene.side = scene.side.args(["--config".as_ref(), config.as_os_str()]);
-    scene
-}
-
 #[test]
 fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it_also_in_a_bucket_made_anew()
 {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
-    let scene = wait_a_second_for_late_lines(&sandbox, Scene::new(&sandbox, &broker));
+    let scene = Scene::new(&sandbox, &broker).with_little_lateness(&sandbox);
     let side = scene.side.start().unwrap();
     let agent = scene.node.agent.start().unwrap();
     let victim = scene.node.workload().unwrap();
@@ -344,7 +344,7 @@ fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it_also_in_
 fn an_answer_that_somebody_kept_adds_nothing_to_its_incident_nor_begins_another() {
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
-    let scene = wait_a_second_for_late_lines(&sandbox, Scene::new(&sandbox, &broker));
+    let scene = Scene::new(&sandbox, &broker).with_little_lateness(&sandbox);
     let side = scene.side.start().unwrap();
     let agent = scene.node.agent.start().unwrap();
     let victim = scene.node.workload().unwrap();
