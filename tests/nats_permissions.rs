@@ -15,6 +15,8 @@ use tokentrail_tests::{
 /// The password of all of them.
 const PASSWORD: &str = "of-the-test";
 const NODE_A: &str = "node-a_east";
+/// The pod of an audit side.
+const AUDIT_SIDE: &str = "tokentrail-audit-5d4f-x2x";
 
 /// A file in `deploy/nats`, for the cluster of the tests.
 fn shipped(file: &str) -> String {
@@ -76,7 +78,7 @@ fn side<'sandbox>(
     broker: &Broker<'_>,
 ) -> AgentSetup<'sandbox> {
     AgentSetup::new(sandbox, node.audit.path())
-        .node_name("tokentrail-audit-5d4f-x2x")
+        .node_name(AUDIT_SIDE)
         .state(sandbox.folder().join("state-side"))
         .alert_log(sandbox.folder().join("alerts-side.ndjson"))
         .args(["--no-sensor".to_owned()])
@@ -458,17 +460,27 @@ fn what_the_broker_replies_to_a_thief_is_no_question_and_no_answer_of_another_no
     let mut thief = log_in(&broker, "node-a", NODE_A);
     let question = "$KV.tokentrail_test.ask.node-b";
     let answers = "tokentrail.test.request.node-b";
-    for words in
-        [&*format!("$KV.tokentrail_test.ask.{NODE_A}"), "$JS.API.STREAM.INFO.tokentrail_test"]
-    {
+    let asked = format!("$KV.tokentrail_test.ask.{NODE_A}");
+    let said =
+        format!("$JS.API.DIRECT.GET.KV_tokentrail_test.$KV.tokentrail_test.side.{AUDIT_SIDE}");
+    wait_until(PATIENCE, "the audit side has put how far it is", || {
+        // Before that the server answers with nothing.
+        Ok(thief.ask(&said, "", b"").is_ok_and(|word| word["side"] == AUDIT_SIDE).then_some(()))
+    })
+    .unwrap();
+    for (words, payload) in [
+        (&*asked, &br#"{"interests":[]}"#[..]),
+        ("$JS.API.STREAM.INFO.tokentrail_test", b""),
+        (&said, b""),
+    ] {
         let sides = ["$KV.tokentrail_test.side.thief", "tokentrail.test.reached.thief"];
         for reply in [question, answers].into_iter().chain(sides) {
-            assert_eq!(thief.publish(words, reply, br#"{"interests":[]}"#).unwrap(), None);
+            assert_eq!(thief.publish(words, reply, payload).unwrap(), None);
         }
     }
     side.wait_for_metric("tokentrail_nats_refused_interests_total", &[r#"reason="shape""#], 1.0)
         .unwrap();
-    agent.wait_for_metric("tokentrail_nats_answers_total", &[], 2.0).unwrap();
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], 3.0).unwrap();
     node.request_by(&victim.pod).unwrap();
     node.wait_for("alert", &victim.pod).unwrap();
     assert_eq!(agent.metric("tokentrail_nats_audit_sides", &[]).unwrap(), 1.0, "the thief is none");

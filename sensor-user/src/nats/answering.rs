@@ -31,6 +31,7 @@ use super::{
     interest::{self, Question, Refused},
     names::{self, Names},
     progress::{Covered, Revision},
+    sides,
 };
 use crate::{
     audit::{AuditRecord, Stage},
@@ -174,8 +175,7 @@ impl Answerer {
                     let is_due =
                         |last: Option<Instant>, every| last.is_none_or(|at| at.elapsed() >= every);
                     let covered = Covered { seen: bucket.seen(covered.seen), ..covered };
-                    // Numbers and times: they have a JSON form.
-                    let word = serde_json::to_vec(&covered).unwrap_or_default();
+                    let word = sides::word(names, covered);
                     if is_due(last_said, SAID) {
                         last_said = Some(Instant::now());
                         say(context, names, word.clone()).await?;

@@ -4,13 +4,14 @@
 //! Not a watch of the bucket: that is a consumer, and whoever may make one may have it deliver to any subject.
 //! A subscription and reads of single keys need no more than to be allowed these keys.
 
-use std::{collections::BTreeMap, future::pending};
+use std::{borrow::Cow, collections::BTreeMap, future::pending};
 
 use async_nats::{
     Subscriber,
     jetstream::{Context, stream::DirectGetErrorKind},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
 
 use super::{
     connection::ConnectionError,
@@ -109,8 +110,49 @@ async fn subscribe(context: &Context, subject: String) -> Result<Subscriber, Con
     heard.map_err(|error| ConnectionError::failed("hear the audit sides", &error))
 }
 
-/// Which audit side says what, if one does: anybody may have replies put there.
+/// A word of an audit side.
+#[derive(Serialize, Deserialize)]
+struct Word<'side> {
+    /// Who says so: a copy that lands under another's name is no word of that one.
+    side: Cow<'side, str>,
+    #[serde(flatten)]
+    covered: Covered,
+}
+
+/// What this audit side says.
+pub(super) fn word(names: &Names, covered: Covered) -> Vec<u8> {
+    // Names, numbers and times: they have a JSON form.
+    serde_json::to_vec(&Word { side: names.node().into(), covered }).unwrap_or_default()
+}
+
+/// Which audit side says what, if one does: anybody may have replies put there, and copies of what was said.
 fn said(names: &Names, subject: &str, payload: &[u8]) -> Option<(String, Covered)> {
-    let side = names.side_at(subject)?.to_owned();
-    Some((side, serde_json::from_slice(payload).ok()?))
+    let Word { side, covered } = serde_json::from_slice(payload).ok()?;
+    (names.side_at(subject)? == side).then(|| (side.into_owned(), covered))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Micros;
+
+    #[test]
+    fn a_word_is_heard_as_that_of_the_side_that_says_it_and_of_no_other() {
+        let names = Names::new("test", "node-a");
+        let covered = Covered { through: Micros(7), ..Covered::default() };
+        let word = word(&names, covered);
+        for (subject, payload, heard) in [
+            ("tokentrail.test.reached.node-a", &*word, true),
+            ("$KV.tokentrail_test.side.node-a", &word, true),
+            ("tokentrail.test.reached.thief", &word, false),
+            ("$KV.tokentrail_test.side.thief", &word, false),
+            ("$KV.tokentrail_test.ask.node-a", &word, false),
+            ("tokentrail.test.reached.node-a", br#"{"side":"node-a"}"#, false),
+            ("tokentrail.test.reached.node-a", br#"{"stream":"x","seq":7}"#, false),
+            ("tokentrail.test.reached.node-a", b"", false),
+        ] {
+            let said = said(&names, subject, payload);
+            assert_eq!(said, heard.then(|| ("node-a".to_owned(), covered)), "{subject}");
+        }
+    }
 }
