@@ -32,8 +32,8 @@ pub struct Asked {
     by_pod: HashMap<String, HashSet<String>>,
     /// The same, by user name of the pod's service account.
     by_account: HashMap<String, HashSet<(String, String)>>,
-    /// Uids of pods.
-    by_name: HashMap<PodName, HashSet<String>>,
+    /// The same, by name of the pod, as far as nodes name it.
+    by_name: HashMap<PodName, HashSet<(String, String)>>,
     /// Who asks, by run of the audit canary.
     by_canary: HashMap<String, HashSet<String>>,
 }
@@ -72,16 +72,18 @@ impl Asked {
             return question;
         }
         let Question { interests, canary } = question;
+        // Of several about one pod, one counts.
+        let interests: HashMap<_, _> =
+            interests.into_iter().map(|it| (it.pod.clone(), it)).collect();
         let reaches = |interest: &Interest| {
             let before = before.interests.get(&interest.pod);
             // Later ends are of requests that are yet to come, or are among those that are answered.
             before.is_some_and(|it| it.from <= interest.from && it.until >= interest.from)
         };
-        let new = interests.iter().filter(|interest| !reaches(interest)).cloned().collect();
-        for interest in &interests {
+        let new = interests.values().filter(|interest| !reaches(interest)).cloned().collect();
+        for interest in interests.values() {
             self.index(node, interest);
         }
-        let interests = interests.into_iter().map(|it| (it.pod.clone(), it)).collect();
         let (goes_on, sent) = (canary == before.canary, before.sent);
         let new = Question { interests: new, canary: canary.clone().filter(|_| !goes_on) };
         self.nodes.insert(node.to_owned(), Asker { interests, canary: None, sent, said: now });
@@ -99,11 +101,26 @@ impl Asked {
 
     /// Adds a question of a node, to be answered together with those that are there.
     pub fn add(&mut self, node: &str, interest: &Interest) {
-        self.index(node, interest);
+        let mut both = interest.clone();
         let asker = self.nodes.entry(node.to_owned()).or_default();
-        let held = asker.interests.entry(interest.pod.clone()).or_insert_with(|| interest.clone());
-        held.from = held.from.min(interest.from);
-        held.until = held.until.max(interest.until);
+        if let Some(held) = asker.interests.remove(&interest.pod) {
+            both.from = both.from.min(held.from);
+            both.until = both.until.max(held.until);
+            self.drop_index(node, &held);
+        }
+        self.index(node, &both);
+        let asker = self.nodes.entry(node.to_owned()).or_default();
+        asker.interests.insert(both.pod.clone(), both);
+    }
+
+    /// Drops what a node does not ask any more, as `all` knows that.
+    pub fn drop_unasked(&mut self, node: &str, all: &Self) {
+        let before = self.remove(node);
+        let asked = all.nodes.get(node);
+        let is_asked = |pod: &String| asked.is_some_and(|it| it.interests.contains_key(pod));
+        for interest in before.interests.into_values().filter(|it| is_asked(&it.pod)) {
+            self.add(node, &interest);
+        }
     }
 
     /// What is asked about `since` and later.
@@ -197,7 +214,10 @@ impl Asked {
 
     /// Who asks about a pod of that name, as node and uid, and until when: who got in did so before.
     pub fn of_name(&self, name: &PodName) -> impl Iterator<Item = (&str, &Interest)> {
-        self.by_name.get(name).into_iter().flatten().flat_map(|uid| self.of_pod(uid))
+        self.by_name.get(name).into_iter().flatten().filter_map(|(node, pod)| {
+            let interest = self.nodes.get(node)?.interests.get(pod)?;
+            Some((node.as_str(), interest))
+        })
     }
 
     /// Nodes that a record is to be sent to as their audit canary. It takes place of those that follow at once.
@@ -224,14 +244,25 @@ impl Asked {
     }
 
     fn index(&mut self, node: &str, interest: &Interest) {
-        let pod = interest.pod.clone();
+        let key = || (node.to_owned(), interest.pod.clone());
         if let Some(user) = user_of(interest) {
-            self.by_account.entry(user).or_default().insert((node.to_owned(), pod.clone()));
+            self.by_account.entry(user).or_default().insert(key());
         }
         if let Some(name) = name_of(interest) {
-            self.by_name.entry(name).or_default().insert(pod.clone());
+            self.by_name.entry(name).or_default().insert(key());
         }
-        self.by_pod.entry(pod).or_default().insert(node.to_owned());
+        self.by_pod.entry(interest.pod.clone()).or_default().insert(node.to_owned());
+    }
+
+    fn drop_index(&mut self, node: &str, interest: &Interest) {
+        let key = (node.to_owned(), interest.pod.clone());
+        if let Some(user) = user_of(interest) {
+            drop_from(&mut self.by_account, &user, &key);
+        }
+        if let Some(name) = name_of(interest) {
+            drop_from(&mut self.by_name, &name, &key);
+        }
+        drop_from(&mut self.by_pod, &interest.pod, node);
     }
 
     fn remove(&mut self, node: &str) -> Asker {
@@ -239,16 +270,8 @@ impl Asked {
         if let Some(run) = &asker.canary {
             drop_from(&mut self.by_canary, run, node);
         }
-        for (pod, interest) in &asker.interests {
-            drop_from(&mut self.by_pod, pod, node);
-            if let Some(user) = user_of(interest) {
-                drop_from(&mut self.by_account, &user, &(node.to_owned(), pod.clone()));
-            }
-            if !self.by_pod.contains_key(pod)
-                && let Some(name) = name_of(interest)
-            {
-                drop_from(&mut self.by_name, &name, pod);
-            }
+        for interest in asker.interests.values() {
+            self.drop_index(node, interest);
         }
         asker
     }
@@ -399,6 +422,57 @@ mod tests {
         let of_name: Vec<_> = asked.of_name(&name).map(|(node, it)| (node, &*it.pod)).collect();
         assert_eq!(of_name, [("node-b", "p")]);
         assert_eq!((into("exec", "cart-1"), into("log", "cart-0")), (None, None));
+    }
+
+    /// Of a pod that has a name, an account and an address.
+    fn known(pod: &str, name: &str) -> Interest {
+        Interest {
+            namespace: Some("shop".to_owned()),
+            name: Some(name.to_owned()),
+            account: Some(name.to_owned()),
+            ..Interest::example(pod, 0, 100)
+        }
+    }
+
+    fn is_forgotten(asked: &Asked) -> bool {
+        let Asked { nodes, by_pod, by_account, by_name, by_canary } = asked;
+        nodes.is_empty()
+            && by_pod.is_empty()
+            && by_account.is_empty()
+            && by_name.is_empty()
+            && by_canary.is_empty()
+    }
+
+    #[test]
+    fn a_pod_that_has_many_names_in_what_is_asked_leaves_nothing_behind() {
+        let mut asked = Asked::default();
+        let names = (0..4).map(|name| known("p", &format!("cart-{name}"))).collect();
+        let new = take(&mut asked, "a", names, Micros(0));
+        assert_eq!((new.interests.len(), asked.pods(), asked.by_name.len()), (1, 1, 1));
+        take(&mut asked, "b", vec![known("p", "other")], Micros(0));
+        asked.add("b", &known("p", "yet-another"));
+        for node in ["a", "b"] {
+            take(&mut asked, node, Vec::new(), Micros(0));
+        }
+        assert!(is_forgotten(&asked), "{asked:?}");
+    }
+
+    #[test]
+    fn of_what_waits_only_that_is_kept_which_is_asked_still() {
+        let (mut asked, mut waiting) = (Asked::default(), Asked::default());
+        for pod in ["p", "q"] {
+            waiting.add("a", &known(pod, pod));
+            waiting.add("b", &known(pod, pod));
+        }
+        take(&mut asked, "a", vec![known("q", "q"), known("r", "r")], Micros(0));
+        waiting.drop_unasked("a", &asked);
+        let mut left: Vec<_> = waiting.interests().map(|(node, it)| (node, &*it.pod)).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("a", "q"), ("b", "p"), ("b", "q")]);
+        waiting.drop_unasked("b", &asked);
+        take(&mut asked, "a", Vec::new(), Micros(0));
+        waiting.drop_unasked("a", &asked);
+        assert!(is_forgotten(&waiting), "{waiting:?}");
     }
 
     #[test]

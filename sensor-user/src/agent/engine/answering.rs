@@ -43,8 +43,10 @@ const FOUND: usize = 64;
 
 /// What is asked, what could be asked, and what is on its way.
 pub(super) struct Answering {
-    /// This node, as a word: what it asks is answered without a broker.
+    /// This agent, as a word.
     own: String,
+    /// Whether it asks for itself, which is answered without a broker.
+    asks_itself: bool,
     asked: Asked,
     recent: Recent,
     /// Pods of nodes that have been told who got in.
@@ -58,9 +60,9 @@ pub(super) struct Answering {
     queue: mpsc::Sender<Answer>,
     queued: u64,
     done: watch::Receiver<u64>,
-    /// Received time of the earliest record that found no room in the queue.
-    deferred: Option<Micros>,
-    /// How many of them must be done before whoever posted them is answered.
+    /// How many records found no room in the queue, and received time of the earliest. They are given to it later.
+    deferred: Option<(u64, Micros)>,
+    /// How many of all must be done before whoever posted them is answered.
     due: u64,
     /// Revision of the bucket up to which is known what is asked.
     seen: Revision,
@@ -108,6 +110,7 @@ pub(super) enum Event {
 /// Where it begins: this node, its sources, and the ends of channels.
 pub(super) struct Ends {
     pub(super) own: String,
+    pub(super) asks_itself: bool,
     pub(super) logs: Vec<PathBuf>,
     pub(super) unsearchable: bool,
     pub(super) look_back: usize,
@@ -123,6 +126,7 @@ impl Answering {
     pub(super) fn new(ends: Ends, now: Micros) -> Self {
         let Ends {
             own,
+            asks_itself,
             logs,
             unsearchable,
             look_back,
@@ -135,6 +139,7 @@ impl Answering {
         } = ends;
         Self {
             own,
+            asks_itself,
             asked: Asked::default(),
             recent: Recent::new(look_back, now),
             introduced: LruCache::new(INTRODUCED),
@@ -205,7 +210,7 @@ impl Answering {
         self.asked.has_account(user)
     }
 
-    /// Records that were given to the queue so far, up to the last that is no canary.
+    /// Records that were given to the queue so far, or are yet to be, up to the last that is no canary.
     pub(super) fn due(&self) -> u64 {
         self.due
     }
@@ -230,7 +235,10 @@ impl Answering {
             if record.was_refused() || self.places.is_known(&name, received) {
                 self.tell_session(&name, record);
             } else {
-                // By then it is among the known ones.
+                // By then it is among the known ones: also for who was told of others, should the lookup fail.
+                for key in self.who_asks_about(&name) {
+                    self.introduced.pop(&key);
+                }
                 self.places.look_up(&name);
             }
         }
@@ -295,11 +303,14 @@ impl Answering {
         for session in known.sessions_into(&name.0, &name.1) {
             self.tell_session(name, &session);
         }
-        let asking = self.asked.of_name(name);
-        let keys: Vec<_> = asking.map(|(node, it)| (node.to_owned(), it.pod.clone())).collect();
-        for key in keys {
+        for key in self.who_asks_about(name) {
             self.introduced.put(key, ());
         }
+    }
+
+    /// Nodes that ask about pods of a name, and these pods' uids.
+    fn who_asks_about(&self, name: &PodName) -> Vec<(String, String)> {
+        self.asked.of_name(name).map(|(node, it)| (node.to_owned(), it.pod.clone())).collect()
     }
 
     /// Tells who asks about pods of this name of a session into one, as far as is known who may know.
@@ -314,20 +325,22 @@ impl Answering {
             }
         }
     }
+
     fn send(&mut self, node: String, record: &AuditRecord) {
         // A record has a JSON form: it was made of one.
         let payload = serde_json::to_vec(record).unwrap_or_default();
         match self.queue.try_send(Answer::new(node, record, payload)) {
             Ok(()) => {
                 self.queued += 1;
-                self.due = self.queued;
             }
             Err(_) => {
                 self.metrics.deferred.inc();
                 let received = record.request_received_timestamp;
-                self.deferred = Some(self.deferred.map_or(received, |it| it.min(received)));
+                let (count, earliest) = self.deferred.unwrap_or((0, received));
+                self.deferred = Some((count + 1, earliest.min(received)));
             }
         }
+        self.due = self.queued + self.deferred.map_or(0, |(count, _)| count);
     }
 
     /// Hears what a node asks, and with it all that others have said meanwhile: one look back does.
@@ -338,16 +351,13 @@ impl Answering {
             self.seen = revision;
             if !question.is_empty() && !self.asked.has_room(&node) {
                 self.metrics.refused(Refused::Bounds).inc();
-            } else if node != self.own {
+            } else if node != self.own || !self.asks_itself {
                 let Question { interests, canary } = self.asked.take(&node, question, now);
+                self.to_search.drop_unasked(&node, &self.asked);
                 if let Some(run) = canary {
                     new.add_canary(&node, run);
                 }
                 for interest in interests {
-                    self.introduced.pop(&(node.clone(), interest.pod.clone()));
-                    if let Some(name) = name_of(&interest) {
-                        self.introduce(&node, &interest.pod, &name, false, known);
-                    }
                     new.add(&node, &interest);
                 }
             }
@@ -356,10 +366,16 @@ impl Answering {
         self.look_back(&mut new, known);
     }
 
-    /// Answers from what was read before.
+    /// Answers from what was read before, and first with who got in.
     fn look_back(&mut self, new: &mut Asked, known: &Correlator<impl Journal>) {
         if new.is_empty() {
             return;
+        }
+        for (node, interest) in new.interests() {
+            self.introduced.pop(&(node.to_owned(), interest.pod.clone()));
+            if let Some(name) = name_of(interest) {
+                self.introduce(node, &interest.pod, &name, false, known);
+            }
         }
         let records: Vec<AuditRecord> = with_lines_about(new, |lines| {
             let record = |line| match classify(line, lines) {
@@ -430,7 +446,7 @@ impl Answering {
         known: &Correlator<impl Journal>,
     ) {
         let done = self.done();
-        if let Some(since) = self.deferred
+        if let Some((_, since)) = self.deferred
             && done == self.queued
         {
             self.deferred = None;

@@ -60,6 +60,7 @@ impl Engine {
             };
             let ends = Ends {
                 own: nats.names.node().to_owned(),
+                asks_itself: !config.no_sensor,
                 logs: config.audit_logs.clone(),
                 unsearchable: config.audit_webhook.is_some() || config.audit_stdin,
                 look_back: nats.look_back,

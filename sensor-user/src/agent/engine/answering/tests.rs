@@ -40,6 +40,7 @@ fn scene(queue: usize, logs: Vec<PathBuf>) -> Scene {
     let (_, lookups) = Places::looked_up(metrics.clone());
     let ends = Ends {
         own: "own".to_owned(),
+        asks_itself: true,
         unsearchable: logs.is_empty(),
         logs,
         look_back: 1 << 20,
@@ -251,9 +252,7 @@ fn who_got_in_is_told_first_and_once() {
     scene.hear("c", named(1_000, 1_060), 2);
     assert_eq!(scene.sent(), ["exec to c", "one to c", "two to c"]);
     scene.read(&session("another", 1_003), 1_003);
-    let mut sent = scene.sent();
-    sent.sort();
-    assert_eq!(sent, ["another to b", "another to c"], "its name is known by now");
+    assert_eq!(scene.sent(), ["another to c"], "the node that can name it");
 }
 
 #[tokio::test]
@@ -307,6 +306,13 @@ async fn where_the_api_does_not_tell_the_claims_of_a_token_do() {
     claims["user"]["extra"]["authentication.kubernetes.io/node-name"] = json!(["b"]);
     scene.read(&claims, 1_003);
     assert_eq!(scene.sent(), ["exec to b", "one to b"]);
+    // The same where others got in before. The broker knows again what is told twice.
+    scene.read(&session("later", 1_004), 1_004);
+    scene.note(&session("later", 1_004), 1_004);
+    scene.look_up(Err("not now".to_owned())).await;
+    claims["auditID"] = json!("two");
+    scene.read(&claims, 1_005);
+    assert_eq!(scene.sent(), ["exec to b", "later to b", "two to b"]);
 }
 
 #[tokio::test]
@@ -357,7 +363,7 @@ fn what_found_no_room_is_sent_when_there_is_some() {
     for at in 1..=4 {
         scene.read(&by_pod(&at.to_string(), 1_000 + at), 1_000 + at);
     }
-    assert_eq!(scene.metrics.deferred.get(), 2);
+    assert_eq!((scene.metrics.deferred.get(), scene.answering.due()), (2, 4));
     scene.tick(1_010);
     assert_eq!(scene.said(), None, "the queue is full");
     assert_eq!(scene.sent(), ["1 to b", "2 to b"]);
@@ -365,6 +371,30 @@ fn what_found_no_room_is_sent_when_there_is_some() {
     assert_eq!(scene.sent(), ["3 to b", "4 to b"]);
     scene.tick(1_012);
     assert_eq!(scene.said(), Some((1_010, 1)), "as of when there was none");
+    assert_eq!((scene.answering.due(), scene.answering.done()), (4, 4));
+}
+
+#[test]
+fn who_got_in_when_there_was_no_room_is_told_when_there_is_some() {
+    let mut scene = scene(1, Vec::new());
+    scene.hear("b", named(1_000, 1_060), 1);
+    scene.read(&by_pod("one", 1_001), 1_001);
+    scene.read(&session("exec", 1_002), 1_002);
+    scene.note(&session("exec", 1_002), 1_002);
+    assert_eq!(scene.sent(), ["one to b"]);
+    scene.tick(1_010);
+    assert_eq!(scene.sent(), ["exec to b"]);
+}
+
+#[test]
+fn who_asks_nothing_itself_answers_a_node_of_its_name() {
+    for (asks_itself, sent) in [(true, vec![]), (false, vec!["one to own"])] {
+        let mut scene = scene(100, Vec::new());
+        scene.answering.asks_itself = asks_itself;
+        scene.hear("own", asked(1_000, 1_060), 1);
+        scene.read(&by_pod("one", 1_001), 1_001);
+        assert_eq!(scene.sent(), sent);
+    }
 }
 
 #[test]
@@ -400,4 +430,17 @@ async fn what_was_logged_before_it_began_is_searched_for_in_the_file_before_it_i
     scene.tick(1_002);
     assert_eq!(scene.said(), Some((1_002, 4)));
     assert_eq!((scene.metrics.searches.get(), scene.metrics.beyond_reach.get()), (2, 2));
+}
+
+#[tokio::test]
+async fn what_is_not_asked_any_more_is_not_searched_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("audit.log");
+    write(&log, &[by_pod("wanted", 990)]);
+    let mut scene = scene(100, vec![log]);
+    scene.hear("b", asked(950, 1_060), 3);
+    scene.hear("c", asked(880, 1_060), 4);
+    scene.hear("c", Vec::new(), 5);
+    scene.searched().await;
+    assert_eq!((scene.sent(), scene.metrics.searches.get()), (vec!["wanted to b".to_owned()], 1));
 }
