@@ -239,7 +239,11 @@ fn play(
     let mut delays = Vec::new();
     for victim in calm {
         scene.attack(victim)?;
-        delays.push(delay(&scene.alert(victim)?)?);
+        let alert = scene.alert(victim)?;
+        // Which node may know that, the audit side asked the API.
+        let who = alert.pointer("/client/user/name");
+        ensure!(who == Some(&json!("kubernetes-admin")), "who got in is not told: {alert:#}");
+        delays.push(delay(&alert)?);
     }
     scene.note(&format!("audit line to alert on the other node: {delays:?}"));
 
