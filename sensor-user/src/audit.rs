@@ -304,6 +304,8 @@ pub struct ReadRecord {
     pub read_at: std::time::Instant,
     /// As of its line.
     pub side: Option<Arc<str>>,
+    /// Whether it was taken before. It is not taken again, but whoever sends it waits for what became of it.
+    pub is_repeated: bool,
 }
 
 impl ReadRecord {
@@ -327,7 +329,8 @@ pub struct AuditBatch {
     /// To be checkpointed once the alerts of `lines` are safe; `None` if the source has no place to
     /// go on from.
     pub position: Option<checkpoint::Position>,
-    /// To be told once the alerts of this batch and of all before it are safe.
+    /// To be told once the alerts of this batch and of all before it are safe, and what other nodes ask of this
+    /// batch is with the broker.
     pub acknowledge: Option<oneshot::Sender<()>>,
 }
 

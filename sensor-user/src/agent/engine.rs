@@ -382,11 +382,13 @@ impl Engine {
         self.tell(None);
     }
 
-    fn take(&mut self, batch: AuditBatch) {
+    fn take(&mut self, mut batch: AuditBatch) {
         let Now { steady: now, wall } = self.senses.clock.now();
         let due_before = self.due();
         let covers_nothing = batch.lines.is_empty() && batch.records.is_empty();
         let decoded = self.decode(batch.source, batch.lines, Now { steady: now, wall });
+        let has_repeated = batch.records.iter().any(|read| read.is_repeated);
+        batch.records.retain(|read| !read.is_repeated);
         for read in &batch.records {
             self.keep_posted(read, wall);
         }
@@ -416,7 +418,8 @@ impl Engine {
         }
         if let Some(acknowledge) = batch.acknowledge {
             let due = self.due();
-            self.owe(acknowledge, if due > due_before { due } else { 0 });
+            // What was taken before may be among what is due from then.
+            self.owe(acknowledge, if due > due_before || has_repeated { due } else { 0 });
         }
     }
 

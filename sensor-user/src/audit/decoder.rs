@@ -53,7 +53,8 @@ impl Decoder {
     pub fn decode_all(&mut self, lines: &[ReadLine], interest: &Interest<'_>) -> Vec<ReadRecord> {
         let decode = |ReadLine { line, end, read_at, side }: &ReadLine| {
             let record = self.decode(line, *end, interest)?;
-            Some(ReadRecord { record, read_at: *read_at, side: side.clone() })
+            let (read_at, side) = (*read_at, side.clone());
+            Some(ReadRecord { record, read_at, side, is_repeated: false })
         };
         lines.iter().filter_map(decode).collect()
     }

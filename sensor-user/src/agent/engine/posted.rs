@@ -20,8 +20,8 @@ use crate::{
 /// Somebody to be told that their batch is safe.
 pub(super) struct Owed {
     acknowledge: oneshot::Sender<()>,
-    /// How many records the broker must have taken by then, if some are of this batch: else none, or a
-    /// broker that is away would keep API servers from posting.
+    /// How many records the broker must have taken by then, if some are of this batch or may be of what it
+    /// repeats: else none, or a broker that is away would keep API servers from posting.
     published: u64,
 }
 

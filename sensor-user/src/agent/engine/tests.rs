@@ -151,13 +151,26 @@ async fn a_post_is_answered_when_the_broker_has_what_another_node_asked_for() {
     }))
     .unwrap();
     let (mut first, mut first_told) = batch(1, None);
-    first.records = vec![ReadRecord { record: wanted, read_at: Instant::now(), side: None }];
+    let read = |is_repeated| ReadRecord {
+        record: wanted.clone(),
+        read_at: Instant::now(),
+        side: None,
+        is_repeated,
+    };
+    first.records = vec![read(false)];
     scene.engine.take(first);
     scene.engine.pass_time(&scene.batches).unwrap();
     assert_eq!(first_told.try_recv(), Err(TryRecvError::Empty), "there is no broker");
     let (other, mut other_told) = batch(1, None);
     scene.engine.take(other);
     assert_eq!(other_told.try_recv(), Ok(()), "nobody asked for what is in this one");
+    // Who posted it gave up, and sends it again.
+    drop(first_told);
+    let (mut again, mut again_told) = batch(1, None);
+    again.records = vec![read(true)];
+    scene.engine.take(again);
+    assert_eq!(again_told.try_recv(), Err(TryRecvError::Empty), "nobody has it yet");
+    assert_eq!(scene.engine.due(), 1, "it is sent once");
     let health = scene.engine.broker().unwrap();
     assert!(health.failure.is_some());
 }
@@ -271,8 +284,12 @@ async fn what_an_exception_swallowed_is_counted_before_its_batch_is_let_go_and_o
     let mut scene = scene_in(directory).await;
     for life in 0..3 {
         let (mut batch, mut told) = batch(1, None);
-        batch.records =
-            vec![ReadRecord { record: minted.clone(), read_at: Instant::now(), side: None }];
+        batch.records = vec![ReadRecord {
+            record: minted.clone(),
+            read_at: Instant::now(),
+            side: None,
+            is_repeated: false,
+        }];
         scene.engine.take(batch);
         assert_eq!(told.try_recv(), Ok(()), "in life {life}");
         // It may be killed here.

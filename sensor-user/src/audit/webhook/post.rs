@@ -115,11 +115,12 @@ impl Posts {
     }
 
     async fn read(&self, mut frames: Frames, mut reader: Reader) -> Result<(), Answer> {
+        let mut safe = Vec::new();
         while let Some(frame) = frames.next().await? {
             for piece in frame.chunks(reader.piece()) {
                 let records = reader.push(piece, &self.sieve);
                 if !records.is_empty() {
-                    self.hand_on(records, None).await?;
+                    safe.push(self.hand_on(records).await?);
                 }
             }
         }
@@ -130,23 +131,25 @@ impl Posts {
                 warn!(%reason, "the body of an audit webhook request was not usable to its end");
             }
         }
-        let (acknowledge, safe) = oneshot::channel();
-        self.hand_on(records, Some(acknowledge)).await?;
-        safe.await.map_err(|_| Answer::Busy)
+        safe.push(self.hand_on(records).await?);
+        for safe in safe {
+            safe.await.map_err(|_| Answer::Busy)?;
+        }
+        Ok(())
     }
 
     /// Waits for a place in the queue. An event counts as taken from when it is in: there it comes
-    /// before whatever comes again, and so does its answer.
-    async fn hand_on(
-        &self,
-        mut records: Vec<ReadRecord>,
-        acknowledge: Option<oneshot::Sender<()>>,
-    ) -> Result<(), Answer> {
+    /// before whatever comes again, and so does its answer. Returns who tells when all of it is safe.
+    async fn hand_on(&self, mut records: Vec<ReadRecord>) -> Result<oneshot::Receiver<()>, Answer> {
         let place = self.sender.reserve().await.map_err(|_| Answer::Busy)?;
-        let (before, mut recent) = (records.len(), lock(&self.recent));
-        records.retain(|read| recent.is_new(read));
+        let mut recent = lock(&self.recent);
+        for read in &mut records {
+            read.is_repeated = !recent.is_new(read);
+        }
         drop(recent);
-        self.metrics.duplicates.inc_by((before - records.len()) as u64);
+        let repeated = records.iter().filter(|read| read.is_repeated).count();
+        self.metrics.duplicates.inc_by(repeated as u64);
+        let (acknowledge, safe) = oneshot::channel();
         let newest_stage = lock(&self.sieve).newest_stage();
         place.send(AuditBatch {
             source: self.source,
@@ -154,10 +157,10 @@ impl Posts {
             records,
             newest_stage,
             position: None,
-            acknowledge,
+            acknowledge: Some(acknowledge),
         });
         self.status.send_modify(|status| status.newest_stage = newest_stage);
-        Ok(())
+        Ok(safe)
     }
 }
 

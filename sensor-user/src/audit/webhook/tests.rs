@@ -1,6 +1,6 @@
 //! The webhook over real TLS, with a test in the engine's place.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, pin::pin, time::Duration};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use self::{
-    client::Client,
+    client::{Client, Reply},
     pki::{Authority, Identity},
 };
 use super::{CredentialFiles, Limits, Webhook, WebhookConfig, WebhookMetrics};
@@ -106,24 +106,27 @@ impl Rig {
         batch
     }
 
-    /// Plays the engine until a post was acknowledged; the audit ids that it brought.
-    async fn take(&mut self) -> Vec<String> {
-        let mut ids = Vec::new();
+    /// Plays the engine until a post is answered: with what, and which batches came until then.
+    async fn play(&mut self, post: impl Future<Output = Reply>) -> (u16, Vec<AuditBatch>) {
+        let (mut post, mut batches) = (pin!(post), Vec::new());
         loop {
-            let batch = self.batch().await;
-            ids.extend(batch.records.into_iter().map(|read| read.record.audit_id));
-            if let Some(acknowledge) = batch.acknowledge {
-                // A client that is gone does not wait for it.
-                let _ = acknowledge.send(());
-                return ids;
+            tokio::select! {
+                reply = &mut post => return (reply.status, batches),
+                mut batch = self.batch() => {
+                    // A client that is gone does not wait for it.
+                    let _ = batch.acknowledge.take().unwrap().send(());
+                    batches.push(batch);
+                }
             }
         }
     }
 
-    /// Posts, and plays the engine meanwhile.
+    /// Posts, and plays the engine meanwhile: the answer, and the audit ids of what is new.
     async fn post(&mut self, client: &mut Client, body: &[u8]) -> (u16, Vec<String>) {
-        let (reply, ids) = tokio::join!(client.post(body), self.take());
-        (reply.status, ids)
+        let (status, batches) = self.play(client.post(body)).await;
+        let records = batches.into_iter().flat_map(|batch| batch.records);
+        let new = records.filter(|read| !read.is_repeated);
+        (status, new.map(|read| read.record.audit_id).collect())
     }
 }
 

@@ -56,19 +56,11 @@ async fn events_of_a_real_api_server_are_the_records_that_its_log_file_gives() {
         let mut rig = Rig::new(CERTIFICATE).await;
         let mut client = packed(&rig, encoding).await;
         let body = if encoding == "identity" { list(&items) } else { gzip(&list(&items)) };
-        let taken = async {
-            let mut taken = Vec::new();
-            loop {
-                let batch = rig.batch().await;
-                taken.extend(batch.records.into_iter().map(|read| read.record));
-                if let Some(acknowledge) = batch.acknowledge {
-                    acknowledge.send(()).unwrap();
-                    return (taken, batch.newest_stage);
-                }
-            }
-        };
-        let (reply, (taken, newest_stage)) = tokio::join!(client.post(&body), taken);
-        assert_eq!(reply.status, 200);
+        let (status, batches) = rig.play(client.post(&body)).await;
+        assert_eq!(status, 200);
+        let newest_stage = batches.last().unwrap().newest_stage;
+        let taken = batches.into_iter().flat_map(|batch| batch.records);
+        let taken: Vec<_> = taken.map(|read| read.record).collect();
         assert_eq!(taken, records);
         assert!(newest_stage >= newest, "{newest_stage:?}");
         assert_eq!(rig.audit.lines.get(), REAL.lines().count() as u64);
@@ -165,20 +157,10 @@ async fn a_bomb_is_unpacked_to_the_bound_and_no_further() {
     // A bomb of good events reaches the engine in many small batches.
     let items: Vec<_> = (0..20_000).map(|number| item(&number.to_string())).collect();
     let body = gzip(&list(&items));
-    let largest = async {
-        let (mut largest, mut all) = (0, 0);
-        loop {
-            let batch = rig.batch().await;
-            largest = largest.max(batch.records.len());
-            all += batch.records.len();
-            if let Some(acknowledge) = batch.acknowledge {
-                acknowledge.send(()).unwrap();
-                return (largest, all);
-            }
-        }
-    };
-    let (reply, (largest, all)) = tokio::join!(client.post(&body), largest);
-    assert_eq!((reply.status, all), (200, items.len()));
+    let (status, batches) = rig.play(client.post(&body)).await;
+    let lengths = batches.iter().map(|batch| batch.records.len());
+    assert_eq!((status, lengths.clone().sum()), (200, items.len()));
+    let largest = lengths.max().unwrap();
     let bytes = item("12345").to_string().len();
     assert!(largest * bytes < 64 * 1024 + 1_032 * 512, "{largest}");
 }

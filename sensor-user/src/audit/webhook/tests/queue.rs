@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{CERTIFICATE, Rig, events};
-use crate::audit::webhook::Answer;
+use crate::audit::{AuditBatch, webhook::Answer};
 
 #[tokio::test]
 async fn no_post_is_answered_with_200_before_the_engine_says_that_it_is_safe() {
@@ -83,13 +83,32 @@ async fn what_is_sent_again_while_the_first_is_not_safe_is_not_answered_before_i
     let mut again = rig.api_server().await;
     let engine = async {
         let second = rig.batch().await;
-        assert!(second.records.is_empty());
+        assert!(second.records.iter().all(|read| read.is_repeated));
         // Both reach the engine, in this order: a word about the second speaks for the first.
         drop(first);
         second.acknowledge.unwrap().send(()).unwrap();
     };
     let (reply, ()) = tokio::join!(again.post(&body), engine);
     assert_eq!(reply.status, 200);
+}
+
+#[tokio::test]
+async fn a_long_post_is_answered_when_each_of_its_batches_is_safe() {
+    let mut rig = Rig::new(CERTIFICATE).await;
+    let mut client = rig.api_server().await;
+    let ids: Vec<String> = (0..400).map(|number| number.to_string()).collect();
+    let body = events(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+    let waiting = tokio::spawn(async move { client.post(&body).await.status });
+    let mut batches = Vec::new();
+    while batches.iter().map(|batch: &AuditBatch| batch.records.len()).sum::<usize>() < 400 {
+        batches.push(rig.batch().await);
+    }
+    let first = batches.remove(0).acknowledge.unwrap();
+    for batch in batches {
+        batch.acknowledge.unwrap().send(()).unwrap();
+    }
+    drop(first);
+    assert_eq!(waiting.await.unwrap(), 429, "the first batch is not safe");
 }
 
 #[tokio::test]
