@@ -63,6 +63,8 @@ pub struct Asker {
     progress: Progress,
     /// When the bucket was made that a word named last which is not there: looked for, and not found.
     claimed: Option<Micros>,
+    /// Connections in a row that ended while it was read what audit sides have put.
+    ended_reading: u32,
     /// Whether the bucket may hold something that is not asked any more.
     has_put: bool,
     metrics: NatsMetrics,
@@ -93,6 +95,7 @@ impl Asker {
             source_status,
             progress: Progress::new(wall_clock()),
             claimed: None,
+            ended_reading: 0,
             // Of a life before.
             has_put: true,
             metrics,
@@ -126,7 +129,12 @@ impl Asker {
             .await
             .map_err(|error| ConnectionError::failed("listen for answers", &error))?;
         let mut answers = Answers::open(context, names).await?;
-        let mut sides = Sides::open(context, names, self.metrics.clone()).await?;
+        // What a client cannot read may lie there for as long as somebody likes. Who speaks is heard without it.
+        let reads = self.ended_reading < 2;
+        self.ended_reading += 1;
+        let sides = Sides::open(context, names, self.metrics.clone(), reads).await;
+        self.ended_reading = 0;
+        let mut sides = sides?;
         self.progress.connect();
         // First of all: what audit sides say is held against it.
         let mut looks = Looks::of(names.node());

@@ -343,8 +343,8 @@ pub async fn look(config: &NatsConfig, asks: bool) -> Result<Look, ConnectionErr
         format!("{}, version {version}, stream and bucket there", config.servers.join(", "));
     let sides = if asks {
         let sides = async {
-            let sides =
-                Sides::open(&connection.context, &config.names, NatsMetrics::default()).await?;
+            let metrics = NatsMetrics::default();
+            let sides = Sides::open(&connection.context, &config.names, metrics, true).await?;
             // Whether it may hear them the server says, if it may not.
             time::sleep(OBJECTION).await;
             Ok(sides.before())

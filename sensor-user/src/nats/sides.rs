@@ -32,33 +32,43 @@ pub(super) struct Sides {
 }
 
 impl Sides {
-    /// Begins to listen, as one that asks: whoever may not learns it now, and not when it has something to ask.
+    /// Begins to listen, as one that asks: whoever may not learns it now, and not when it has something to ask. Reads
+    /// first what was put before, or does not.
     pub(super) async fn open(
         context: &Context,
         names: &Names,
         metrics: NatsMetrics,
+        reads: bool,
     ) -> Result<Self, ConnectionError> {
         let all = names.subject_of(names::SIDES);
         // Before the bucket is read: what is put meanwhile comes twice, and not never.
         let put = subscribe(context, all.clone()).await?;
         let reached = Some(subscribe(context, names.reached_by("*")).await?);
-        let failed = |error| ConnectionError::failed("list audit sides", &error);
-        let bucket = context.get_stream_no_info(names.bucket_stream()).await;
-        let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
-        let found = bucket.info_with_subjects(&all).await.map_err(failed)?;
-        let mut found = found.take(LOOKED_AT);
         let (context, names) = (context.clone(), names.clone());
         let mut sides = Self { context, names, metrics, before: BTreeMap::new(), put, reached };
-        while sides.before.len() < progress::SIDES
+        if reads {
+            sides.list(&all).await?;
+        }
+        Ok(sides)
+    }
+
+    /// Reads what lies in the bucket.
+    async fn list(&mut self, all: &str) -> Result<(), ConnectionError> {
+        let failed = |error| ConnectionError::failed("list audit sides", &error);
+        let bucket = self.context.get_stream_no_info(self.names.bucket_stream()).await;
+        let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
+        let found = bucket.info_with_subjects(all).await.map_err(failed)?;
+        let mut found = found.take(LOOKED_AT);
+        while self.before.len() < progress::SIDES
             && let Some((subject, _)) = found
                 .try_next()
                 .await
                 .map_err(|error| ConnectionError::failed("list audit sides", &error))?
         {
-            let said = sides.read(&subject).await?;
-            sides.before.extend(said);
+            let said = self.read(&subject).await?;
+            self.before.extend(said);
         }
-        Ok(sides)
+        Ok(())
     }
 
     /// What lies in the bucket at this subject, if it is a word. Of the reply the payload counts alone: what else is
