@@ -61,8 +61,6 @@ pub struct Asker {
     batches: mpsc::Sender<AuditBatch>,
     source_status: watch::Sender<SourceStatus>,
     progress: Progress,
-    /// When the bucket was made that a word named last which is not there: looked for, and not found.
-    claimed: Option<Micros>,
     /// Connections in a row that ended while it was read what audit sides have put.
     ended_reading: u32,
     /// Whether the bucket may hold something that is not asked any more.
@@ -94,7 +92,6 @@ impl Asker {
             batches,
             source_status,
             progress: Progress::new(wall_clock()),
-            claimed: None,
             ended_reading: 0,
             // Of a life before.
             has_put: true,
@@ -171,10 +168,9 @@ impl Asker {
                     let Some((side, covered)) = said else {
                         return Err(ConnectionError::Ended("no more of audit sides".to_owned()));
                     };
-                    // Once: whoever may write there may name any, and the broker's clock may have been set back.
-                    let claim = Some(covered.seen.bucket).filter(|_| bucket.is_before(covered.seen));
-                    if claim.is_some() && claim != self.claimed {
-                        self.claimed = claim;
+                    if bucket.is_before(covered.seen)
+                        && self.progress.follow(covered.seen.bucket)
+                    {
                         return Err(ConnectionError::Anew);
                     }
                     if !self.progress.hear(&side, covered, wall_clock()) {

@@ -73,6 +73,8 @@ pub struct Progress {
     heard: Micros,
     sides: BTreeMap<String, Side>,
     asked: BTreeMap<String, Asking>,
+    /// When the newer bucket was made that was looked for last.
+    followed: Option<Micros>,
 }
 
 #[derive(Debug)]
@@ -86,7 +88,7 @@ struct Asking {
 impl Progress {
     /// Nothing yet.
     pub fn new(now: Micros) -> Self {
-        Self { heard: now, sides: BTreeMap::new(), asked: BTreeMap::new() }
+        Self { heard: now, sides: BTreeMap::new(), asked: BTreeMap::new(), followed: None }
     }
 
     /// A connection begins. All is put anew: a broker that lost its last puts counts from a smaller number.
@@ -94,6 +96,12 @@ impl Progress {
         for asking in self.asked.values_mut() {
             asking.since = None;
         }
+    }
+
+    /// A word names a newer bucket than there is here. Whether to look for that one: once, since whoever may write
+    /// there may name any, and the broker's clock may have been set back.
+    pub fn follow(&mut self, bucket: Micros) -> bool {
+        self.followed.replace(bucket) != Some(bucket)
     }
 
     /// From now on this is asked, once it is put.
@@ -282,6 +290,17 @@ mod tests {
         assert_eq!(through(&progress), Some(100), "the side has not seen it");
         progress.hear("a", covered(501, 9), Micros(0));
         assert_eq!(through(&progress), Some(501));
+    }
+
+    #[test]
+    fn a_newer_bucket_is_looked_for_once() {
+        let mut progress = Progress::new(Micros(0));
+        let [first, second] = [Micros(7), Micros(8)];
+        assert!(progress.follow(first));
+        progress.connect();
+        assert!(!progress.follow(first), "it was not there");
+        assert!(progress.follow(second));
+        assert!(!progress.follow(second));
     }
 
     #[test]
