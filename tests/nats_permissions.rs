@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::{Value, json};
 use tokentrail_tests::{
-    AgentSetup, AuditLine, Broker, Finished, Login, Node, PATIENCE, Sandbox, api, tokentrail,
-    wait_until,
+    Agent, AgentSetup, AuditLine, Broker, Finished, Login, Node, PATIENCE, Sandbox, api,
+    tokentrail, wait_until,
 };
 
 /// The password of all of them.
@@ -484,4 +484,93 @@ fn what_the_broker_replies_to_a_thief_is_no_question_and_no_answer_of_another_no
     node.request_by(&victim.pod).unwrap();
     node.wait_for("alert", &victim.pod).unwrap();
     assert_eq!(agent.metric("tokentrail_nats_audit_sides", &[]).unwrap(), 1.0, "the thief is none");
+}
+
+/// Nor does what a thief chooses for status lines and headers, be it by the server's words to it, keep anybody from
+/// work: what a client cannot read costs some connections.
+#[test]
+fn status_lines_and_odd_headers_of_a_thief_keep_nobody_from_asking_or_answering() {
+    let sandbox = Sandbox::create().unwrap();
+    let mut broker = broker(&sandbox);
+    let node = asking(&sandbox, &broker);
+    let side = side(&sandbox, &node, &broker).start().unwrap();
+    let agent = node.agent.start().unwrap();
+    let connected = |agent: &Agent, times| {
+        agent.wait_for_metric("tokentrail_nats_connections_total", &[], times).unwrap();
+        agent.wait_for_metric("tokentrail_nats_connected", &[], 1.0).unwrap();
+    };
+    connected(&side, 1.0);
+    connected(&agent, 1.0);
+    let mut thief = log_in(&broker, "node-a", NODE_A);
+    let said =
+        format!("$JS.API.DIRECT.GET.KV_tokentrail_test.$KV.tokentrail_test.side.{AUDIT_SIDE}");
+    wait_until(PATIENCE, "the audit side has put how far it is", || {
+        Ok(thief.ask(&said, "", b"").is_ok_and(|word| word["side"] == AUDIT_SIDE).then_some(()))
+    })
+    .unwrap();
+    let made = thief.ask(&consumer(NODE_A), "", &consumer_of(NODE_A, NODE_A)).unwrap();
+    assert!(at(&made, "/error").is_null(), "{made}");
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.tokentrail_test.{NODE_A}");
+    // 404, and 408 after a millisecond. More than may wait for an acknowledgement.
+    let fetches = [r#"{"batch":1,"no_wait":true}"#, r#"{"batch":1,"expires":1000000}"#];
+    for fetch in fetches.iter().cycle().take(1_100) {
+        let refused = thief.publish(&next, "tokentrail.test.request.node-b", fetch.as_bytes());
+        assert_eq!(refused.unwrap(), None);
+    }
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], 1_000.0).unwrap();
+    for (number, fetch) in fetches.iter().enumerate() {
+        for sides in ["$KV.tokentrail_test.side", "tokentrail.test.reached"] {
+            let refused = thief.publish(&next, &format!("{sides}.x{number}"), fetch.as_bytes());
+            assert_eq!(refused.unwrap(), None);
+        }
+    }
+    agent.wait_for_metric("tokentrail_nats_refused_words_total", &[], 2.0).unwrap();
+    // A question, with any headers.
+    let asked = |headers: &[u8]| {
+        let (size, nothing) = (headers.len(), br#"{"interests":[]}"#);
+        let all = size + nothing.len();
+        let line = format!("HPUB $KV.tokentrail_test.ask.{NODE_A} {size} {all}\r\n");
+        [line.as_bytes(), headers, nothing, b"\r\n"].concat()
+    };
+    let heartbeat = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Consumer-Stalled: not.allowed\r\n\r\n";
+    assert_eq!(thief.say(&asked(heartbeat)).unwrap(), None);
+    for (times, headers) in [
+        (2.0, &b"XXXXXXX\r\n\r\n"[..]),
+        (3.0, b"NATS/1.0 9x9 y\r\n\r\n"),
+        (4.0, b"NATS/1.0\r\nA: \xff\xfe\r\n\r\n"),
+        (5.0, b"NATS/1.0\r\nno colon here\r\n\r\n"),
+    ] {
+        assert_eq!(thief.say(&asked(headers)).unwrap(), None);
+        connected(&side, times);
+    }
+    // Where audit sides speak, headers that name a subject which is no text.
+    let get = b"PUB $JS.API.DIRECT.GET.KV_tokentrail_test.$KV.tokentrail_test.side.";
+    let key = b" $KV.tokentrail_test.side.";
+    let word = [get, AUDIT_SIDE.as_bytes(), key, b"\xff 0\r\n\r\n"].concat();
+    let copy = [&get[..], b"\xff", key, b"y 0\r\n\r\n"].concat();
+    for words in [word, copy] {
+        assert_eq!(thief.say(&words).unwrap(), None);
+    }
+    let of_copy = "$JS.API.DIRECT.GET.KV_tokentrail_test.$KV.tokentrail_test.side.y";
+    wait_until(PATIENCE, "it lies there", || Ok(thief.ask(of_copy, "", b"").ok())).unwrap();
+    // All of it lies there when they come back, too.
+    broker.kill().unwrap();
+    broker.start_again().unwrap();
+    connected(&side, 6.0);
+    let victim = node.workload().unwrap();
+    victim.attack().unwrap();
+    side.wait_for_metric("tokentrail_nats_interests", &[], 1.0).unwrap();
+    node.request_by(&victim.pod).unwrap();
+    node.wait_for("alert", &victim.pod).unwrap();
+    wait_until(PATIENCE, "all that lies among its answers is taken", || {
+        let mut anybody = log_in(&broker, "anybody", "x");
+        let info = anybody.ask("$JS.API.CONSUMER.INFO.tokentrail_test.node-b", "", b"")?;
+        let left = ["/num_pending", "/num_ack_pending"].map(|it| info.pointer(it));
+        Ok((left == [Some(&json!(0)); 2]).then_some(()))
+    })
+    .unwrap();
+    for (agent, most) in [(&side, 7.5), (&agent, 9.5)] {
+        let times = agent.metric("tokentrail_nats_connections_total", &[]).unwrap();
+        assert!(times < most, "{times} connections");
+    }
 }

@@ -331,13 +331,37 @@ fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it_also_in_
     })
     .unwrap();
     // While the exposure goes on; nobody is restarted.
-    broker.make_bucket_anew().unwrap();
+    broker.make_anew("KV_tokentrail_test").unwrap();
     wait_until(PATIENCE, "the node hears that of the new bucket", || {
         Ok(Some(seen(&agent)).filter(|(made, number)| *made > old && *number > 0))
     })
     .unwrap();
+    // Among the node's answers lies what the server says to somebody who fetches his own: it waits for nobody.
+    let answers = agent.metric("tokentrail_nats_answers_total", &[]).unwrap();
+    let mut somebody = broker.log_in("", "", "_INBOX.somebody").unwrap();
+    let next = "$JS.API.CONSUMER.MSG.NEXT.tokentrail_test.node-b";
+    let said =
+        somebody.publish(next, "tokentrail.test.request.node-b", br#"{"batch":1,"no_wait":true}"#);
+    assert_eq!(said.unwrap(), None);
+    agent.wait_for_metric("tokentrail_nats_answers_total", &[], answers + 1.0).unwrap();
     let told = || Ok(scene.node.told("token-read", "alert", &victim.pod)?.into_iter().next());
     wait_until(PATIENCE * 2, "the read is told", told).unwrap();
+}
+
+#[test]
+fn what_waited_in_a_stream_of_answers_that_is_made_anew_is_answered_again() {
+    let sandbox = Sandbox::create().unwrap();
+    let broker = Broker::start(&sandbox).unwrap();
+    let scene = Scene::new(&sandbox, &broker);
+    let (side, agent, victim) = scene.asked();
+    scene.node.wait_until_seen(&victim).unwrap();
+    agent.kill().unwrap();
+    scene.node.request_by(&victim.pod).unwrap();
+    side.wait_for_metric("tokentrail_nats_published_total", &[], 1.0).unwrap();
+    broker.make_anew("tokentrail_test").unwrap();
+    let _agent = scene.node.agent.start().unwrap();
+    scene.node.wait_for("alert", &victim.pod).unwrap();
+    scene.node.settled_alert_about(&victim.pod).unwrap();
 }
 
 #[test]
@@ -405,6 +429,7 @@ fn what_anybody_writes_to_the_broker_is_counted_and_harms_nobody() {
     broker.publish(&key("ask.node-x"), b"no document").unwrap();
     broker.publish(&key("ask.node-w"), br#"{"interests":[{"pod":"","from":"2020-01-01T00:00:00Z","until":"2020-01-01T00:00:00Z"}]}"#).unwrap();
     broker.publish(&key("side.nobody"), b"not so far").unwrap();
+    agent.wait_for_metric("tokentrail_nats_refused_words_total", &[], 1.0).unwrap();
     let refused = "tokentrail_nats_refused_interests_total";
     for reason in ["key", "shape", "bounds"] {
         side.wait_for_metric(refused, &[&format!("reason=\"{reason}\"")], 1.0).unwrap();

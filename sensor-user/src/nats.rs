@@ -29,6 +29,7 @@ use serde::Serialize;
 use crate::time::Micros;
 
 pub mod answering;
+mod answers;
 pub mod asked;
 pub mod asking;
 mod bucket;

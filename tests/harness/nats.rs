@@ -286,13 +286,13 @@ impl<'sandbox> Broker<'sandbox> {
         Ok(kill_process(Pid::from_child(&process.child), Signal::HUP)?)
     }
 
-    /// Deletes the bucket and makes it anew, as an operator does by mistake.
+    /// Deletes a stream, or the bucket by its stream, and makes it anew, as an operator does by mistake.
     ///
     /// # Errors
     /// If that fails.
-    pub fn make_bucket_anew(&self) -> Result<()> {
-        const DELETE: &str = "$JS.API.STREAM.DELETE.KV_tokentrail_test";
-        let deleted = self.log_in("", "", "_INBOX.harness")?.ask(DELETE, "", b"")?;
+    pub fn make_anew(&self, stream: &str) -> Result<()> {
+        let delete = format!("$JS.API.STREAM.DELETE.{stream}");
+        let deleted = self.log_in("", "", "_INBOX.harness")?.ask(&delete, "", b"")?;
         ensure!(deleted.get("error").is_none(), "{deleted}");
         self.set_up()
     }

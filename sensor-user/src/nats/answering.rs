@@ -27,7 +27,7 @@ use tracing::warn;
 use super::{
     NatsMetrics,
     bucket::{Bucket, Entry},
-    connection::ConnectionError,
+    connection::{self, ConnectionError},
     interest::{self, Question, Refused},
     names::{self, Names},
     progress::{Covered, Revision},
@@ -37,6 +37,7 @@ use crate::{
     audit::{AuditRecord, Stage},
     correlation::ids::RequestId,
     errors::with_causes,
+    time::Micros,
 };
 
 /// Records on their way to the broker at once.
@@ -48,6 +49,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const SAID: Duration = Duration::from_secs(5);
 /// How often it puts that, by which all nodes know that it is there; and once more when it has read its first event.
 const PUT: Duration = Duration::from_mins(1);
+/// How often it looks whether the stream of answers is the one of before.
+const CHECKED: Duration = Duration::from_secs(10);
 /// How often it is said that answers are given up.
 const GIVEN_UP: Duration = Duration::from_mins(1);
 
@@ -96,6 +99,8 @@ pub struct Asks {
     pub question: Question,
     /// Revision of the bucket.
     pub revision: Revision,
+    /// When the stream was made that answers go to. With another one is gone what lay in it for nodes.
+    pub stream: Micros,
 }
 
 /// How far the engine is.
@@ -141,10 +146,11 @@ impl Answerer {
         context: &Context,
         bucket: &Bucket,
         names: &Names,
+        stream: Micros,
     ) -> Result<Infallible, ConnectionError> {
         // A node whose log is optional and absent has nothing to answer, and may not be allowed to hear this.
         self.reached.wait_for(Option::is_some).await.map_err(|_| unheard())?;
-        let mut asks = bucket.watch(names::ASKS, "watch what is asked").await?;
+        let mut asks = bucket.watch(names::ASKS);
         let mut taken: FuturesOrdered<Taken> = FuturesOrdered::new();
         for answer in &self.waiting {
             taken.push_back(publish(context, names, answer).await?);
@@ -154,10 +160,12 @@ impl Answerer {
         let (mut last_said, mut last_put) = (None::<Instant>, None::<Instant>);
         let mut has_read = false;
         let mut put: Option<Put> = None;
+        let mut check = Box::pin(still_there(context, names, stream));
         loop {
             tokio::select! {
                 entry = asks.next() => {
-                    if let Some(asks) = self.hear(&entry?) {
+                    let entry = entry.ok_or_else(unheard)??;
+                    if let Some(asks) = self.hear(&entry, stream) {
                         self.asks.send(asks).await.map_err(|_| unheard())?;
                     }
                 }
@@ -190,6 +198,7 @@ impl Answerer {
                         }));
                     }
                 }
+                ended = &mut check => return ended,
                 result = async { match &mut put { Some(it) => it.await, None => std::future::pending().await } } => {
                     put = None;
                     result?;
@@ -199,7 +208,7 @@ impl Answerer {
     }
 
     /// What a key of the bucket asks, if it can be heard.
-    fn hear(&self, entry: &Entry) -> Option<Asks> {
+    fn hear(&self, entry: &Entry, stream: Micros) -> Option<Asks> {
         let Some(node) = names::asker(&entry.key) else {
             self.metrics.refused(Refused::Key).inc();
             return None;
@@ -216,7 +225,7 @@ impl Answerer {
                 return None;
             }
         };
-        Some(Asks { node: node.to_owned(), question, revision: entry.revision })
+        Some(Asks { node: node.to_owned(), question, revision: entry.revision, stream })
     }
 
     /// What the broker said of the record that waits first.
@@ -251,6 +260,21 @@ impl Answerer {
 
 fn unheard() -> ConnectionError {
     ConnectionError::Ended("nobody hears what is asked".to_owned())
+}
+
+/// Looks now and then whether the stream of answers is still the one that was made then: what lay in it for nodes is
+/// gone with it, and no other word tells.
+async fn still_there(
+    context: &Context,
+    names: &Names,
+    stream: Micros,
+) -> Result<Infallible, ConnectionError> {
+    loop {
+        time::sleep(CHECKED).await;
+        if connection::stream_made(context, names).await? != stream {
+            return Err(ConnectionError::Anew);
+        }
+    }
 }
 
 /// Says how far this side is to nodes that ask. Nothing stores it: of what is lost the next one takes the place.

@@ -23,9 +23,10 @@ use tokio::{
 
 use super::{
     NatsMetrics, Status,
+    answers::{self, Answers},
     bucket::Bucket,
     connection::ConnectionError,
-    interest::{self, Interest, Question, Round},
+    interest::{self, Question, Round},
     looks::Looks,
     names::{self, Names},
     progress::{Progress, Revision},
@@ -37,8 +38,6 @@ use crate::{
     time::Micros,
 };
 
-/// Answers in one batch.
-const BATCH: usize = 64;
 /// Answers that may wait for the engine: what it has to tell apart should they come again.
 const UNTOLD: i64 = 1_024;
 /// After so long without word an answer comes again.
@@ -47,6 +46,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 const AWAY: Duration = Duration::from_hours(7 * 24);
 /// How often what is asked is put again, so that the bucket keeps it.
 const RENEWED: Duration = Duration::from_mins(5);
+/// From an audit side's word to a look: to a broker with replicas what it took a moment ago may not be known yet.
+const SETTLED: Duration = Duration::from_millis(100);
 /// How often the audit sides are counted.
 const COUNTED: Duration = Duration::from_secs(5);
 
@@ -60,13 +61,15 @@ pub struct Asker {
     batches: mpsc::Sender<AuditBatch>,
     source_status: watch::Sender<SourceStatus>,
     progress: Progress,
+    /// Connections in a row that ended while it was read what audit sides have put.
+    ended_reading: u32,
     /// Whether the bucket may hold something that is not asked any more.
     has_put: bool,
     metrics: NatsMetrics,
 }
 
 /// A put that is on its way: what, and at which revision it is there.
-type Put = BoxFuture<'static, Result<(Vec<Interest>, Revision), ConnectionError>>;
+type Put = BoxFuture<'static, Result<(Question, Revision), ConnectionError>>;
 /// A look whether answers wait: how many do.
 type Look<'consumer> = BoxFuture<'consumer, Result<u64, ConnectionError>>;
 /// An answer that waits for the engine's word.
@@ -89,6 +92,7 @@ impl Asker {
             batches,
             source_status,
             progress: Progress::new(wall_clock()),
+            ended_reading: 0,
             // Of a life before.
             has_put: true,
             metrics,
@@ -121,15 +125,14 @@ impl Asker {
             .create_consumer_on_stream(consumer(names), names.stream())
             .await
             .map_err(|error| ConnectionError::failed("listen for answers", &error))?;
-        let mut answers = consumer
-            .stream()
-            .max_messages_per_batch(BATCH)
-            .expires(Duration::from_mins(2))
-            .heartbeat(Duration::from_secs(30))
-            .messages()
-            .await
-            .map_err(|error| ConnectionError::failed("fetch answers", &error))?;
-        let mut sides = Sides::open(context, names).await?;
+        let mut answers = Answers::open(context, names).await?;
+        // What a client cannot read may lie there for as long as somebody likes. Who speaks is heard without it.
+        let reads = self.ended_reading < 2;
+        self.ended_reading += 1;
+        let sides = Sides::open(context, names, self.metrics.clone(), reads).await;
+        self.ended_reading = 0;
+        let mut sides = sides?;
+        self.progress.connect();
         // First of all: what audit sides say is held against it.
         let mut looks = Looks::of(names.node());
         let mut put = self.put(bucket, names, &mut looks);
@@ -144,16 +147,11 @@ impl Asker {
             sides.heed(self.progress.asks()).await?;
             tokio::select! {
                 answer = answers.next() => {
-                    let Some(answer) = answer else {
-                        return Err(ConnectionError::Ended("no more answers".to_owned()));
-                    };
-                    let answer =
-                        answer.map_err(|error| ConnectionError::failed("fetch answers", &error))?;
-                    let mut batch = vec![answer];
-                    while batch.len() < BATCH
-                        && let Some(Some(Ok(more))) = answers.next().now_or_never()
+                    let mut batch = vec![answer?];
+                    while batch.len() < answers::BATCH
+                        && let Some(more) = answers.next().now_or_never()
                     {
-                        batch.push(more);
+                        batch.push(more?);
                     }
                     status.send_modify(|it| it.last_answer = Some(wall_clock()));
                     let word = self.hand_on(batch).await?;
@@ -170,10 +168,14 @@ impl Asker {
                     let Some((side, covered)) = said else {
                         return Err(ConnectionError::Ended("no more of audit sides".to_owned()));
                     };
-                    if bucket.is_before(covered.seen) {
+                    if bucket.is_before(covered.seen)
+                        && self.progress.follow(covered.seen.bucket)
+                    {
                         return Err(ConnectionError::Anew);
                     }
-                    self.progress.hear(&side, covered, wall_clock());
+                    if !self.progress.hear(&side, covered, wall_clock()) {
+                        self.metrics.refused_words.inc();
+                    }
                     self.count_sides(status);
                     if self.progress.asks() {
                         looks.plan(Instant::now());
@@ -202,10 +204,10 @@ impl Asker {
                 _ = renew.tick(), if put.is_none() => put = self.put(bucket, names, &mut looks),
                 done = async { match &mut put { Some(put) => put.await, None => pending().await } } => {
                     put = None;
-                    let (interests, revision) = done?;
+                    let (put, revision) = done?;
                     self.metrics.asked.inc();
-                    self.has_put = !interests.is_empty();
-                    self.progress.put(&interests, revision);
+                    self.has_put = !put.interests.is_empty();
+                    self.progress.put(&put.interests, revision);
                 }
                 _ = count.tick() => self.count_sides(status),
             }
@@ -218,16 +220,17 @@ impl Asker {
         self.progress.ask(&interests);
         looks.restate();
         self.restate(number);
-        let question = Question { interests: interests.clone(), canary: self.canary.clone() };
+        let all = interests.len();
+        let question = Question { interests, canary: self.canary.clone() };
         if question.is_empty() && !self.has_put {
             return None;
         }
-        let (document, dropped) = interest::encode(question);
-        self.metrics.unasked.inc_by(dropped as u64);
+        let (document, put) = interest::encode(question);
+        self.metrics.unasked.inc_by((all - put.interests.len()) as u64);
         let (bucket, key) = (bucket.clone(), names.ask());
         Some(Box::pin(async move {
             let revision = bucket.put(&key, document, "ask").await?;
-            Ok((interests, revision))
+            Ok((put, revision))
         }))
     }
 
@@ -315,6 +318,7 @@ async fn until(due: Option<Instant>) {
 
 /// How many answers the broker has that are not taken.
 async fn waiting(consumer: &Consumer<pull::Config>) -> Result<u64, ConnectionError> {
+    time::sleep(SETTLED).await;
     let info = consumer.get_info().await;
     let info = info.map_err(|error| ConnectionError::failed("count answers", &error))?;
     Ok(info.num_pending.saturating_add(info.num_ack_pending as u64))

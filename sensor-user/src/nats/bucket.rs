@@ -1,7 +1,9 @@
 //! The key-value bucket: puts a key, watches keys. In the form of NATS (ADR-8), so that `nats kv` shows it.
 //!
 //! The client's own watch makes a consumer whose subject does not say what it reads, so a permission could
-//! not either; and it repairs itself, where here a connection that fails ends.
+//! not either; it takes what a writer puts into a status line for the server's word; and it repairs itself, where
+//! here a connection that fails ends. What lies in the bucket when that begins is [`Listed`], since the client
+//! ends a connection over which an odd header comes: a message with one is passed over by the next connection.
 
 use std::{
     sync::{
@@ -11,17 +13,33 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{
-    Context, Message,
-    consumer::{AckPolicy, DeliverPolicy, push},
+use async_nats::{
+    Subscriber,
+    jetstream::{
+        Context, Message,
+        consumer::{AckPolicy, DeliverPolicy, push},
+    },
 };
-use futures_util::StreamExt as _;
+use futures_util::{
+    StreamExt as _, TryStreamExt as _,
+    stream::{self, BoxStream},
+};
+use tokio::time::{self, Instant};
 
-use super::{connection::ConnectionError, names::Names, progress::Revision, wall_clock};
-use crate::time::Micros;
+use self::listed::Listed;
+use super::{
+    connection::{ConnectionError, Found},
+    names::Names,
+    progress::Revision,
+    wall_clock,
+};
+
+mod listed;
 
 /// Header of a key that was removed.
 const OPERATION: &str = "KV-Operation";
+/// What fails if a watch does.
+const WATCH: &str = "watch what is asked";
 /// How often the broker says that nothing has changed. After two of these without a word it is gone, or the
 /// bucket is not the one of before.
 const BEAT: Duration = Duration::from_secs(10);
@@ -32,20 +50,15 @@ const KEPT: Duration = Duration::from_mins(2);
 #[derive(Clone)]
 pub(super) struct Bucket {
     context: Context,
-    name: String,
-    node: String,
-    /// When it was made.
-    made: Micros,
+    names: Names,
+    /// As it was when the connection began.
+    found: Found,
     /// The greatest revision at which something was put.
     newest: Arc<AtomicU64>,
 }
 
 /// Keys as they change.
-pub(super) struct Watch {
-    messages: push::Messages,
-    prefix: String,
-    made: Micros,
-}
+pub(super) type Watch = BoxStream<'static, Result<Entry, ConnectionError>>;
 
 /// A key as it is now.
 pub(super) struct Entry {
@@ -56,21 +69,25 @@ pub(super) struct Entry {
 }
 
 impl Bucket {
-    /// The one that was made then.
-    pub(super) fn new(context: Context, names: &Names, made: Micros) -> Self {
-        let (name, node) = (names.bucket(), names.node().to_owned());
-        Self { context, name, node, made, newest: Arc::default() }
+    /// The one that was found.
+    pub(super) fn new(context: Context, names: Names, found: Found) -> Self {
+        Self { context, names, found, newest: Arc::default() }
     }
 
     /// Whether a revision is of a bucket that has taken the place of this one.
     pub(super) fn is_before(&self, revision: Revision) -> bool {
-        self.made < revision.bucket
+        self.found.made < revision.bucket
     }
 
     /// What of this bucket is seen by who has seen that: nothing, if it is of another one.
     pub(super) fn seen(&self, revision: Revision) -> Revision {
-        let is_own = revision.bucket == self.made;
-        if is_own { revision } else { Revision { bucket: self.made, number: 0 } }
+        let is_own = revision.bucket == self.found.made;
+        if is_own { revision } else { self.at(0) }
+    }
+
+    /// A revision of this one.
+    fn at(&self, number: u64) -> Revision {
+        Revision { bucket: self.found.made, number }
     }
 
     /// Puts a key; the revision at which it is there.
@@ -82,59 +99,94 @@ impl Bucket {
     ) -> Result<Revision, ConnectionError> {
         let failed = |error| ConnectionError::failed(what, &error);
         let before = self.newest.load(Ordering::Relaxed);
-        let sent = self.context.publish(format!("$KV.{}.{key}", self.name), value.into()).await;
+        let sent = self.context.publish(self.names.subject_of(key), value.into()).await;
         let number = sent.map_err(failed)?.await.map_err(failed)?.sequence;
         if number <= before {
             return Err(ConnectionError::Anew);
         }
         self.newest.fetch_max(number, Ordering::Relaxed);
-        Ok(Revision { bucket: self.made, number })
+        Ok(self.at(number))
     }
 
     /// The keys of this pattern: as they are now, then as they change.
-    pub(super) async fn watch(
-        &self,
-        keys: &str,
-        what: &'static str,
-    ) -> Result<Watch, ConnectionError> {
-        let prefix = format!("$KV.{}.", self.name);
+    pub(super) fn watch(&self, keys: &'static str) -> Watch {
+        let listed = stream::try_unfold(Listed::new(self.clone(), keys), |mut listed| async {
+            let entries = listed.more().await?;
+            Ok(entries.map(|entries| (stream::iter(entries.into_iter().map(Ok)), listed)))
+        });
+        let bucket = self.clone();
+        let changes = stream::once(async move {
+            let changes = bucket.changes(keys).await?;
+            Ok(stream::try_unfold(changes, |mut changes| async {
+                let entry = changes.next().await?;
+                Ok(Some((entry, changes)))
+            }))
+        });
+        listed.try_flatten().chain(changes.try_flatten()).boxed()
+    }
+
+    /// The keys of this pattern as they change from what was found.
+    async fn changes(self, keys: &str) -> Result<Changes, ConnectionError> {
+        let inbox = self.context.client().new_inbox();
+        let messages = self.context.client().subscribe(inbox.clone()).await;
+        let messages = messages.map_err(|error| ConnectionError::failed(WATCH, &error))?;
         let config = push::Config {
             // None of before is taken for this one.
-            name: Some(format!("{}-{}", self.node, wall_clock().0)),
-            deliver_subject: self.context.client().new_inbox(),
-            filter_subject: format!("{prefix}{keys}"),
-            deliver_policy: DeliverPolicy::LastPerSubject,
+            name: Some(format!("{}-{}", self.names.node(), wall_clock().0)),
+            deliver_subject: inbox.clone(),
+            filter_subject: self.names.subject_of(keys),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.found.last + 1 },
             ack_policy: AckPolicy::None,
             idle_heartbeat: BEAT,
             inactive_threshold: KEPT,
             ..push::Config::default()
         };
-        let consumer = self.context.create_consumer_on_stream(config, format!("KV_{}", self.name));
-        let consumer = consumer.await.map_err(|error| ConnectionError::failed(what, &error))?;
-        let messages = consumer.messages().await;
-        let messages = messages.map_err(|error| ConnectionError::failed(what, &error))?;
-        Ok(Watch { messages, prefix, made: self.made })
+        let stream = self.names.bucket_stream();
+        let made = self.context.create_consumer_on_stream(config, stream).await;
+        made.map_err(|error| ConnectionError::failed(WATCH, &error))?;
+        Ok(Changes { bucket: self, messages, inbox, heard: Instant::now() })
+    }
+
+    /// The key at this subject.
+    fn key<'subject>(&self, subject: &'subject str) -> &'subject str {
+        subject.strip_prefix(&*self.names.subject_of("")).unwrap_or_default()
     }
 }
 
-impl Watch {
-    /// The next change. Cancelling loses nothing.
-    pub(super) async fn next(&mut self) -> Result<Entry, ConnectionError> {
-        let message = self.messages.next().await;
-        let message = message.ok_or_else(|| ConnectionError::Ended("it was closed".to_owned()))?;
-        let message = message.map_err(|error| ConnectionError::failed("watch keys", &error))?;
-        Ok(self.entry(&message))
-    }
+/// What a consumer tells of keys.
+struct Changes {
+    bucket: Bucket,
+    messages: Subscriber,
+    inbox: String,
+    /// When the broker said something last.
+    heard: Instant,
+}
 
-    fn entry(&self, message: &Message) -> Entry {
-        let removed = message.headers.as_ref().is_some_and(|it| it.get(OPERATION).is_some());
-        Entry {
-            key: message.subject.strip_prefix(&*self.prefix).unwrap_or_default().to_owned(),
-            value: (!removed).then(|| message.payload.to_vec()),
-            revision: Revision {
-                bucket: self.made,
-                number: message.info().map_or(0, |info| info.stream_sequence),
-            },
+impl Changes {
+    async fn next(&mut self) -> Result<Entry, ConnectionError> {
+        loop {
+            let message = time::timeout_at(self.heard + 2 * BEAT, self.messages.next()).await;
+            let message = message.map_err(|_| ended("the server says nothing of what is asked"))?;
+            let message = message.ok_or_else(|| ended("it was closed"))?;
+            self.heard = Instant::now();
+            // Only what comes without a key is of the server itself, whatever a writer put into a status line.
+            if *message.subject != *self.inbox {
+                return Ok(self.entry(message));
+            }
         }
     }
+
+    fn entry(&self, message: async_nats::Message) -> Entry {
+        let message = Message { message, context: self.bucket.context.clone() };
+        let removed = message.headers.as_ref().is_some_and(|it| it.get(OPERATION).is_some());
+        Entry {
+            key: self.bucket.key(&message.subject).to_owned(),
+            value: (!removed).then(|| message.payload.to_vec()),
+            revision: self.bucket.at(message.info().map_or(0, |info| info.stream_sequence)),
+        }
+    }
+}
+
+fn ended(why: &str) -> ConnectionError {
+    ConnectionError::Ended(why.to_owned())
 }

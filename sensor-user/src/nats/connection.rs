@@ -13,7 +13,10 @@ use async_nats::{
 };
 use tokio::{sync::mpsc, time};
 
-use super::{Login, NatsConfig, bucket::Bucket, interest, progress::Covered, sides::Sides};
+use super::{
+    Login, NatsConfig, NatsMetrics, bucket::Bucket, interest, names::Names, progress::Covered,
+    sides::Sides,
+};
 use crate::{errors::with_causes, time::Micros};
 
 /// How long the broker may take for anything.
@@ -107,8 +110,8 @@ pub enum ConnectionError {
         "this login lacks a permission on the NATS server: {0}; docs/nats.md says which it needs"
     )]
     Forbidden(String),
-    /// The revisions of before are of another bucket.
-    #[error("the NATS bucket was made anew, and is looked at anew")]
+    /// The revisions of before are of another bucket, or the answers of before were in another stream.
+    #[error("the NATS bucket or the stream of answers was made anew, and is looked at anew")]
     Anew,
     /// Something was refused for another reason, or not answered.
     #[error("NATS: cannot {what}: {reason}")]
@@ -145,6 +148,8 @@ pub(super) async fn unless_ended<T>(
 pub(super) struct Connection {
     pub(super) context: Context,
     pub(super) bucket: Bucket,
+    /// When the stream of answers was made.
+    pub(super) stream_made: Micros,
     /// What ends it.
     pub(super) ended: mpsc::Receiver<ConnectionError>,
 }
@@ -224,24 +229,49 @@ pub(super) async fn connect(
 /// Connects, and finds stream and bucket.
 pub(super) async fn open(config: &NatsConfig) -> Result<Connection, ConnectionError> {
     let (client, mut ended) = connect(config).await?;
-    let (context, bucket) = unless_ended(&mut ended, find(client, config)).await?;
-    Ok(Connection { context, bucket, ended })
+    let (context, bucket, stream_made) = unless_ended(&mut ended, find(client, config)).await?;
+    Ok(Connection { context, bucket, stream_made, ended })
 }
 
-async fn find(client: Client, config: &NatsConfig) -> Result<(Context, Bucket), ConnectionError> {
+/// How a stream was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// When it was made. NATS server's clock.
+    pub(super) made: Micros,
+    /// The number of what was put last.
+    pub(super) last: u64,
+}
+
+/// Looks when the stream of answers was made.
+pub(super) async fn stream_made(
+    context: &Context,
+    names: &Names,
+) -> Result<Micros, ConnectionError> {
+    Ok(Found::of(&look_at(context, names.stream()).await?).made)
+}
+
+impl Found {
+    fn of(info: &stream::Info) -> Self {
+        let made = u64::try_from(info.created.unix_timestamp_nanos());
+        Self { made: Micros::from_nanos(made.unwrap_or_default()), last: info.state.last_sequence }
+    }
+}
+
+async fn find(
+    client: Client,
+    config: &NatsConfig,
+) -> Result<(Context, Bucket, Micros), ConnectionError> {
     let mut context = jetstream::new(client);
     context.set_timeout(PATIENCE);
-    let (stream, bucket) = (config.names.stream(), config.names.bucket());
-    let found = look_at(&context, stream.clone()).await?;
-    let fault = fault_of_stream(&found.config, &config.names.requests());
-    fit(format!("stream {stream}"), fault)?;
-    let found = look_at(&context, format!("KV_{bucket}")).await?;
-    let fault = fault_of_bucket(&found.config).map(|fault| (fault, CHANGED));
-    fit(format!("bucket {bucket}"), fault)?;
-    let made = u64::try_from(found.created.unix_timestamp_nanos());
-    let made = Micros::from_nanos(made.unwrap_or_default());
-    let bucket = Bucket::new(context.clone(), &config.names, made);
-    Ok((context, bucket))
+    let names = &config.names;
+    let stream = look_at(&context, names.stream()).await?;
+    let fault = fault_of_stream(&stream.config, &names.requests());
+    fit(format!("stream {}", names.stream()), fault)?;
+    let bucket = look_at(&context, names.bucket_stream()).await?;
+    let fault = fault_of_bucket(&bucket.config).map(|fault| (fault, CHANGED));
+    fit(format!("bucket {}", names.bucket()), fault)?;
+    let bucket = Bucket::new(context.clone(), names.clone(), Found::of(&bucket));
+    Ok((context, bucket, Found::of(&stream).made))
 }
 
 async fn look_at(context: &Context, name: String) -> Result<stream::Info, ConnectionError> {
@@ -313,7 +343,8 @@ pub async fn look(config: &NatsConfig, asks: bool) -> Result<Look, ConnectionErr
         format!("{}, version {version}, stream and bucket there", config.servers.join(", "));
     let sides = if asks {
         let sides = async {
-            let sides = Sides::open(&connection.context, &config.names).await?;
+            let metrics = NatsMetrics::default();
+            let sides = Sides::open(&connection.context, &config.names, metrics, true).await?;
             // Whether it may hear them the server says, if it may not.
             time::sleep(OBJECTION).await;
             Ok(sides.before())

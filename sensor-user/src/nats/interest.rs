@@ -110,10 +110,9 @@ pub enum Refused {
     Node,
 }
 
-/// The document of this, and how many interests found no room in it: those that end first give way.
-pub fn encode(question: Question) -> (Vec<u8>, usize) {
+/// The document of this, and what found room in it: interests that end first give way.
+pub fn encode(question: Question) -> (Vec<u8>, Question) {
     let Question { mut interests, canary } = question;
-    let all = interests.len();
     interests.retain_mut(|interest| {
         interest.addresses.truncate(ADDRESSES);
         interest.is_sound()
@@ -125,7 +124,7 @@ pub fn encode(question: Question) -> (Vec<u8>, usize) {
         // Texts and times: they always have a JSON form.
         let bytes = serde_json::to_vec(&document).unwrap_or_default();
         if bytes.len() <= MAX_BYTES {
-            return (bytes, all - document.interests.len());
+            return (bytes, document);
         }
         document.interests.truncate(document.interests.len() / 2);
     }
@@ -227,10 +226,10 @@ mod tests {
     #[test]
     fn of_too_many_those_that_last_longest_are_asked() {
         let many: Vec<_> = (0..2_000).map(|at| Interest::example("a", 0, at)).collect();
-        let (bytes, dropped) = encode(asking(many));
-        assert_eq!(dropped, 2_000 - MOST);
+        let (bytes, put) = encode(asking(many));
         let (heard, refused) = decode(&bytes).unwrap();
         assert_eq!((heard.interests.len(), refused), (MOST, 0));
+        assert_eq!(put, heard);
         assert!(heard.interests.iter().all(|it| it.until >= Micros::from_secs(2_000 - 512)));
     }
 
@@ -258,8 +257,8 @@ mod tests {
             let mut interest = Interest::example(&pod, from, from + span);
             interest.name = name;
             let question = Question { interests: vec![interest], canary };
-            let (bytes, dropped) = encode(question.clone());
-            prop_assert_eq!((decode(&bytes), dropped), (Ok((question, 0)), 0));
+            let (bytes, put) = encode(question.clone());
+            prop_assert_eq!((decode(&bytes), &put), (Ok((question.clone(), 0)), &question));
         }
     }
 }

@@ -83,6 +83,7 @@ impl Link {
             status.connected = Some(wall_clock());
         });
         let (context, bucket) = (&connection.context, &connection.bucket);
+        let stream = connection.stream_made;
         let (names, status) = (&self.config.names, &self.status);
         let asks = async {
             match &mut self.asker {
@@ -92,7 +93,7 @@ impl Link {
         };
         let answers = async {
             match &mut self.answerer {
-                Some(answerer) => answerer.serve(context, bucket, names).await,
+                Some(answerer) => answerer.serve(context, bucket, names, stream).await,
                 None => std::future::pending().await,
             }
         };

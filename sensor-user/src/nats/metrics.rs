@@ -86,6 +86,8 @@ pub struct NatsMetrics {
     pub unplaced: Counter,
     /// Bytes of lines kept for those who ask later.
     pub look_back_bytes: Gauge,
+    /// What came where audit sides speak and is no word of one, and words of one too many.
+    pub refused_words: Counter,
     refused: Family<RefusedLabels, Counter>,
     /// Alerts that the broker has taken.
     pub alerts_published: Counter,
@@ -147,6 +149,11 @@ impl NatsMetrics {
                 "unplaced_pods",
                 "Times that no node was told who got into a pod, as it is not known where that is",
                 &self.unplaced,
+            ),
+            (
+                "refused_words",
+                "What came where audit sides say how far they are, and is no word of one or of one too many",
+                &self.refused_words,
             ),
             ("alerts_published", "Alerts that NATS has taken", &self.alerts_published),
         ];

@@ -54,6 +54,11 @@ impl Names {
         self.stream()
     }
 
+    /// The stream by which the broker keeps the bucket.
+    pub fn bucket_stream(&self) -> String {
+        format!("KV_{}", self.bucket())
+    }
+
     /// All subjects of answers.
     pub fn requests(&self) -> String {
         self.requests_of("*")

@@ -73,6 +73,8 @@ pub struct Progress {
     heard: Micros,
     sides: BTreeMap<String, Side>,
     asked: BTreeMap<String, Asking>,
+    /// When the newer bucket was made that was looked for last.
+    followed: Option<Micros>,
 }
 
 #[derive(Debug)]
@@ -86,7 +88,20 @@ struct Asking {
 impl Progress {
     /// Nothing yet.
     pub fn new(now: Micros) -> Self {
-        Self { heard: now, sides: BTreeMap::new(), asked: BTreeMap::new() }
+        Self { heard: now, sides: BTreeMap::new(), asked: BTreeMap::new(), followed: None }
+    }
+
+    /// A connection begins. All is put anew: a broker that lost its last puts counts from a smaller number.
+    pub fn connect(&mut self) {
+        for asking in self.asked.values_mut() {
+            asking.since = None;
+        }
+    }
+
+    /// A word names a newer bucket than there is here. Whether to look for that one: once, since whoever may write
+    /// there may name any, and the broker's clock may have been set back.
+    pub fn follow(&mut self, bucket: Micros) -> bool {
+        self.followed.replace(bucket) != Some(bucket)
     }
 
     /// From now on this is asked, once it is put.
@@ -116,13 +131,15 @@ impl Progress {
         }
     }
 
-    /// An audit side has said how far it is.
-    pub fn hear(&mut self, side: &str, covered: Covered, now: Micros) {
+    /// An audit side has said how far it is. Whether it is heard: there may be too many.
+    pub fn hear(&mut self, side: &str, covered: Covered, now: Micros) -> bool {
         self.heard = self.heard.max(now);
-        if self.sides.len() < SIDES || self.sides.contains_key(side) {
+        let has_room = self.sides.len() < SIDES || self.sides.contains_key(side);
+        if has_room {
             let side_now = Side { covered, heard: now, connected: true, canary: None };
             self.sides.insert(side.to_owned(), side_now);
         }
+        has_room
     }
 
     /// Sees who has fallen silent, and forgets who has been for too long.
@@ -255,6 +272,46 @@ mod tests {
         assert_eq!(through(&progress), Some(100), "the side has not seen the new one at all");
         progress.hear("a", Covered { seen: new(2), ..covered(503, 0) }, Micros(0));
         assert_eq!(through(&progress), Some(503));
+    }
+
+    #[test]
+    fn what_was_put_over_a_connection_before_does_not_count_for_a_broker_that_lost_it() {
+        let mut progress = Progress::new(Micros(0));
+        let asked = [Interest::example("p", 100, 160)];
+        progress.ask(&asked);
+        progress.put(&asked, at(8));
+        progress.hear("a", covered(500, 8), Micros(0));
+        assert_eq!(through(&progress), Some(500));
+        // The broker comes back with less, and the side has seen as many puts of others.
+        progress.connect();
+        progress.ask(&asked);
+        assert_eq!(through(&progress), Some(100));
+        progress.put(&asked, at(9));
+        assert_eq!(through(&progress), Some(100), "the side has not seen it");
+        progress.hear("a", covered(501, 9), Micros(0));
+        assert_eq!(through(&progress), Some(501));
+    }
+
+    #[test]
+    fn a_newer_bucket_is_looked_for_once() {
+        let mut progress = Progress::new(Micros(0));
+        let [first, second] = [Micros(7), Micros(8)];
+        assert!(progress.follow(first));
+        progress.connect();
+        assert!(!progress.follow(first), "it was not there");
+        assert!(progress.follow(second));
+        assert!(!progress.follow(second));
+    }
+
+    #[test]
+    fn sides_are_heard_up_to_a_bound() {
+        let mut progress = Progress::new(Micros(0));
+        for side in 0..SIDES {
+            assert!(progress.hear(&side.to_string(), covered(500, 7), Micros(0)));
+        }
+        assert!(!progress.hear("one more", covered(90, 7), Micros(0)));
+        assert!(progress.hear("0", covered(501, 7), Micros(0)));
+        assert_eq!(progress.sides().len(), SIDES);
     }
 
     proptest! {

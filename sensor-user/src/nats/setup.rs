@@ -47,6 +47,8 @@ const ALERT_KNOWN: Duration = Duration::from_hours(2);
 const KNOWN: Duration = Duration::from_mins(30);
 /// How long what a node asks is kept. It is put again every five minutes.
 const ASKED: Duration = Duration::from_mins(15);
+/// Bytes of all that is asked: 4,096 of the longest questions, and most are a hundredth of that.
+const BUCKET: i64 = 1 << 30;
 
 /// Makes them.
 ///
@@ -101,14 +103,17 @@ async fn make(
     put_stream(&context, alerts).await?;
     // A bucket is a stream of this form (ADR-8 of NATS).
     let bucket = stream::Config {
-        name: format!("KV_{}", names.bucket()),
+        name: names.bucket_stream(),
         description: Some("tokentrail: what nodes ask, and how far audit sides are".to_owned()),
-        subjects: vec![format!("$KV.{}.>", names.bucket())],
+        subjects: vec![names.subject_of(">")],
         // One key a node: what one asks takes no room from what others do.
         max_messages_per_subject: 1,
         max_age: ASKED,
+        max_bytes: BUCKET,
         max_message_size: i32::try_from(interest::MAX_BYTES).unwrap_or(i32::MAX),
-        discard: DiscardPolicy::New,
+        // Anybody may have replies put under any number of keys. What goes for them audit sides have heard, and it is
+        // put again within five minutes; to refuse what is new would keep every node from asking for fifteen.
+        discard: DiscardPolicy::Old,
         // With one message of that kind a node would erase what all others ask.
         allow_rollup: false,
         deny_delete: true,

@@ -6,14 +6,12 @@
 
 use std::{borrow::Cow, collections::BTreeMap, future::pending};
 
-use async_nats::{
-    Subscriber,
-    jetstream::{Context, stream::DirectGetErrorKind},
-};
+use async_nats::{Subscriber, client::RequestErrorKind, jetstream::Context};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    NatsMetrics,
     connection::ConnectionError,
     names::{self, Names},
     progress::{self, Covered},
@@ -26,6 +24,7 @@ const LOOKED_AT: usize = 4_096;
 pub(super) struct Sides {
     context: Context,
     names: Names,
+    metrics: NatsMetrics,
     before: BTreeMap<String, Covered>,
     put: Subscriber,
     /// What is said to those who ask, while this node does.
@@ -33,38 +32,67 @@ pub(super) struct Sides {
 }
 
 impl Sides {
-    /// Begins to listen, as one that asks: whoever may not learns it now, and not when it has something to ask.
-    pub(super) async fn open(context: &Context, names: &Names) -> Result<Self, ConnectionError> {
+    /// Begins to listen, as one that asks: whoever may not learns it now, and not when it has something to ask. Reads
+    /// first what was put before, or does not.
+    pub(super) async fn open(
+        context: &Context,
+        names: &Names,
+        metrics: NatsMetrics,
+        reads: bool,
+    ) -> Result<Self, ConnectionError> {
         let all = names.subject_of(names::SIDES);
         // Before the bucket is read: what is put meanwhile comes twice, and not never.
         let put = subscribe(context, all.clone()).await?;
         let reached = Some(subscribe(context, names.reached_by("*")).await?);
-        let failed = |error| ConnectionError::failed("list audit sides", &error);
-        let bucket = context.get_stream_no_info(format!("KV_{}", names.bucket())).await;
-        let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
-        let found = bucket.info_with_subjects(&all).await.map_err(failed)?;
-        let mut found = found.take(LOOKED_AT);
-        let mut before = BTreeMap::new();
-        while let Some((subject, _)) = found
-            .try_next()
-            .await
-            .map_err(|error| ConnectionError::failed("list audit sides", &error))?
-        {
-            match bucket.direct_get_last_for_subject(&*subject).await {
-                Ok(message) => {
-                    before.extend(said(names, &subject, &message.payload));
-                    if before.len() == progress::SIDES {
-                        break;
-                    }
-                }
-                // Gone since.
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
-                Err(error) => {
-                    return Err(ConnectionError::failed("read what an audit side says", &error));
-                }
-            }
+        let (context, names) = (context.clone(), names.clone());
+        let mut sides = Self { context, names, metrics, before: BTreeMap::new(), put, reached };
+        if reads {
+            sides.list(&all).await?;
         }
-        Ok(Self { context: context.clone(), names: names.clone(), before, put, reached })
+        Ok(sides)
+    }
+
+    /// Reads what lies in the bucket.
+    async fn list(&mut self, all: &str) -> Result<(), ConnectionError> {
+        let failed = |error| ConnectionError::failed("list audit sides", &error);
+        let bucket = self.context.get_stream_no_info(self.names.bucket_stream()).await;
+        let bucket = bucket.map_err(|error| ConnectionError::failed("open the bucket", &error))?;
+        let found = bucket.info_with_subjects(all).await.map_err(failed)?;
+        let mut found = found.take(LOOKED_AT);
+        while self.before.len() < progress::SIDES
+            && let Some((subject, _)) = found
+                .try_next()
+                .await
+                .map_err(|error| ConnectionError::failed("list audit sides", &error))?
+        {
+            let said = self.read(&subject).await?;
+            self.before.extend(said);
+        }
+        Ok(())
+    }
+
+    /// What lies in the bucket at this subject, if it is a word. Of the reply the payload counts alone: what else is
+    /// in it, whoever put that there has chosen.
+    async fn read(&self, subject: &str) -> Result<Option<(String, Covered)>, ConnectionError> {
+        let get = format!("$JS.API.DIRECT.GET.{}.{subject}", self.names.bucket_stream());
+        match self.context.client().request(get, Vec::new().into()).await {
+            // Gone since.
+            Ok(reply) if reply.payload.is_empty() => Ok(None),
+            Ok(reply) => Ok(self.said(subject, &reply.payload)),
+            Err(error) if error.kind() == RequestErrorKind::TimedOut => {
+                Err(ConnectionError::failed("read what an audit side says", &error))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Which audit side says what, if one does; what is no word is counted.
+    fn said(&self, subject: &str, payload: &[u8]) -> Option<(String, Covered)> {
+        let said = said(&self.names, subject, payload);
+        if said.is_none() {
+            self.metrics.refused_words.inc();
+        }
+        said
     }
 
     /// What lay in the bucket.
@@ -98,7 +126,7 @@ impl Sides {
                 message = self.put.next() => message?,
                 message = reached => message?,
             };
-            if let Some(said) = said(&self.names, &message.subject, &message.payload) {
+            if let Some(said) = self.said(&message.subject, &message.payload) {
                 return Some(said);
             }
         }

@@ -72,8 +72,11 @@ impl Login {
         }
     }
 
-    /// Sends, and waits until the server has read all; its first refusal.
-    fn say(&mut self, words: &[u8]) -> Result<Option<String>> {
+    /// Sends any words of the protocol, and waits until the server has read all; its first refusal.
+    ///
+    /// # Errors
+    /// If the connection ends.
+    pub fn say(&mut self, words: &[u8]) -> Result<Option<String>> {
         self.stream.get_mut().write_all(&[words, b"PING\r\n"].concat())?;
         let mut refusal = None;
         loop {

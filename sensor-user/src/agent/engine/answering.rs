@@ -66,6 +66,8 @@ pub(super) struct Answering {
     due: u64,
     /// Revision of the bucket up to which is known what is asked.
     seen: Revision,
+    /// When the stream of answers was made.
+    stream: Micros,
     to_search: Asked,
     searching: Option<Search>,
     /// Searches that were begun.
@@ -153,6 +155,7 @@ impl Answering {
             deferred: None,
             due: 0,
             seen: Revision::default(),
+            stream: Micros::default(),
             to_search: Asked::default(),
             searching: None,
             searches: 0,
@@ -347,8 +350,14 @@ impl Answering {
     fn hear(&mut self, first: Asks, known: &Correlator<impl Journal>, now: Micros) {
         let mut new = Asked::default();
         let mut next = Some(first);
-        while let Some(Asks { node, question, revision }) = next {
+        while let Some(Asks { node, question, revision, stream }) = next {
             self.seen = revision;
+            if self.stream != stream {
+                // The answers that waited in the one of before are gone: all that is asked is to be answered again.
+                self.stream = stream;
+                self.asked = Asked::default();
+                self.introduced.clear();
+            }
             if !question.is_empty() && !self.asked.has_room(&node) {
                 self.metrics.refused(Refused::Bounds).inc();
             } else if node != self.own || !self.asks_itself {

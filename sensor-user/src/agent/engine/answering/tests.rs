@@ -119,7 +119,7 @@ impl Scene {
 
     fn hear_all(&mut self, node: &str, question: Question, revision: u64) {
         let revision = Revision { bucket: at(0), number: revision };
-        self.hear_asks(Asks { node: node.to_owned(), question, revision });
+        self.hear_asks(Asks { node: node.to_owned(), question, revision, stream: at(0) });
     }
 
     fn hear_asks(&mut self, asks: Asks) {
@@ -351,9 +351,28 @@ fn what_was_seen_in_a_bucket_does_not_count_in_one_that_was_made_anew() {
     scene.hear("b", asked(1_000, 1_060), 900);
     let question = Question { interests: asked(1_000, 1_060), canary: None };
     let revision = Revision { bucket: at(1), number: 3 };
-    scene.hear_asks(Asks { node: "b".to_owned(), question, revision });
+    scene.hear_asks(Asks { node: "b".to_owned(), question, revision, stream: at(0) });
     scene.tick(1_001);
     assert_eq!(scene.reached.borrow().unwrap().covered.unwrap().seen, revision);
+}
+
+#[test]
+fn what_lay_in_a_stream_that_was_made_anew_is_sent_again() {
+    let mut scene = scene(100, Vec::new());
+    scene.note(&session("exec", 900), 900);
+    scene.read(&by_pod("one", 1_001), 1_001);
+    let asks = |stream| Asks {
+        node: "b".to_owned(),
+        question: Question { interests: named(1_000, 1_060), canary: None },
+        revision: Revision { bucket: at(0), number: 1 },
+        stream,
+    };
+    scene.hear_asks(asks(at(0)));
+    assert_eq!(scene.sent(), ["exec to b", "one to b"]);
+    scene.hear_asks(asks(at(0)));
+    assert_eq!(scene.sent(), [""; 0]);
+    scene.hear_asks(asks(at(1)));
+    assert_eq!(scene.sent(), ["exec to b", "one to b"]);
 }
 
 #[test]
