@@ -60,9 +60,15 @@ pub(super) struct Answering {
     queue: mpsc::Sender<Answer>,
     queued: u64,
     done: watch::Receiver<u64>,
-    /// How many records found no room in the queue, and received time of the earliest. They are given to it later.
-    deferred: Option<(u64, Micros)>,
-    /// How many of all must be done before whoever posted them is answered.
+    /// Received time of the earliest record that found no room in the queue.
+    deferred: Option<Micros>,
+    /// How many found none so far.
+    skipped: u64,
+    /// How many of them were given to the queue once more.
+    made_good: u64,
+    /// How many came before the first that was not.
+    before_skipped: Option<u64>,
+    /// How many must be done before whoever posted them is answered.
     due: u64,
     /// Revision of the bucket up to which is known what is asked.
     seen: Revision,
@@ -153,6 +159,9 @@ impl Answering {
             queued: 0,
             done,
             deferred: None,
+            skipped: 0,
+            made_good: 0,
+            before_skipped: None,
             due: 0,
             seen: Revision::default(),
             stream: Micros::default(),
@@ -213,13 +222,19 @@ impl Answering {
         self.asked.has_account(user)
     }
 
-    /// Records that were given to the queue so far, or are yet to be, up to the last that is no canary.
+    /// Records that are for the broker so far, up to the last that is no canary.
     pub(super) fn due(&self) -> u64 {
         self.due
     }
 
-    /// How many of them the broker has taken.
+    /// How many of them the broker has taken, up to the first that found no room and was not sent since.
     pub(super) fn done(&self) -> u64 {
+        let done = self.taken() + self.made_good;
+        self.before_skipped.map_or(done, |before| done.min(before))
+    }
+
+    /// How many of those in the queue the broker has taken.
+    fn taken(&self) -> u64 {
         *self.done.borrow()
     }
 
@@ -338,12 +353,13 @@ impl Answering {
             }
             Err(_) => {
                 self.metrics.deferred.inc();
+                self.before_skipped.get_or_insert(self.queued + self.skipped);
+                self.skipped += 1;
                 let received = record.request_received_timestamp;
-                let (count, earliest) = self.deferred.unwrap_or((0, received));
-                self.deferred = Some((count + 1, earliest.min(received)));
+                self.deferred = Some(self.deferred.map_or(received, |it| it.min(received)));
             }
         }
-        self.due = self.queued + self.deferred.map_or(0, |(count, _)| count);
+        self.due = self.queued + self.skipped;
     }
 
     /// Hears what a node asks, and with it all that others have said meanwhile: one look back does.
@@ -454,12 +470,12 @@ impl Answering {
         now: Micros,
         known: &Correlator<impl Journal>,
     ) {
-        let done = self.done();
-        if let Some((_, since)) = self.deferred
-            && done == self.queued
-        {
-            self.deferred = None;
-            self.look_back(&mut self.asked.since(since), known);
+        let taken = self.taken();
+        if taken == self.queued {
+            match self.deferred.take() {
+                Some(since) => self.look_back(&mut self.asked.since(since), known),
+                None => (self.made_good, self.before_skipped) = (self.skipped, None),
+            }
         }
         if !is_any_open {
             return;
@@ -493,7 +509,7 @@ impl Answering {
         if is_settled {
             next.queued.get_or_insert(self.queued);
         }
-        if next.queued.is_some_and(|queued| done >= queued) {
+        if next.queued.is_some_and(|queued| taken >= queued) {
             self.reached.send_replace(Some(next.reached));
             self.next = None;
         }

@@ -383,14 +383,16 @@ fn what_found_no_room_is_sent_when_there_is_some() {
         scene.read(&by_pod(&at.to_string(), 1_000 + at), 1_000 + at);
     }
     assert_eq!((scene.metrics.deferred.get(), scene.answering.due()), (2, 4));
+    let done = |scene: &Scene| scene.answering.done();
     scene.tick(1_010);
     assert_eq!(scene.said(), None, "the queue is full");
-    assert_eq!(scene.sent(), ["1 to b", "2 to b"]);
+    assert_eq!((scene.sent(), done(&scene)), (vec!["1 to b".to_owned(), "2 to b".to_owned()], 2));
     scene.tick(1_011);
+    assert_eq!(done(&scene), 2, "they are in the queue");
     assert_eq!(scene.sent(), ["3 to b", "4 to b"]);
     scene.tick(1_012);
     assert_eq!(scene.said(), Some((1_010, 1)), "as of when there was none");
-    assert_eq!((scene.answering.due(), scene.answering.done()), (4, 4));
+    assert!(scene.answering.due() >= 4 && done(&scene) == scene.answering.due());
 }
 
 #[test]
