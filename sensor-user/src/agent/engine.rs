@@ -388,6 +388,12 @@ impl Engine {
         let covers_nothing = batch.lines.is_empty() && batch.records.is_empty();
         let decoded = self.decode(batch.source, batch.lines, Now { steady: now, wall });
         let has_repeated = batch.records.iter().any(|read| read.is_repeated);
+        if let Some(answering) = self.answering.as_mut().filter(|it| it.is_behind()) {
+            // What comes again may have been forgotten before it was sent.
+            for read in batch.records.iter().filter(|read| read.is_repeated) {
+                answering.answer(&read.record, &self.join.correlator);
+            }
+        }
         batch.records.retain(|read| !read.is_repeated);
         for read in &batch.records {
             self.keep_posted(read, wall);

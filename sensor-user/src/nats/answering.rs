@@ -99,8 +99,6 @@ pub struct Asks {
     pub question: Question,
     /// Revision of the bucket.
     pub revision: Revision,
-    /// When the stream was made that answers go to. With another one is gone what lay in it for nodes.
-    pub stream: Micros,
 }
 
 /// How far the engine is.
@@ -165,7 +163,7 @@ impl Answerer {
             tokio::select! {
                 entry = asks.next() => {
                     let entry = entry.ok_or_else(unheard)??;
-                    if let Some(asks) = self.hear(&entry, stream) {
+                    if let Some(asks) = self.hear(&entry) {
                         self.asks.send(asks).await.map_err(|_| unheard())?;
                     }
                 }
@@ -208,7 +206,7 @@ impl Answerer {
     }
 
     /// What a key of the bucket asks, if it can be heard.
-    fn hear(&self, entry: &Entry, stream: Micros) -> Option<Asks> {
+    fn hear(&self, entry: &Entry) -> Option<Asks> {
         let Some(node) = names::asker(&entry.key) else {
             self.metrics.refused(Refused::Key).inc();
             return None;
@@ -225,7 +223,7 @@ impl Answerer {
                 return None;
             }
         };
-        Some(Asks { node: node.to_owned(), question, revision: entry.revision, stream })
+        Some(Asks { node: node.to_owned(), question, revision: entry.revision })
     }
 
     /// What the broker said of the record that waits first.
@@ -259,7 +257,7 @@ impl Answerer {
 }
 
 fn unheard() -> ConnectionError {
-    ConnectionError::Ended("nobody hears what is asked".to_owned())
+    ConnectionError::ended("nobody hears what is asked")
 }
 
 /// Looks now and then whether the stream of answers is still the one that was made then: what lay in it for nodes is

@@ -59,11 +59,11 @@ impl Answers {
             let now = Instant::now();
             let Ok(message) = message else {
                 if self.pull.is_silent(now) {
-                    return Err(ended("the server says nothing of answers"));
+                    return Err(ConnectionError::ended("the server says nothing of answers"));
                 }
                 continue;
             };
-            let message = message.ok_or_else(|| ended("no more answers"))?;
+            let message = message.ok_or_else(|| ConnectionError::ended("no more answers"))?;
             if *message.subject == *self.subject {
                 self.pull.answer(now);
                 return Ok(Message { message, context: self.context.clone() });
@@ -92,10 +92,6 @@ const FETCH: &str = "fetch answers";
 
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn ended(why: &str) -> ConnectionError {
-    ConnectionError::Ended(why.to_owned())
 }
 
 /// When to ask for more. Pure: times are passed in.
@@ -144,13 +140,18 @@ impl Pull {
     ) -> Result<(), String> {
         self.heard = now;
         let status = status.map_or(0, u16::from);
-        let is_over = matches!(status, 404 | 408)
-            || ["Leadership Change", "Batch Completed"].iter().any(|it| description.contains(it));
+        let ends = ["Leadership Change", "Batch Completed", "Server Shutdown"];
         match status {
             100 => Ok(()),
-            _ if is_over => {
+            404 | 408 => {
                 self.left = 0;
                 self.due = Some(now.max(self.asked + PAUSE));
+                Ok(())
+            }
+            // At once nobody may be there to answer.
+            _ if ends.iter().any(|it| description.contains(it)) => {
+                self.left = 0;
+                self.due = Some(now + PAUSE);
                 Ok(())
             }
             _ => Err(format!("{status} {description}")),
@@ -185,15 +186,18 @@ mod tests {
         assert!(pull.is_due(start), "at once");
         pull.answer(start);
         assert!(pull.is_due(start), "one that nobody asked for changes nothing");
-        for (status, description) in
-            [(404, "No Messages"), (408, "Request Timeout"), (409, "Leadership Change")]
-        {
+        for (status, description) in [
+            (404, "No Messages"),
+            (408, "Request Timeout"),
+            (409, "Leadership Change"),
+            (409, "Server Shutdown"),
+        ] {
             pull.ask(start);
             let end = start + Duration::from_millis(1);
             let status = StatusCode::try_from(status).unwrap();
             assert_eq!(pull.control(Some(status), description, end), Ok(()));
             assert!(!pull.is_due(end), "not in a busy loop");
-            assert!(pull.is_due(start + PAUSE));
+            assert!(pull.is_due(end + PAUSE));
             assert!(!pull.is_silent(start + 3 * BEAT), "it is to be asked");
         }
     }

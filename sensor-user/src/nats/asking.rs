@@ -166,7 +166,7 @@ impl Asker {
                 }
                 said = sides.next() => {
                     let Some((side, covered)) = said else {
-                        return Err(ConnectionError::Ended("no more of audit sides".to_owned()));
+                        return Err(ConnectionError::ended("no more of audit sides"));
                     };
                     if bucket.is_before(covered.seen)
                         && self.progress.follow(covered.seen.bucket)
@@ -299,7 +299,7 @@ impl Asker {
 }
 
 fn untaken() -> ConnectionError {
-    ConnectionError::Ended("nobody takes answers".to_owned())
+    ConnectionError::ended("nobody takes answers")
 }
 
 /// The audit side that sent an answer.

@@ -166,8 +166,9 @@ impl Changes {
     async fn next(&mut self) -> Result<Entry, ConnectionError> {
         loop {
             let message = time::timeout_at(self.heard + 2 * BEAT, self.messages.next()).await;
-            let message = message.map_err(|_| ended("the server says nothing of what is asked"))?;
-            let message = message.ok_or_else(|| ended("it was closed"))?;
+            let message = message
+                .map_err(|_| ConnectionError::ended("the server says nothing of what is asked"))?;
+            let message = message.ok_or_else(|| ConnectionError::ended("it was closed"))?;
             self.heard = Instant::now();
             // Only what comes without a key is of the server itself, whatever a writer put into a status line.
             if *message.subject != *self.inbox {
@@ -185,8 +186,4 @@ impl Changes {
             revision: self.bucket.at(message.info().map_or(0, |info| info.stream_sequence)),
         }
     }
-}
-
-fn ended(why: &str) -> ConnectionError {
-    ConnectionError::Ended(why.to_owned())
 }

@@ -124,6 +124,10 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
+    pub(super) fn ended(why: &str) -> Self {
+        Self::Ended(why.to_owned())
+    }
+
     /// Of something that was tried.
     pub(super) fn failed(what: &'static str, error: &dyn std::error::Error) -> Self {
         Self::Failed { what, reason: with_causes(error) }
@@ -139,7 +143,7 @@ pub(super) async fn unless_ended<T>(
     tokio::select! {
         done = work => done,
         why = ended.recv() => {
-            Err(why.unwrap_or_else(|| ConnectionError::Ended("it was closed".to_owned())))
+            Err(why.unwrap_or_else(|| ConnectionError::ended("it was closed")))
         }
     }
 }
@@ -270,8 +274,9 @@ async fn find(
     let bucket = look_at(&context, names.bucket_stream()).await?;
     let fault = fault_of_bucket(&bucket.config).map(|fault| (fault, CHANGED));
     fit(format!("bucket {}", names.bucket()), fault)?;
-    let bucket = Bucket::new(context.clone(), names.clone(), Found::of(&bucket));
-    Ok((context, bucket, Found::of(&stream).made))
+    let (bucket, stream) = (Found::of(&bucket), Found::of(&stream));
+    let bucket = Found { made: bucket.made.max(stream.made), ..bucket };
+    Ok((context.clone(), Bucket::new(context, names.clone(), bucket), stream.made))
 }
 
 async fn look_at(context: &Context, name: String) -> Result<stream::Info, ConnectionError> {

@@ -19,10 +19,11 @@ const SILENT: Micros = Micros::from_secs(180);
 /// Audit sides at once.
 pub const SIDES: usize = 64;
 
-/// A state of the bucket. Of one that is made anew the numbers begin again.
+/// A state of the bucket. Of one that is made anew the numbers begin again; where the stream of answers is made anew,
+/// what lay in it is gone, and what was seen before is to be seen again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
-    /// When the bucket was made. NATS server's clock.
+    /// When the bucket or the stream of answers was made, the later of both. NATS server's clock.
     pub bucket: Micros,
     /// Its own count of what was put.
     pub number: u64,

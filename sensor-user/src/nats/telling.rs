@@ -100,7 +100,7 @@ impl Teller {
                 Ok(None) => {
                     self.save(&durable).await;
                     self.show(&durable, status);
-                    let ended = || ConnectionError::Ended("nobody writes alerts".to_owned());
+                    let ended = || ConnectionError::ended("nobody writes alerts");
                     self.durable.changed().await.map_err(|_| ended())?;
                     continue;
                 }

@@ -36,7 +36,7 @@ use crate::{
 pub(super) const QUEUE: usize = 4_096;
 /// What nodes ask that may wait for the engine.
 pub(super) const ASKS: usize = 64;
-/// Pods of which somebody was told who got in.
+/// Names of pods of which somebody was told who got in.
 const INTRODUCED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4_095);
 /// Records of a search that may wait for the engine.
 const FOUND: usize = 64;
@@ -49,8 +49,8 @@ pub(super) struct Answering {
     asks_itself: bool,
     asked: Asked,
     recent: Recent,
-    /// Pods of nodes that have been told who got in.
-    introduced: LruCache<(String, String), ()>,
+    /// Nodes that have been told who got into pods of a name.
+    introduced: LruCache<(String, PodName), ()>,
     places: Places,
     /// Log files that can be searched.
     logs: Vec<PathBuf>,
@@ -68,12 +68,12 @@ pub(super) struct Answering {
     made_good: u64,
     /// How many came before the first that was not.
     before_skipped: Option<u64>,
+    /// How many in the queue must be taken before there is room for them, or they are with the broker.
+    room_at: u64,
     /// How many must be done before whoever posted them is answered.
     due: u64,
     /// Revision of the bucket up to which is known what is asked.
     seen: Revision,
-    /// When the stream of answers was made.
-    stream: Micros,
     to_search: Asked,
     searching: Option<Search>,
     /// Searches that were begun.
@@ -162,9 +162,9 @@ impl Answering {
             skipped: 0,
             made_good: 0,
             before_skipped: None,
+            room_at: 0,
             due: 0,
             seen: Revision::default(),
-            stream: Micros::default(),
             to_search: Asked::default(),
             searching: None,
             searches: 0,
@@ -174,13 +174,14 @@ impl Answering {
         }
     }
 
-    /// What happens next. Cancelling loses nothing.
+    /// What happens next; a search goes on while there is room for what it finds. Cancelling loses nothing.
     pub(super) async fn event(&mut self) -> Option<Event> {
-        let Self { asks, searching, places, .. } = self;
+        let Self { asks, searching, places, queue, .. } = self;
+        let has_room = queue.capacity() > 0;
         let found = async {
             match searching {
-                Some(search) => search.found.recv().await,
-                None => std::future::pending().await,
+                Some(search) if has_room => search.found.recv().await,
+                _ => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -254,8 +255,8 @@ impl Answering {
                 self.tell_session(&name, record);
             } else {
                 // By then it is among the known ones: also for who was told of others, should the lookup fail.
-                for key in self.who_asks_about(&name) {
-                    self.introduced.pop(&key);
+                for node in self.who_asks_about(&name) {
+                    self.introduced.pop(&(node, name.clone()));
                 }
                 self.places.look_up(&name);
             }
@@ -283,8 +284,8 @@ impl Answering {
         let is_its_own = record.extra(NODE_NAME).is_some();
         for node in wanted.nodes {
             // First who got in: the alert begins with the record that follows.
-            if let (Some(uid), Some(name)) = (record.pod_uid(), pod_name(record)) {
-                self.introduce(&node, uid, &name, is_its_own, known);
+            if let Some(name) = pod_name(record) {
+                self.introduce(&node, &name, is_its_own, known);
             }
             self.send(node, record);
         }
@@ -295,40 +296,42 @@ impl Answering {
     fn introduce(
         &mut self,
         node: &str,
-        uid: &str,
         name: &PodName,
         is_its_own: bool,
         known: &Correlator<impl Journal>,
     ) {
-        let key = (node.to_owned(), uid.to_owned());
+        let key = (node.to_owned(), name.clone());
         if self.introduced.get(&key).is_some() {
             return;
         }
+        let mut has_room = true;
         for session in known.sessions_into(&name.0, &name.1) {
             let received = session.request_received_timestamp;
             if !is_its_own && !self.places.is_known(name, received) {
                 return self.places.look_up(name);
             }
             if is_its_own || self.places.may_hear(node, name, received) {
-                self.send(node.to_owned(), &session);
+                has_room &= self.send(node.to_owned(), &session);
             }
         }
-        self.introduced.put(key, ());
-    }
-
-    /// The same to all that ask about pods of a name, now that it is known where that pod is.
-    fn introduce_all(&mut self, name: &PodName, known: &Correlator<impl Journal>) {
-        for session in known.sessions_into(&name.0, &name.1) {
-            self.tell_session(name, &session);
-        }
-        for key in self.who_asks_about(name) {
+        if has_room {
             self.introduced.put(key, ());
         }
     }
 
-    /// Nodes that ask about pods of a name, and these pods' uids.
-    fn who_asks_about(&self, name: &PodName) -> Vec<(String, String)> {
-        self.asked.of_name(name).map(|(node, it)| (node.to_owned(), it.pod.clone())).collect()
+    /// The same to all that ask about pods of a name, now that it is known where that pod is.
+    fn introduce_all(&mut self, name: &PodName, known: &Correlator<impl Journal>) {
+        for node in self.who_asks_about(name) {
+            self.introduced.put((node, name.clone()), ());
+        }
+        for session in known.sessions_into(&name.0, &name.1) {
+            self.tell_session(name, &session);
+        }
+    }
+
+    /// Nodes that ask about pods of a name.
+    fn who_asks_about(&self, name: &PodName) -> HashSet<String> {
+        self.asked.of_name(name).map(|(node, _)| node.to_owned()).collect()
     }
 
     /// Tells who asks about pods of this name of a session into one, as far as is known who may know.
@@ -338,42 +341,47 @@ impl Answering {
         let asking = self.asked.of_name(name).filter(|(_, it)| received <= it.until);
         let nodes: HashSet<String> = asking.map(|(node, _)| node.to_owned()).collect();
         for node in nodes {
-            if self.places.may_hear(&node, name, received) {
-                self.send(node, session);
+            if self.places.may_hear(&node, name, received) && !self.send(node.clone(), session) {
+                self.introduced.pop(&(node, name.clone()));
             }
         }
     }
 
-    fn send(&mut self, node: String, record: &AuditRecord) {
+    /// Gives a record to the queue; whether it found room there.
+    fn send(&mut self, node: String, record: &AuditRecord) -> bool {
         // A record has a JSON form: it was made of one.
         let payload = serde_json::to_vec(record).unwrap_or_default();
-        match self.queue.try_send(Answer::new(node, record, payload)) {
-            Ok(()) => {
-                self.queued += 1;
-            }
-            Err(_) => {
-                self.metrics.deferred.inc();
-                self.before_skipped.get_or_insert(self.queued + self.skipped);
-                self.skipped += 1;
-                let received = record.request_received_timestamp;
-                self.deferred = Some(self.deferred.map_or(received, |it| it.min(received)));
-            }
+        let has_room = self.queue.try_send(Answer::new(node, record, payload)).is_ok();
+        if has_room {
+            self.queued += 1;
+        } else {
+            self.metrics.deferred.inc();
+            self.before_skipped.get_or_insert(self.queued + self.skipped);
+            self.skipped += 1;
+            self.room_at = self.queued;
+            let received = record.request_received_timestamp;
+            self.deferred = Some(self.deferred.map_or(received, |it| it.min(received)));
         }
         self.due = self.queued + self.skipped;
+        has_room
+    }
+
+    /// Whether there are records that found no room, and are not with the broker yet.
+    pub(super) fn is_behind(&self) -> bool {
+        self.before_skipped.is_some()
     }
 
     /// Hears what a node asks, and with it all that others have said meanwhile: one look back does.
     fn hear(&mut self, first: Asks, known: &Correlator<impl Journal>, now: Micros) {
         let mut new = Asked::default();
         let mut next = Some(first);
-        while let Some(Asks { node, question, revision, stream }) = next {
-            self.seen = revision;
-            if self.stream != stream {
-                // The answers that waited in the one of before are gone: all that is asked is to be answered again.
-                self.stream = stream;
+        while let Some(Asks { node, question, revision }) = next {
+            if self.seen.bucket != revision.bucket {
+                // Answers that waited may be gone, too: all that is asked is to be answered again.
                 self.asked = Asked::default();
                 self.introduced.clear();
             }
+            self.seen = revision;
             if !question.is_empty() && !self.asked.has_room(&node) {
                 self.metrics.refused(Refused::Bounds).inc();
             } else if node != self.own || !self.asks_itself {
@@ -383,6 +391,9 @@ impl Answering {
                     new.add_canary(&node, run);
                 }
                 for interest in interests {
+                    if let Some(name) = name_of(&interest) {
+                        self.introduced.pop(&(node.clone(), name));
+                    }
                     new.add(&node, &interest);
                 }
             }
@@ -396,13 +407,11 @@ impl Answering {
         if new.is_empty() {
             return;
         }
-        for (node, interest) in new.interests() {
-            self.introduced.pop(&(node.to_owned(), interest.pod.clone()));
-            if let Some(name) = name_of(interest) {
-                self.introduce(node, &interest.pod, &name, false, known);
-            }
+        let named = new.interests().filter_map(|(node, it)| Some((node, name_of(it)?)));
+        for (node, name) in named.collect::<HashSet<_>>() {
+            self.introduce(node, &name, false, known);
         }
-        let records: Vec<AuditRecord> = with_lines_about(new, |lines| {
+        let mut records: Vec<AuditRecord> = with_lines_about(new, |lines| {
             let record = |line| match classify(line, lines) {
                 Scan::Record(record) => Some(record),
                 Scan::Skip | Scan::Bad(_) => None,
@@ -412,6 +421,8 @@ impl Answering {
             let from = earliest.filter(|_| !new.has_canary()).unwrap_or(Micros::MIN);
             self.recent.lines_since(from).filter_map(record).collect()
         });
+        // What finds no room is what was received last: the next time begins with it.
+        records.sort_by_key(|record| record.request_received_timestamp);
         for record in records {
             self.send_to(new.wanted(&record), &record, known);
             for node in new.canary_of(&record) {
@@ -471,9 +482,14 @@ impl Answering {
         known: &Correlator<impl Journal>,
     ) {
         let taken = self.taken();
-        if taken == self.queued {
+        if taken >= self.room_at {
             match self.deferred.take() {
-                Some(since) => self.look_back(&mut self.asked.since(since), known),
+                Some(since) => {
+                    self.look_back(&mut self.asked.since(since), known);
+                    self.room_at = self.queued;
+                    // What is to be done before something may be said is more by now.
+                    self.next = None;
+                }
                 None => (self.made_good, self.before_skipped) = (self.skipped, None),
             }
         }

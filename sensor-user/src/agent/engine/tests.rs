@@ -141,8 +141,7 @@ async fn a_post_is_answered_when_the_broker_has_what_another_node_asked_for() {
     let interests =
         vec![Interest { from: now - hour, until: now + hour, ..Interest::example("p", 0, 0) }];
     let question = Question { interests, canary: None };
-    let (revision, stream) = (Revision::default(), Micros::default());
-    let asks = Asks { node: "b".to_owned(), question, revision, stream };
+    let asks = Asks { node: "b".to_owned(), question, revision: Revision::default() };
     scene.engine.answer(answering::Event::Asked(asks));
     let wanted: AuditRecord = serde_json::from_value(json!({
         "auditID": "a", "stage": "ResponseComplete", "verb": "list", "requestURI": "/",

@@ -12,7 +12,7 @@ use super::{Bucket, Entry, OPERATION, WATCH};
 use crate::nats::connection::ConnectionError;
 
 /// Messages that are asked for at once.
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 32;
 /// Most of them are asked for with the one before them.
 const AHEAD: u64 = AT_ONCE as u64 - 1;
 
@@ -94,11 +94,35 @@ impl Listed {
         // What is none is empty, and nobody's question.
         let bytes = |text: &str| BASE64.decode(text.as_bytes()).unwrap_or_default();
         let headers = bytes(&stored.hdrs);
-        let removed = memchr::memmem::find(&headers, OPERATION.as_bytes()).is_some();
         Entry {
             key: self.bucket.key(&stored.subject).to_owned(),
-            value: (!removed).then(|| bytes(&stored.data)),
+            value: (!is_removal(&headers)).then(|| bytes(&stored.data)),
             revision: self.bucket.at(stored.seq),
+        }
+    }
+}
+
+/// Whether a message with these headers says that its key was removed.
+fn is_removal(headers: &[u8]) -> bool {
+    let name = format!("\r\n{OPERATION}:");
+    memchr::memmem::find(headers, name.as_bytes()).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_removed_by_a_header_of_that_name_alone() {
+        for (headers, removed) in [
+            (&b""[..], false),
+            (b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n", true),
+            (b"NATS/1.0\r\nA: b\r\nKV-Operation: PURGE\r\n\r\n", true),
+            // As in what the server replies to somebody who reads a key of that name.
+            (b"NATS/1.0\r\nNats-Subject: $KV.b.side.KV-Operation\r\n\r\n", false),
+            (b"NATS/1.0 400 KV-Operation: x\r\n\r\n", false),
+        ] {
+            assert_eq!(is_removal(headers), removed, "{}", headers.escape_ascii());
         }
     }
 }

@@ -119,7 +119,7 @@ impl Scene {
 
     fn hear_all(&mut self, node: &str, question: Question, revision: u64) {
         let revision = Revision { bucket: at(0), number: revision };
-        self.hear_asks(Asks { node: node.to_owned(), question, revision, stream: at(0) });
+        self.hear_asks(Asks { node: node.to_owned(), question, revision });
     }
 
     fn hear_asks(&mut self, asks: Asks) {
@@ -351,27 +351,26 @@ fn what_was_seen_in_a_bucket_does_not_count_in_one_that_was_made_anew() {
     scene.hear("b", asked(1_000, 1_060), 900);
     let question = Question { interests: asked(1_000, 1_060), canary: None };
     let revision = Revision { bucket: at(1), number: 3 };
-    scene.hear_asks(Asks { node: "b".to_owned(), question, revision, stream: at(0) });
+    scene.hear_asks(Asks { node: "b".to_owned(), question, revision });
     scene.tick(1_001);
     assert_eq!(scene.reached.borrow().unwrap().covered.unwrap().seen, revision);
 }
 
 #[test]
-fn what_lay_in_a_stream_that_was_made_anew_is_sent_again() {
+fn what_was_sent_before_bucket_or_stream_were_made_anew_is_sent_again() {
     let mut scene = scene(100, Vec::new());
     scene.note(&session("exec", 900), 900);
     scene.read(&by_pod("one", 1_001), 1_001);
-    let asks = |stream| Asks {
+    let asks = |made| Asks {
         node: "b".to_owned(),
         question: Question { interests: named(1_000, 1_060), canary: None },
-        revision: Revision { bucket: at(0), number: 1 },
-        stream,
+        revision: Revision { bucket: at(made), number: 1 },
     };
-    scene.hear_asks(asks(at(0)));
+    scene.hear_asks(asks(0));
     assert_eq!(scene.sent(), ["exec to b", "one to b"]);
-    scene.hear_asks(asks(at(0)));
+    scene.hear_asks(asks(0));
     assert_eq!(scene.sent(), [""; 0]);
-    scene.hear_asks(asks(at(1)));
+    scene.hear_asks(asks(1));
     assert_eq!(scene.sent(), ["exec to b", "one to b"]);
 }
 
@@ -391,7 +390,7 @@ fn what_found_no_room_is_sent_when_there_is_some() {
     assert_eq!(done(&scene), 2, "they are in the queue");
     assert_eq!(scene.sent(), ["3 to b", "4 to b"]);
     scene.tick(1_012);
-    assert_eq!(scene.said(), Some((1_010, 1)), "as of when there was none");
+    assert_eq!(scene.said(), Some((1_011, 1)), "as of when they found some");
     assert!(scene.answering.due() >= 4 && done(&scene) == scene.answering.due());
 }
 
@@ -405,6 +404,52 @@ fn who_got_in_when_there_was_no_room_is_told_when_there_is_some() {
     assert_eq!(scene.sent(), ["one to b"]);
     scene.tick(1_010);
     assert_eq!(scene.sent(), ["exec to b"]);
+}
+
+#[test]
+fn what_finds_no_room_is_sent_however_much_it_is_and_in_whatever_order_it_was_read() {
+    let mut scene = scene(2, Vec::new());
+    scene.hear("b", named(990, 1_060), 1);
+    for (id, received, read) in [("a", 1_001, 1_001), ("b", 1_002, 1_002), ("c", 1_003, 1_003)] {
+        scene.read(&by_pod(id, received), read);
+    }
+    // A long one, which is logged at its end.
+    scene.read(&by_pod("long", 1_000), 1_004);
+    let mut sent = HashSet::new();
+    for tick in 0..10 {
+        scene.tick(1_010 + tick);
+        sent.extend(scene.sent());
+    }
+    assert_eq!(sent.len(), 4, "{sent:?}");
+    assert!(scene.said().is_some() && scene.answering.done() == scene.answering.due());
+}
+
+#[test]
+fn who_asks_about_many_pods_of_many_names_is_told_who_got_in_and_keeps_nobody_waiting() {
+    let mut scene = scene(4, Vec::new());
+    let names = ["cart-0", "cart-1", "cart-2"];
+    for name in names {
+        for at in 900..903 {
+            let mut session = session(&format!("{name}@{at}"), at);
+            session["objectRef"]["name"] = json!(name);
+            scene.note(&session, at);
+        }
+    }
+    let interest = |name: &str, uid| Interest {
+        pod: format!("{name}-{uid}"),
+        name: Some(name.to_owned()),
+        ..named(1_000, 1_060).remove(0)
+    };
+    let all = names.into_iter().flat_map(|name| (0..9).map(move |uid| interest(name, uid)));
+    scene.hear("thief", all.collect(), 1);
+    let mut sent = HashSet::new();
+    for tick in 0..10 {
+        scene.tick(1_010 + tick);
+        sent.extend(scene.sent());
+    }
+    assert_eq!(sent.len(), 9, "{sent:?}");
+    assert!(scene.metrics.deferred.get() < 9 * 3, "each name counts, not each pod");
+    assert!(scene.said().is_some(), "the side is through");
 }
 
 #[test]
