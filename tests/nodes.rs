@@ -321,11 +321,7 @@ fn a_read_that_nothing_follows_is_told_once_all_audit_sides_are_past_it_also_in_
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
     let scene = Scene::new(&sandbox, &broker).with_little_lateness(&sandbox);
-    let side = scene.side.start().unwrap();
-    let agent = scene.node.agent.start().unwrap();
-    let victim = scene.node.workload().unwrap();
-    victim.attack().unwrap();
-    wait_until_asked(&side);
+    let (_side, agent, victim) = scene.asked();
     let (old, _) = wait_until(PATIENCE, "the node hears that its question was seen", || {
         Ok(Some(seen(&agent)).filter(|(_, number)| *number > 0))
     })
@@ -369,11 +365,7 @@ fn an_answer_that_somebody_kept_adds_nothing_to_its_incident_nor_begins_another(
     let sandbox = Sandbox::create().unwrap();
     let broker = Broker::start(&sandbox).unwrap();
     let scene = Scene::new(&sandbox, &broker).with_little_lateness(&sandbox);
-    let side = scene.side.start().unwrap();
-    let agent = scene.node.agent.start().unwrap();
-    let victim = scene.node.workload().unwrap();
-    victim.attack().unwrap();
-    wait_until_asked(&side);
+    let (side, agent, victim) = scene.asked();
     agent.kill().unwrap();
     scene.node.request_by(&victim.pod).unwrap();
     side.wait_for_metric("tokentrail_nats_published_total", &[], 1.0).unwrap();

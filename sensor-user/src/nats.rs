@@ -34,6 +34,7 @@ pub mod asked;
 pub mod asking;
 mod bucket;
 mod connection;
+mod failure;
 pub mod interest;
 mod link;
 mod looks;
@@ -45,7 +46,8 @@ pub mod setup;
 mod sides;
 pub mod telling;
 
-pub use connection::{ConnectionError, Look, look};
+pub use connection::{Look, look};
+pub use failure::ConnectionError;
 pub use link::Link;
 pub use metrics::NatsMetrics;
 

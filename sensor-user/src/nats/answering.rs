@@ -27,7 +27,8 @@ use tracing::warn;
 use super::{
     NatsMetrics,
     bucket::{Bucket, Entry},
-    connection::{self, ConnectionError},
+    connection,
+    failure::ConnectionError,
     interest::{self, Question, Refused},
     names::{self, Names},
     progress::{Covered, Revision},

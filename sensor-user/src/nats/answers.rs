@@ -13,7 +13,7 @@ use async_nats::{
 use futures_util::StreamExt as _;
 use tokio::time::{self, Instant};
 
-use super::{connection::ConnectionError, names::Names};
+use super::{failure::ConnectionError, names::Names};
 
 /// Answers that are asked for at once.
 pub(super) const BATCH: usize = 64;

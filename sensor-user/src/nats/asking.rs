@@ -25,7 +25,7 @@ use super::{
     NatsMetrics, Status,
     answers::{self, Answers},
     bucket::Bucket,
-    connection::ConnectionError,
+    failure::ConnectionError,
     interest::{self, Question, Round},
     looks::Looks,
     names::{self, Names},

@@ -16,7 +16,7 @@ use std::{
 use async_nats::{
     Subscriber,
     jetstream::{
-        Context, Message,
+        self, Context, Message,
         consumer::{AckPolicy, DeliverPolicy, push},
     },
 };
@@ -27,12 +27,8 @@ use futures_util::{
 use tokio::time::{self, Instant};
 
 use self::listed::Listed;
-use super::{
-    connection::{ConnectionError, Found},
-    names::Names,
-    progress::Revision,
-    wall_clock,
-};
+use super::{failure::ConnectionError, names::Names, progress::Revision, wall_clock};
+use crate::time::Micros;
 
 mod listed;
 
@@ -45,6 +41,22 @@ const WATCH: &str = "watch what is asked";
 const BEAT: Duration = Duration::from_secs(10);
 /// How long the broker keeps a watch that nobody listens to.
 const KEPT: Duration = Duration::from_mins(2);
+
+/// How a stream was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// When it was made. NATS server's clock.
+    pub(super) made: Micros,
+    /// The number of what was put last.
+    pub(super) last: u64,
+}
+
+impl Found {
+    pub(super) fn of(info: &jetstream::stream::Info) -> Self {
+        let made = u64::try_from(info.created.unix_timestamp_nanos());
+        Self { made: Micros::from_nanos(made.unwrap_or_default()), last: info.state.last_sequence }
+    }
+}
 
 /// The bucket over one connection.
 #[derive(Clone)]

@@ -10,7 +10,8 @@ use super::{
     NatsConfig, NatsMetrics, Status,
     answering::Answerer,
     asking::Asker,
-    connection::{self, ConnectionError, unless_ended},
+    connection::{self, unless_ended},
+    failure::ConnectionError,
     telling::Teller,
     wall_clock,
 };

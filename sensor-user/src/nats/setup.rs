@@ -14,7 +14,8 @@ use async_nats::{
 
 use super::{
     NatsConfig,
-    connection::{self, ConnectionError, MADE_ANEW, unless_ended},
+    connection::{self, MADE_ANEW, unless_ended},
+    failure::ConnectionError,
     interest,
 };
 

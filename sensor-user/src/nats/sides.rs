@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     NatsMetrics,
-    connection::ConnectionError,
+    failure::ConnectionError,
     names::{self, Names},
     progress::{self, Covered},
 };

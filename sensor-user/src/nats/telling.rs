@@ -17,7 +17,7 @@ use async_nats::jetstream::{
 use tokio::{sync::watch, task, time};
 use tracing::warn;
 
-use super::{Alerts, NatsMetrics, Status, connection::ConnectionError, names::Names, wall_clock};
+use super::{Alerts, NatsMetrics, Status, failure::ConnectionError, names::Names, wall_clock};
 use crate::{
     alert::{
         log::Durable,

@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use super::{Bucket, Entry, OPERATION, WATCH};
-use crate::nats::connection::ConnectionError;
+use crate::nats::failure::ConnectionError;
 
 /// Messages that are asked for at once.
 const AT_ONCE: usize = 32;
