@@ -32,7 +32,7 @@ const OBJECTION: Duration = Duration::from_millis(200);
 const KEPT: Duration = Duration::from_secs(15 * 60);
 /// What helps against most that may be wrong with a stream.
 const CHANGED: &str = "`tokentrail nats setup` puts that right";
-/// What helps against what the server does not change. Nodes ask once more for what waited.
+/// What helps against what the server does not change. What waited is answered once more.
 pub(super) const MADE_ANEW: &str = "delete it, and make it anew with `tokentrail nats setup`";
 
 /// What comes of something over a connection, unless that ends meanwhile: to whom something is not allowed the

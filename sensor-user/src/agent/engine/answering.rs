@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use self::places::Places;
+use self::{outbox::Outbox, places::Places};
 use crate::{
     audit::{
         AuditRecord, NODE_NAME,
@@ -57,21 +57,7 @@ pub(super) struct Answering {
     /// Whether there is a source that cannot.
     unsearchable: bool,
     asks: mpsc::Receiver<Asks>,
-    queue: mpsc::Sender<Answer>,
-    queued: u64,
-    done: watch::Receiver<u64>,
-    /// Received time of the earliest record that found no room in the queue.
-    deferred: Option<Micros>,
-    /// How many found none so far.
-    skipped: u64,
-    /// How many of them were given to the queue once more.
-    made_good: u64,
-    /// How many came before the first that was not.
-    before_skipped: Option<u64>,
-    /// How many in the queue must be taken before there is room for them, or they are with the broker.
-    room_at: u64,
-    /// How many must be done before whoever posted them is answered.
-    due: u64,
+    outbox: Outbox,
     /// Revision of the bucket up to which is known what is asked.
     seen: Revision,
     to_search: Asked,
@@ -155,15 +141,7 @@ impl Answering {
             logs,
             unsearchable,
             asks,
-            queue,
-            queued: 0,
-            done,
-            deferred: None,
-            skipped: 0,
-            made_good: 0,
-            before_skipped: None,
-            room_at: 0,
-            due: 0,
+            outbox: Outbox::new(queue, done),
             seen: Revision::default(),
             to_search: Asked::default(),
             searching: None,
@@ -176,8 +154,8 @@ impl Answering {
 
     /// What happens next; a search goes on while there is room for what it finds. Cancelling loses nothing.
     pub(super) async fn event(&mut self) -> Option<Event> {
-        let Self { asks, searching, places, queue, .. } = self;
-        let has_room = queue.capacity() > 0;
+        let Self { asks, searching, places, outbox, .. } = self;
+        let has_room = outbox.has_room();
         let found = async {
             match searching {
                 Some(search) if has_room => search.found.recv().await,
@@ -225,18 +203,17 @@ impl Answering {
 
     /// Records that are for the broker so far, up to the last that is no canary.
     pub(super) fn due(&self) -> u64 {
-        self.due
+        self.outbox.due()
     }
 
-    /// How many of them the broker has taken, up to the first that found no room and was not sent since.
+    /// How many of them are with the broker, and all before them.
     pub(super) fn done(&self) -> u64 {
-        let done = self.taken() + self.made_good;
-        self.before_skipped.map_or(done, |before| done.min(before))
+        self.outbox.done()
     }
 
-    /// How many of those in the queue the broker has taken.
-    fn taken(&self) -> u64 {
-        *self.done.borrow()
+    /// Whether there are records that found no room, and are not with the broker yet.
+    pub(super) fn is_behind(&self) -> bool {
+        self.outbox.is_behind()
     }
 
     /// Keeps a line that was read then, for those who ask later.
@@ -270,12 +247,8 @@ impl Answering {
     /// API servers from posting.
     fn send_canary(&mut self, node: String, record: &AuditRecord) {
         let payload = serde_json::to_vec(record).unwrap_or_default();
-        match self.queue.try_send(Answer::canary(node, &self.own, record, payload)) {
-            Ok(()) => self.queued += 1,
-            // There will be another one.
-            Err(_) => {
-                self.metrics.deferred.inc();
-            }
+        if !self.outbox.give_canary(Answer::canary(node, &self.own, record, payload)) {
+            self.metrics.deferred.inc();
         }
     }
 
@@ -351,24 +324,12 @@ impl Answering {
     fn send(&mut self, node: String, record: &AuditRecord) -> bool {
         // A record has a JSON form: it was made of one.
         let payload = serde_json::to_vec(record).unwrap_or_default();
-        let has_room = self.queue.try_send(Answer::new(node, record, payload)).is_ok();
-        if has_room {
-            self.queued += 1;
-        } else {
+        let answer = Answer::new(node, record, payload);
+        let has_room = self.outbox.give(answer, record.request_received_timestamp);
+        if !has_room {
             self.metrics.deferred.inc();
-            self.before_skipped.get_or_insert(self.queued + self.skipped);
-            self.skipped += 1;
-            self.room_at = self.queued;
-            let received = record.request_received_timestamp;
-            self.deferred = Some(self.deferred.map_or(received, |it| it.min(received)));
         }
-        self.due = self.queued + self.skipped;
         has_room
-    }
-
-    /// Whether there are records that found no room, and are not with the broker yet.
-    pub(super) fn is_behind(&self) -> bool {
-        self.before_skipped.is_some()
     }
 
     /// Hears what a node asks, and with it all that others have said meanwhile: one look back does.
@@ -481,17 +442,11 @@ impl Answering {
         now: Micros,
         known: &Correlator<impl Journal>,
     ) {
-        let taken = self.taken();
-        if taken >= self.room_at {
-            match self.deferred.take() {
-                Some(since) => {
-                    self.look_back(&mut self.asked.since(since), known);
-                    self.room_at = self.queued;
-                    // What is to be done before something may be said is more by now.
-                    self.next = None;
-                }
-                None => (self.made_good, self.before_skipped) = (self.skipped, None),
-            }
+        if let Some(since) = self.outbox.again() {
+            self.look_back(&mut self.asked.since(since), known);
+            self.outbox.was_given_again();
+            // What is to be done before something may be said is more by now.
+            self.next = None;
         }
         if !is_any_open {
             return;
@@ -521,11 +476,11 @@ impl Answering {
         let searched = self.searches - u64::from(self.searching.is_some());
         let is_settled = searched >= next.searches
             && self.places.ended() >= next.lookups
-            && self.deferred.is_none();
+            && !self.outbox.is_deferred();
         if is_settled {
-            next.queued.get_or_insert(self.queued);
+            next.queued.get_or_insert(self.outbox.queued());
         }
-        if next.queued.is_some_and(|queued| taken >= queued) {
+        if next.queued.is_some_and(|queued| self.outbox.taken() >= queued) {
             self.reached.send_replace(Some(next.reached));
             self.next = None;
         }
@@ -546,6 +501,7 @@ fn with_lines_about<T>(asked: &Asked, f: impl FnOnce(&Lines<'_>) -> T) -> T {
     })
 }
 
+mod outbox;
 pub(super) mod places;
 #[cfg(test)]
 mod tests;
