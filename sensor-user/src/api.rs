@@ -15,7 +15,7 @@ use kube::{
 };
 use serde::Deserialize;
 
-use crate::{errors::with_causes, time::Micros};
+use crate::{errors::with_causes, object_name::is_object_name, time::Micros};
 
 /// After so long a single request has failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -142,7 +142,7 @@ impl ApiClient {
     /// # Errors
     /// A sentence that says why this cannot be known.
     pub async fn place(&self, namespace: &str, name: &str) -> Result<Option<Place>, String> {
-        if ![namespace, name].into_iter().all(is_name) {
+        if ![namespace, name].into_iter().all(is_object_name) {
             return Err("no pod can have this name".to_owned());
         }
         let uri = format!(
@@ -156,13 +156,6 @@ impl ApiClient {
         };
         Ok(pods.items.into_iter().next().map(place))
     }
-}
-
-/// Whether this may stand in a request's path as it is: a DNS subdomain, as namespaces and pods are named.
-fn is_name(text: &str) -> bool {
-    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=253).contains(&text.len())
-        && text.split('.').all(|label| !label.is_empty() && label.bytes().all(is_part))
 }
 
 /// A GET request. Its body is empty, in the form that the client wants it in.

@@ -39,6 +39,7 @@ pub mod fuzzing;
 pub mod kernel;
 pub mod metrics;
 pub mod nats;
+pub mod object_name;
 pub mod redact;
 pub mod replay;
 pub mod rules;

@@ -9,6 +9,7 @@ use crate::{
     attribution::{Grade, TokenFile, TokenOpen},
     audit::{self, AuditRecord},
     correlation::{Finding, Listed},
+    object_name::is_object_name,
     redact::redact,
     rules::{RequestKind, address::Address, catalogue::RuleId},
     time::Micros,
@@ -345,20 +346,9 @@ const QUARANTINE: &str = concat!(
     r#"{"tokentrail.io/quarantine":"true"}},"policyTypes":["Ingress","Egress"]}}"#
 );
 
-/// Whether a name may stand in a command: whoever asks for an object that cannot be chooses its name,
-/// and `--all` would be a flag. Kubernetes' names begin with a letter or digit (RFC 1123) and have 253
-/// of them at most.
-fn is_name(name: &str) -> bool {
-    name.len() <= 253
-        && name.starts_with(|it: char| it.is_ascii_lowercase() || it.is_ascii_digit())
-        && name
-            .chars()
-            .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || "-.".contains(it))
-}
-
 /// Commands about an account that a token was minted for: nothing revokes a token alone.
 pub fn containment_of_account(namespace: &str, name: &str) -> Vec<ContainmentStep> {
-    if !is_name(namespace) || !is_name(name) {
+    if !is_object_name(namespace) || !is_object_name(name) {
         return Vec::new();
     }
     let step = |note: &'static str, command: String| ContainmentStep { note, command };
@@ -378,7 +368,7 @@ pub fn containment_of_account(namespace: &str, name: &str) -> Vec<ContainmentSte
 /// Commands that contain the incident, those that keep evidence first.
 pub fn containment(namespace: Option<&str>, pod_name: Option<&str>) -> Vec<ContainmentStep> {
     let (Some(namespace), Some(pod)) = (namespace, pod_name) else { return Vec::new() };
-    if !is_name(namespace) || !is_name(pod) {
+    if !is_object_name(namespace) || !is_object_name(pod) {
         return Vec::new();
     }
     let step = |note: &'static str, command: String| ContainmentStep { note, command };
